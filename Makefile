@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# diohelper's build. Everything made stands under $(BUILD); `make help` lists the targets.
+#
+#   CC CFLAGS LDFLAGS           the compiler and its tunable flags; what the project needs is added to them
+#   prefix bindir libdir includedir docdir mandir DESTDIR    where `make install` puts things
+#   WERROR=                     warnings stay warnings
+#   SANITIZE=address,undefined  a build with sanitizers, in a directory of its own
+#   BUILD=DIR                   another build directory
+#   V=1                         show the commands; tests show their output
+#   TESTS="..."                 `make check` runs these only (build/tests/unit/test_x tests/integration/test-y.sh)
+
+MAKEFLAGS += --no-builtin-rules
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.DEFAULT_GOAL := all
+
+prefix = /usr/local
+bindir = $(prefix)/bin
+libdir = $(prefix)/lib
+includedir = $(prefix)/include
+datadir = $(prefix)/share
+docdir = $(datadir)/doc/diohelper
+mandir = $(datadir)/man
+INSTALL = install
+
+SANITIZE =
+BUILD = build$(if $(SANITIZE),-sanitize)
+MACHINE := $(shell uname -m)
+VERSION = $(shell sed -n 's/^.define DIOH_VERSION_STRING "\(.*\)"/\1/p' include/diohelper.h)
+
+# ---- flags ----------------------------------------------------------------------------------------------------------
+
+CFLAGS ?= -O2 -g
+WERROR = -Werror
+WARNINGS = -Wall -Wextra $(WERROR) -Wmissing-prototypes -Wstrict-prototypes -Wshadow -Wvla -Wformat=2
+
+HARDEN_x86_64 = -fcf-protection -fstack-clash-protection
+HARDEN_aarch64 = -mbranch-protection=standard
+HARDEN_CFLAGS = -fstack-protector-strong $(HARDEN_$(MACHINE))
+HARDEN_LDFLAGS = -Wl,-z,relro,-z,now -Wl,-z,noexecstack
+ifeq ($(SANITIZE),)
+# glibc's FORTIFY needs an optimizing compiler, and sanitizers see less through it.
+HARDEN_CFLAGS += $(if $(filter -O1 -O2 -O3 -Os -Og,$(CFLAGS)),-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2)
+else
+SANITIZE_FLAGS = -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
+endif
+
+BASE_CFLAGS = -std=gnu11 -D_GNU_SOURCE= -D_FILE_OFFSET_BITS=64 -pthread -fvisibility=hidden -MMD -MP \
+	$(WARNINGS) $(HARDEN_CFLAGS) $(SANITIZE_FLAGS)
+BASE_LDFLAGS = -pthread -Wl,--as-needed $(HARDEN_LDFLAGS) $(SANITIZE_FLAGS)
+
+# Which directories a source may include from: the directions that tests/check-layers proves.
+INCLUDES_common = -Iinclude
+INCLUDES_helper = -Iinclude -Icommon
+INCLUDES_tool = -Iinclude -Icommon
+INCLUDES_examples = -Iinclude
+INCLUDES_tests = -Iinclude -Icommon -Ihelper -Itool -Itests/lib
+# common/ goes into the shared library too.
+PIC_common = -fPIC
+dir_of = $(firstword $(subst /, ,$<))
+SOURCE_CFLAGS = $(INCLUDES_$(dir_of)) $(or $(PIC_$(dir_of)),-fPIE)
+
+HELPER_LIBS = -luring -lcap-ng -lisal
+TOOL_LIBS = -ljansson
+TEST_LIBS = -lcmocka $(HELPER_LIBS) $(TOOL_LIBS)
+
+# ---- sources ----------------------------------------------------------------------------------------------------------
+
+# The private codecs read and compute image bytes: for the helper and tests only. The rest of common/ is the library.
+CODEC_SRC := common/container_format.c common/pages.c common/record.c
+LIB_SRC := $(filter-out $(CODEC_SRC),$(wildcard common/*.c))
+HELPER_SRC := $(wildcard helper/*.c)
+TOOL_SRC := $(wildcard tool/*.c)
+EXAMPLE_SRC := $(wildcard examples/*.c)
+TEST_LIB_SRC := $(wildcard tests/lib/*.c)
+UNIT_SRC := $(wildcard tests/unit/test_*.c)
+INTEGRATION_SRC := $(wildcard tests/integration/*.c)
+BENCH_SRC := $(wildcard tests/bench/*.c)
+SCRIPTS := $(wildcard tests/integration/test-*.sh tests/integration/test_*.py)
+
+objects = $(patsubst %.c,$(BUILD)/%.o,$(1))
+LIB_OBJ := $(call objects,$(LIB_SRC))
+COMMON_OBJ := $(call objects,$(LIB_SRC) $(CODEC_SRC))
+HELPER_OBJ := $(call objects,$(HELPER_SRC))
+TOOL_OBJ := $(call objects,$(TOOL_SRC))
+EXAMPLE_OBJ := $(call objects,$(EXAMPLE_SRC))
+TEST_LIB_OBJ := $(call objects,$(TEST_LIB_SRC))
+ALL_OBJ := $(COMMON_OBJ) $(HELPER_OBJ) $(TOOL_OBJ) $(EXAMPLE_OBJ) $(TEST_LIB_OBJ) \
+	$(call objects,$(UNIT_SRC) $(INTEGRATION_SRC) $(BENCH_SRC))
+
+PRODUCTS := $(addprefix $(BUILD)/,diohelper diohelper-tool libdiohelper.so libdiohelper.so.0 libdiohelper.a \
+	libdiohelper.pc dioh-hypervisor)
+
+UNIT_TESTS := $(UNIT_SRC:%.c=$(BUILD)/%)
+INTEGRATION_PROGRAMS := $(INTEGRATION_SRC:%.c=$(BUILD)/%)
+BENCH_PROGRAMS := $(BENCH_SRC:tests/bench/%.c=$(BUILD)/bench/%)
+TEST_PROGRAMS := $(UNIT_TESTS) $(INTEGRATION_PROGRAMS)
+
+# What a test's name begins with says which target runs it.
+named = $(foreach test,$(2),$(if $(filter test-$(1)-% test_$(1)_%,$(notdir $(test))),$(test)))
+INTEGRATION_TESTS := $(filter $(BUILD)/tests/integration/test_%,$(INTEGRATION_PROGRAMS)) $(SCRIPTS)
+ROOT_TESTS := $(call named,root,$(INTEGRATION_TESTS))
+QEMU_TESTS := $(call named,qemu,$(INTEGRATION_TESTS))
+PLAIN_TESTS := $(filter-out $(ROOT_TESTS) $(QEMU_TESTS),$(INTEGRATION_TESTS))
+
+# ---- how ----------------------------------------------------------------------------------------------------------------
+
+V = 0
+ifeq ($(V),0)
+Q = @
+quiet = @printf '  %-7s %s\n' $(1) '$@';
+endif
+
+# `make deps all` with -j: nothing is compiled before its headers are there.
+FIRST := $(filter deps,$(MAKECMDGOALS))
+
+# Compiled anew when compiler or flags are others than last time, linked anew when the list of sources is (a file was
+# removed). `make install` takes what was built.
+NOW_flags = $(CC) $(CFLAGS) $(CPPFLAGS) $(BASE_CFLAGS) $(LDFLAGS) $(BASE_LDFLAGS)
+NOW_sources = $(LIB_SRC) $(CODEC_SRC) $(HELPER_SRC) $(TOOL_SRC) $(EXAMPLE_SRC) $(TEST_LIB_SRC) $(TEST_LIBS)
+NOW_paths = $(prefix) $(libdir) $(includedir)
+LAST_flags := $(BUILD)/.flags
+LAST_sources := $(BUILD)/.sources
+LAST_paths := $(BUILD)/.paths
+write = $(shell mkdir -p $(BUILD))$(file >$(LAST_$(1)),$(NOW_$(1)))
+differs = $(subst x$(strip $(NOW_$(1)))x,,x$(strip $(file <$(LAST_$(1))))x)
+ifneq ($(filter-out clean deps help install uninstall,$(or $(MAKECMDGOALS),all)),)
+$(foreach what,flags sources paths,$(if $(call differs,$(what)),$(call write,$(what))))
+endif
+$(BUILD)/.flags $(BUILD)/.sources $(BUILD)/.paths:
+	$(call write,$(@F:.%=%))
+
+$(ALL_OBJ): $(BUILD)/%.o: %.c $(LAST_flags) | $(FIRST)
+	@mkdir -p $(@D)
+	$(call quiet,CC)$(CC) $(BASE_CFLAGS) $(SOURCE_CFLAGS) $(CFLAGS) $(CPPFLAGS) -c -o $@ $<
+
+define archive
+	@mkdir -p $(@D)
+	$(call quiet,AR)rm -f $@ && $(AR) rcs $@ $(filter %.o,$^)
+endef
+
+link = $(CC) -pie $(BASE_LDFLAGS) $(LDFLAGS) -o $@ $(filter %.o %.a %.so.0,$^)
+
+# ---- products -------------------------------------------------------------------------------------------------------------
+
+.PHONY: all
+all: $(PRODUCTS) ## build everything that is installed, and the example (the default)
+
+$(BUILD)/libdiohelper.a: $(LIB_OBJ) $(LAST_sources)
+	$(archive)
+
+$(BUILD)/libdiohelper.so.0: $(LIB_OBJ) common/libdiohelper.map $(LAST_sources)
+	$(call quiet,LD)$(CC) -shared -Wl,-soname,libdiohelper.so.0 -Wl,--version-script=common/libdiohelper.map \
+		$(if $(SANITIZE),,-Wl,-z,defs) $(BASE_LDFLAGS) $(LDFLAGS) -o $@ $(LIB_OBJ)
+
+$(BUILD)/libdiohelper.so: $(BUILD)/libdiohelper.so.0
+	$(Q)ln -sf $(<F) $@
+
+pc_text = sed -e 's|@prefix@|$(prefix)|' -e 's|@libdir@|$(patsubst $(prefix)/%,$${prefix}/%,$(libdir))|' \
+	-e 's|@includedir@|$(patsubst $(prefix)/%,$${prefix}/%,$(includedir))|' -e 's|@version@|$(VERSION)|' \
+	common/libdiohelper.pc.in
+
+$(BUILD)/libdiohelper.pc: common/libdiohelper.pc.in include/diohelper.h $(LAST_paths)
+	$(call quiet,GEN)$(pc_text) >$@
+
+# The library and the private codecs, for the helper and for tests.
+$(BUILD)/common.a: $(COMMON_OBJ) $(LAST_sources)
+	$(archive)
+
+$(BUILD)/diohelper: $(HELPER_OBJ) $(BUILD)/common.a $(LAST_sources)
+	$(call quiet,LD)$(link) $(HELPER_LIBS)
+
+$(BUILD)/diohelper-tool: $(TOOL_OBJ) $(BUILD)/libdiohelper.a $(LAST_sources)
+	$(call quiet,LD)$(link) $(TOOL_LIBS)
+
+# The example uses the library as any manager would: the shared one.
+$(BUILD)/dioh-hypervisor: $(EXAMPLE_OBJ) $(BUILD)/libdiohelper.so.0 $(LAST_sources)
+	$(call quiet,LD)$(link) -Wl,-rpath,'$$ORIGIN' $(TOOL_LIBS)
+
+# The guest of the demo and of the QEMU tests.
+QUIET_AS = $(call quiet,AS)
+QUIET_LD = $(call quiet,LD)
+include examples/guest/guest.mk
+$(BUILD)/guest/guest.o: | $(FIRST)
+
+# ---- test and benchmark programs ----------------------------------------------------------------------------------------
+
+# A test may name linker flags of its own in a line of its source: /* LDFLAGS: -Wl,--wrap=pread */
+own_ldflags = $$(sed -n 's|^/\* LDFLAGS: *\(.*\) \*/$$|\1|p' $(1))
+
+$(BUILD)/tests/private.a: $(COMMON_OBJ) $(filter-out %/main.o,$(HELPER_OBJ)) $(TEST_LIB_OBJ) $(LAST_sources)
+	$(archive)
+
+$(TEST_PROGRAMS): $(BUILD)/%: $(BUILD)/%.o $(BUILD)/tests/private.a
+	$(call quiet,LD)$(link) $(call own_ldflags,$*.c) $(TEST_LIBS)
+
+$(BENCH_PROGRAMS): $(BUILD)/bench/%: $(BUILD)/tests/bench/%.o $(BUILD)/tests/private.a
+	@mkdir -p $(@D)
+	$(call quiet,LD)$(link) $(TEST_LIBS)
+
+.PHONY: tests
+tests: $(TEST_PROGRAMS) ## build the test programs
+
+.PHONY: bench-build
+bench-build: $(BENCH_PROGRAMS) ## build the benchmark programs, into build/bench/
+
+# ---- running --------------------------------------------------------------------------------------------------------------
+
+RUN_ENV = BUILD='$(abspath $(BUILD))' DIOH_SANITIZE='$(SANITIZE)' V='$(V)'
+ifneq ($(SANITIZE),)
+RUN_ENV += ASAN_OPTIONS=abort_on_error=0:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1
+RUN_ENV += TIMEOUT_FACTOR=3
+endif
+run_tests = $(RUN_ENV) tests/run
+
+.PHONY: deps
+deps: ## install what building and testing needs (Debian, Ubuntu)
+	@.ci/install-deps
+
+.PHONY: demo
+demo: all $(GUEST_IMAGE) | $(FIRST) ## save, kill and restore a real guest under QEMU
+	@$(RUN_ENV) DIOHELPER='$(abspath $(BUILD))/diohelper' DIOHELPER_TOOL='$(abspath $(BUILD))/diohelper-tool' \
+		examples/demo.sh
+
+.PHONY: check
+check: all tests | $(FIRST) ## unit and integration tests: no privileges, no network, no QEMU
+	@$(run_tests) $(or $(TESTS),$(UNIT_TESTS) $(PLAIN_TESTS) tests/check-layers)
+
+.PHONY: check-root
+check-root: all tests | $(FIRST) ## the tests that need root
+	@[ "$$(id -u)" = 0 ] || { echo 'check-root: this needs root' >&2; exit 1; }
+	@$(run_tests) $(ROOT_TESTS)
+
+.PHONY: check-qemu
+check-qemu: all tests $(GUEST_IMAGE) | $(FIRST) ## the tests with a real QEMU
+	@$(run_tests) $(QEMU_TESTS)
+
+.PHONY: check-asan
+check-asan: | $(FIRST) ## `make check` in a build with AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-asan check
+
+.PHONY: check-valgrind
+check-valgrind: tests | $(FIRST) ## the unit tests under valgrind
+	@VG='valgrind --quiet --leak-check=full --error-exitcode=99' TIMEOUT_FACTOR=5 $(run_tests) $(UNIT_TESTS)
+
+.PHONY: check-clang
+check-clang: | $(FIRST) ## compile everything with clang, warnings being errors
+	@if command -v clang >/dev/null; then \
+		$(MAKE) --no-print-directory CC=clang WERROR=-Werror BUILD=build-clang all tests bench-build; \
+	else \
+		echo 'check-clang: skipped: no clang here'; \
+	fi
+
+# One after the other whatever -j says: some tests measure time. All are run even if one fails.
+.PHONY: check-all
+check-all: all tests bench-build | $(FIRST) ## every check there is
+	@failed=; \
+	for target in check check-root check-qemu check-valgrind check-asan check-clang; do \
+		echo "== $$target"; \
+		$(MAKE) --no-print-directory $$target || failed="$$failed $$target"; \
+	done; \
+	[ -z "$$failed" ] || { echo "check-all: failed:$$failed" >&2; exit 1; }
+
+.PHONY: bench-memory
+bench-memory: all bench-build | $(FIRST) ## memory save and load against fio
+	@$(RUN_ENV) tests/bench/memory.sh
+
+# ---- installing -------------------------------------------------------------------------------------------------------------
+
+DOCS := README.md LICENSE $(wildcard docs/*.md)
+MAN_PAGES := $(wildcard docs/*.[1-8])
+HEADERS := $(wildcard include/*.h)
+man_dir = $(DESTDIR)$(mandir)/man$(patsubst .%,%,$(suffix $(1)))
+
+.PHONY: install
+install: all ## install under $(DESTDIR)$(prefix)
+	$(INSTALL) -d '$(DESTDIR)$(bindir)' '$(DESTDIR)$(libdir)/pkgconfig' '$(DESTDIR)$(includedir)' '$(DESTDIR)$(docdir)'
+	$(INSTALL) -m 755 $(BUILD)/diohelper $(BUILD)/diohelper-tool '$(DESTDIR)$(bindir)'
+	$(INSTALL) -m 755 $(BUILD)/libdiohelper.so.0 '$(DESTDIR)$(libdir)'
+	ln -sf libdiohelper.so.0 '$(DESTDIR)$(libdir)/libdiohelper.so'
+	$(INSTALL) -m 644 $(BUILD)/libdiohelper.a '$(DESTDIR)$(libdir)'
+	$(pc_text) >'$(DESTDIR)$(libdir)/pkgconfig/libdiohelper.pc'
+	chmod 644 '$(DESTDIR)$(libdir)/pkgconfig/libdiohelper.pc'
+	$(INSTALL) -m 644 $(HEADERS) '$(DESTDIR)$(includedir)'
+	$(INSTALL) -m 644 $(DOCS) '$(DESTDIR)$(docdir)'
+	$(foreach page,$(MAN_PAGES),$(INSTALL) -D -m 644 -t '$(call man_dir,$(page))' $(page) &&) :
+
+.PHONY: uninstall
+uninstall: ## remove what install put there
+	rm -f $(foreach f,diohelper diohelper-tool,'$(DESTDIR)$(bindir)/$(f)') \
+		$(foreach f,so so.0 a,'$(DESTDIR)$(libdir)/libdiohelper.$(f)') \
+		'$(DESTDIR)$(libdir)/pkgconfig/libdiohelper.pc' \
+		$(foreach f,$(notdir $(HEADERS)),'$(DESTDIR)$(includedir)/$(f)') \
+		$(foreach f,$(notdir $(DOCS)),'$(DESTDIR)$(docdir)/$(f)') \
+		$(foreach page,$(MAN_PAGES),'$(call man_dir,$(page))/$(notdir $(page))')
+	-rmdir '$(DESTDIR)$(docdir)' 2>/dev/null
+
+.PHONY: clean
+clean: ## remove everything that was built
+	rm -rf build build-sanitize build-asan build-clang $(BUILD)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
+
+-include $(ALL_OBJ:.o=.d)

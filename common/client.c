@@ -1,0 +1,685 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * client.c - the public API: each function makes a request of its arguments and its results of the reply.
+ *
+ * Owns the session's life. Trusts the caller's pointers and nothing else: values are checked before they are sent
+ * (exchange.c, by proto.c), and what the helper answers before it is handed on. Called by managers.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "diohelper.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "align.h"
+#include "cleanup.h"
+#include "exchange.h"
+#include "proto.h"
+#include "spawn.h"
+
+#define FEATURES_KNOWN (DIOH_FEATURE_LAYOUT_MAPPED_RAM * 2 - 1)
+#define HEADER_PIECE_BYTES (DIOH_PAYLOAD_BYTES_MAX - sizeof(struct dioh_msg_write_header))
+#define END_WITHOUT_HELLO_MS 1000
+
+#define PLACE DIOH_PLACE(PROTOCOL, SESSION, 0, DIOH_OFFSET_NONE)
+
+/* ---- starting and ending --------------------------------------------------------------------- */
+
+static int check_agreement(const struct dioh_msg_hello *reply, uint64_t required,
+                           struct dioh_error *err)
+{
+	uint64_t lacking = required & ~reply->offered;
+	uint64_t unknown = reply->required & ~(uint64_t)FEATURES_KNOWN;
+
+	if (reply->version_min != DIOH_PROTOCOL_VERSION)
+		return dioh_error_set(err, EPROTONOSUPPORT, PLACE,
+		                      "the helper chose protocol version %" PRIu32
+		                      ", which is not %u",
+		                      reply->version_min, DIOH_PROTOCOL_VERSION);
+	if (lacking != 0)
+		return dioh_error_set(err, ENOTSUP, PLACE,
+		                      "the helper lacks a required feature: %s (0x%" PRIx64 ")",
+		                      dioh_feature_name(lacking), lacking);
+	if (unknown != 0)
+		return dioh_error_set(err, ENOTSUP, PLACE,
+		                      "the helper requires a feature unknown here: %s (0x%" PRIx64
+		                      ")",
+		                      dioh_feature_name(unknown), unknown);
+	return 0;
+}
+
+/* With a descriptor of this process the helper notices its end even if a forked child keeps the socket open. */
+static int say_hello(struct dioh_session *session, uint64_t required, struct dioh_error *err)
+{
+	DIOH_AUTO_FD int pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	struct dioh_msg_hello hello = {
+		.version_min = DIOH_PROTOCOL_VERSION,
+		.version_max = DIOH_PROTOCOL_VERSION,
+		.offered = FEATURES_KNOWN,
+		.required = required,
+	};
+	struct dioh_msg_hello reply;
+	struct dioh_request request = {
+		.type = DIOH_MSG_HELLO,
+		.payload = &hello,
+		.size = sizeof(hello),
+		.fds = &pidfd,
+		.fd_count = pidfd >= 0,
+		.ret_reply = &reply,
+	};
+	int r;
+
+	r = dioh_exchange(session, &request, err);
+	if (r < 0)
+		return r;
+	r = check_agreement(&reply, required, err);
+	if (r < 0)
+		return r;
+	session->info.version = reply.version_min;
+	session->info.features = reply.offered;
+	return 0;
+}
+
+/* Nothing has been attached to such a helper, so no I/O of it can be in flight. */
+static void abandon_child(pid_t pid)
+{
+	if (dioh_child_wait(pid, END_WITHOUT_HELLO_MS, NULL) != -ETIMEDOUT)
+		return;
+	kill(pid, SIGKILL);
+	(void)dioh_child_wait(pid, -1, NULL);
+}
+
+static int spawn_session(const struct dioh_spawn_options *options,
+                         struct dioh_session **ret_session, struct dioh_error *err)
+{
+	DIOH_AUTO_FD int ours = -1;
+	DIOH_AUTO_FD int theirs = -1;
+	struct dioh_session *session;
+	int r, pair[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		return dioh_error_errno(err, errno, DIOH_PLACE(SPAWN, SESSION, 0, DIOH_OFFSET_NONE),
+		                        "no socket pair for the control connection");
+	ours = pair[0];
+	theirs = pair[1];
+	r = dioh_session_new(ours, -1, &session, err);
+	if (r < 0)
+		return r;
+	(void)dioh_steal_fd(&ours);
+	r = dioh_child_start(options, theirs, &session->pid, err);
+	if (r < 0) {
+		dioh_session_free(session);
+		return r;
+	}
+	*ret_session = session;
+	return 0;
+}
+
+int dioh_spawn(const struct dioh_spawn_options *options, uint64_t required,
+               struct dioh_session **ret_session, struct dioh_error *err)
+{
+	struct dioh_session *session = NULL;
+	pid_t pid;
+	int r;
+
+	r = spawn_session(options, &session, err);
+	if (r < 0)
+		return r;
+	r = say_hello(session, required, err);
+	if (r < 0) {
+		pid = session->pid;
+		dioh_session_free(session);
+		abandon_child(pid);
+		return r;
+	}
+	*ret_session = session;
+	return 0;
+}
+
+static int check_socket(int fd, struct dioh_error *err)
+{
+	int domain, type;
+	socklen_t bytes = sizeof(int);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &bytes) < 0 ||
+	    getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &bytes) < 0)
+		return dioh_error_errno(err, errno, PLACE, "the control connection is no socket");
+	if (domain != AF_UNIX || type != SOCK_SEQPACKET)
+		return dioh_error_set(err, EINVAL, PLACE,
+		                      "the control connection is not of type SOCK_SEQPACKET");
+	return 0;
+}
+
+int dioh_connect(int fd, uint64_t required, struct dioh_session **ret_session,
+                 struct dioh_error *err)
+{
+	struct dioh_session *session;
+	int r;
+
+	r = check_socket(fd, err);
+	if (r < 0)
+		return r;
+	r = dioh_session_new(fd, -1, &session, err);
+	if (r < 0)
+		return r;
+	r = say_hello(session, required, err);
+	if (r < 0) {
+		session->fd = -1; /* it stays the caller's */
+		dioh_session_free(session);
+		return r;
+	}
+	(void)fcntl(fd, F_SETFD, FD_CLOEXEC);
+	*ret_session = session;
+	return 0;
+}
+
+void dioh_session_info(const struct dioh_session *session, struct dioh_hello_info *ret_info)
+{
+	*ret_info = session->info;
+}
+
+int dioh_session_pid(const struct dioh_session *session)
+{
+	return session->pid;
+}
+
+int dioh_session_fd(const struct dioh_session *session)
+{
+	return session->fd;
+}
+
+int dioh_close(struct dioh_session *session, int timeout_ms, int *ret_status)
+{
+	pid_t pid;
+
+	if (!session)
+		return 0;
+	pid = session->pid;
+	dioh_session_free(session);
+	return pid > 0 ? dioh_child_wait(pid, timeout_ms, ret_status) : 0;
+}
+
+/* ---- attach ---------------------------------------------------------------------------------- */
+
+/* Adds a descriptor that is there to those to be sent, and its bit to those announced. */
+static void add_fd(int *fds, unsigned *count, uint32_t *announced, int fd, uint32_t bit)
+{
+	if (fd < 0)
+		return;
+	fds[(*count)++] = fd;
+	*announced |= bit;
+}
+
+static int fill_image(const struct dioh_image_options *options, struct dioh_msg_attach_image *image,
+                      struct dioh_error *err)
+{
+	size_t label_bytes = options->label ? strlen(options->label) : 0;
+
+	if (label_bytes >= sizeof(image->label))
+		return dioh_error_set(err, ENAMETOOLONG, PLACE,
+		                      "ATTACH_IMAGE: label has %zu bytes, more than %zu",
+		                      label_bytes, sizeof(image->label) - 1);
+	*image = (struct dioh_msg_attach_image){
+		.direction = options->direction,
+		.direct = options->direct,
+		.engine = options->engine,
+		.block_bytes = options->block_bytes,
+		.in_flight = options->in_flight,
+		.workers = options->workers,
+		.ask = options->ask,
+		.base_offset = options->base_offset,
+		.uid = options->uid,
+		.gid = options->gid,
+		.mode = options->mode,
+	};
+	if (label_bytes > 0)
+		memcpy(image->label, options->label, label_bytes);
+	return 0;
+}
+
+int dioh_attach_image(struct dioh_session *session, const struct dioh_image_options *options,
+                      struct dioh_msg_attach_image_reply *ret_info, struct dioh_error *err)
+{
+	struct dioh_msg_attach_image image;
+	int fds[DIOH_FDS_MAX];
+	struct dioh_request request = {
+		.type = DIOH_MSG_ATTACH_IMAGE,
+		.payload = &image,
+		.size = sizeof(image),
+		.fds = fds,
+		.ret_reply = ret_info,
+	};
+	int r;
+
+	r = fill_image(options, &image, err);
+	if (r < 0)
+		return r;
+	add_fd(fds, &request.fd_count, &image.fds, options->buffered_fd, DIOH_IMAGE_FD_BUFFERED);
+	add_fd(fds, &request.fd_count, &image.fds, options->direct_fd, DIOH_IMAGE_FD_DIRECT);
+	add_fd(fds, &request.fd_count, &image.fds, options->directory_fd, DIOH_IMAGE_FD_DIRECTORY);
+	return dioh_exchange(session, &request, err);
+}
+
+int dioh_attach_memory(struct dioh_session *session, uint32_t memory,
+                       const struct dioh_memory_options *options,
+                       struct dioh_msg_attach_memory_reply *ret_info, struct dioh_error *err)
+{
+	struct dioh_msg_attach_memory attach = {
+		.memory = memory,
+		.advice = options->advice,
+		.bytes = options->bytes,
+	};
+	int fds[DIOH_FDS_MAX];
+	struct dioh_request request = {
+		.type = DIOH_MSG_ATTACH_MEMORY,
+		.payload = &attach,
+		.size = sizeof(attach),
+		.fds = fds,
+		.ret_reply = ret_info,
+	};
+
+	add_fd(fds, &request.fd_count, &attach.fds, options->fd, DIOH_MEMORY_FD_MEMORY);
+	add_fd(fds, &request.fd_count, &attach.fds, options->selection_fd,
+	       DIOH_MEMORY_FD_SELECTION);
+	return dioh_exchange(session, &request, err);
+}
+
+int dioh_attach_stream(struct dioh_session *session, uint32_t stream, int fd,
+                       struct dioh_msg_attach_stream_reply *ret_info, struct dioh_error *err)
+{
+	struct dioh_msg_attach_stream attach = { .stream = stream };
+	struct dioh_request request = {
+		.type = DIOH_MSG_ATTACH_STREAM,
+		.payload = &attach,
+		.size = sizeof(attach),
+		.fds = &fd,
+		.fd_count = 1,
+		.ret_reply = ret_info,
+	};
+
+	return dioh_exchange(session, &request, err);
+}
+
+int dioh_seal(struct dioh_session *session, uint32_t required, struct dioh_msg_seal_reply *ret_info,
+              struct dioh_error *err)
+{
+	struct dioh_msg_seal seal = { .required = required };
+	struct dioh_request request = {
+		.type = DIOH_MSG_SEAL,
+		.payload = &seal,
+		.size = sizeof(seal),
+		.ret_reply = ret_info,
+	};
+
+	return dioh_exchange(session, &request, err);
+}
+
+/* ---- the image ------------------------------------------------------------------------------- */
+
+/* Before anything is sent: a table refused half-way would leave an image that is neither created nor not. */
+static int count_entries(const struct dioh_msg_entry *entries, uint32_t count,
+                         uint32_t *ret_regions, uint32_t *ret_streams, struct dioh_error *err)
+{
+	uint32_t regions = 0, streams = 0;
+
+	for (uint32_t i = 0; i < count; i++) {
+		if (entries[i].kind == DIOH_ENTRY_REGION)
+			regions++;
+		else if (entries[i].kind == DIOH_ENTRY_STREAM)
+			streams++;
+		else
+			return dioh_error_set(err, EINVAL, PLACE,
+			                      "entry %" PRIu32 " is neither a region nor a stream",
+			                      i);
+	}
+	*ret_regions = regions;
+	*ret_streams = streams;
+	return 0;
+}
+
+/* `total` is what is known of the image so far: once it is ready that is what counts. */
+static void take_image_reply(struct dioh_msg_image_reply *total,
+                             const struct dioh_msg_image_reply *reply)
+{
+	if (reply->ready || !total->ready)
+		*total = *reply;
+}
+
+static int put_piece(struct dioh_session *session, uint32_t first, uint32_t count,
+                     const struct dioh_msg_entry *entries, struct dioh_msg_image_reply *ret_reply,
+                     struct dioh_error *err)
+{
+	struct dioh_msg_put_table table = { .first = first, .count = count };
+	struct dioh_request request = {
+		.type = DIOH_MSG_PUT_TABLE,
+		.payload = session->out,
+		.size = (uint32_t)(sizeof(table) + count * sizeof(*entries)),
+		.ret_reply = ret_reply,
+	};
+
+	memcpy(session->out, &table, sizeof(table));
+	memcpy(session->out + sizeof(table), entries, count * sizeof(*entries));
+	return dioh_exchange(session, &request, err);
+}
+
+static int put_table(struct dioh_session *session, const struct dioh_msg_entry *entries,
+                     uint32_t count, struct dioh_msg_image_reply *total, struct dioh_error *err)
+{
+	for (uint32_t first = 0, piece; first < count; first += piece) {
+		struct dioh_msg_image_reply reply;
+		int r;
+
+		piece = (uint32_t)dioh_min(count - first, DIOH_ENTRIES_PER_MESSAGE_MAX);
+		r = put_piece(session, first, piece, &entries[first], &reply, err);
+		if (r < 0)
+			return r;
+		take_image_reply(total, &reply);
+	}
+	return 0;
+}
+
+static int write_piece(struct dioh_session *session, uint64_t offset, const uint8_t *bytes,
+                       uint32_t count, struct dioh_msg_image_reply *ret_reply,
+                       struct dioh_error *err)
+{
+	struct dioh_msg_write_header header = { .offset = offset };
+	struct dioh_request request = {
+		.type = DIOH_MSG_WRITE_HEADER,
+		.payload = session->out,
+		.size = (uint32_t)sizeof(header) + count,
+		.ret_reply = ret_reply,
+	};
+
+	memcpy(session->out, &header, sizeof(header));
+	memcpy(session->out + sizeof(header), bytes, count);
+	return dioh_exchange(session, &request, err);
+}
+
+static int write_header(struct dioh_session *session, uint64_t offset, const uint8_t *bytes,
+                        uint64_t count, struct dioh_msg_image_reply *total, struct dioh_error *err)
+{
+	if (!dioh_range_ok(offset, count, DIOH_HEADER_BYTES_MAX))
+		return dioh_error_set(err, EINVAL, PLACE,
+		                      "WRITE_HEADER: %" PRIu64 " bytes at offset %" PRIu64
+		                      " end behind %u",
+		                      count, offset, DIOH_HEADER_BYTES_MAX);
+	for (uint64_t done = 0, piece; done < count; done += piece) {
+		struct dioh_msg_image_reply reply;
+		int r;
+
+		piece = dioh_min(count - done, HEADER_PIECE_BYTES);
+		r = write_piece(session, offset + done, bytes + done, (uint32_t)piece, &reply, err);
+		if (r < 0)
+			return r;
+		take_image_reply(total, &reply);
+	}
+	return 0;
+}
+
+int dioh_create_image(struct dioh_session *session, const struct dioh_create_options *options,
+                      struct dioh_msg_image_reply *ret_info, struct dioh_error *err)
+{
+	struct dioh_msg_create_image create = {
+		.layout = options->layout,
+		.header_bytes = options->header_bytes,
+		.stream = options->stream,
+	};
+	struct dioh_msg_image_reply reply;
+	struct dioh_request request = {
+		.type = DIOH_MSG_CREATE_IMAGE,
+		.payload = &create,
+		.size = sizeof(create),
+		.ret_reply = &reply,
+	};
+	int r;
+
+	r = count_entries(options->entries, options->entry_count, &create.region_count,
+	                  &create.stream_count, err);
+	if (r < 0)
+		return r;
+	r = dioh_exchange(session, &request, err);
+	if (r < 0)
+		return r;
+	r = put_table(session, options->entries, options->entry_count, &reply, err);
+	if (r == 0 && options->header)
+		r = write_header(session, 0, options->header, options->header_bytes, &reply, err);
+	if (r == 0 && ret_info)
+		*ret_info = reply;
+	return r;
+}
+
+int dioh_write_header(struct dioh_session *session, uint64_t offset, const void *bytes,
+                      uint64_t count, struct dioh_error *err)
+{
+	struct dioh_msg_image_reply reply = { 0 };
+
+	return write_header(session, offset, bytes, count, &reply, err);
+}
+
+int dioh_open_image(struct dioh_session *session, const struct dioh_open_options *options,
+                    struct dioh_msg_open_image_reply *ret_info, struct dioh_error *err)
+{
+	struct dioh_msg_open_image open = {
+		.layout = options->layout,
+		.flags = options->flags,
+		.header_bytes = options->header_bytes,
+	};
+	struct dioh_msg_open_image_reply info;
+	struct dioh_request request = {
+		.type = DIOH_MSG_OPEN_IMAGE,
+		.payload = &open,
+		.size = sizeof(open),
+		.ret_reply = &info,
+	};
+	struct dioh_msg_image_reply reply;
+	int r;
+
+	r = count_entries(options->entries, options->entry_count, &open.region_count,
+	                  &open.stream_count, err);
+	if (r < 0)
+		return r;
+	r = dioh_exchange(session, &request, err);
+	if (r < 0)
+		return r;
+	reply = (struct dioh_msg_image_reply){ .ready = info.ready,
+		                               .image_bytes = info.image_bytes };
+	r = put_table(session, options->entries, options->entry_count, &reply, err);
+	if (r < 0)
+		return r;
+	info.ready = reply.ready;
+	info.image_bytes = reply.image_bytes;
+	if (ret_info)
+		*ret_info = info;
+	return 0;
+}
+
+static int get_piece(struct dioh_session *session, uint32_t first, uint32_t count,
+                     struct dioh_msg_entry *ret_entries, uint32_t *ret_count,
+                     struct dioh_error *err)
+{
+	struct dioh_msg_get_table table = { .first = first, .count = count };
+	struct dioh_msg_get_table_reply reply;
+	struct dioh_request request = { .type = DIOH_MSG_GET_TABLE,
+		                        .payload = &table,
+		                        .size = sizeof(table) };
+	int r;
+
+	r = dioh_exchange(session, &request, err);
+	if (r < 0)
+		return r;
+	memcpy(&reply, session->in.payload, sizeof(reply));
+	if (reply.first != first || reply.count > count)
+		return dioh_exchange_break(session,
+		                           "GET_TABLE's reply: these entries were not asked for",
+		                           err);
+	memcpy(ret_entries, session->in.payload + sizeof(reply),
+	       reply.count * sizeof(*ret_entries));
+	*ret_count = reply.count;
+	return 0;
+}
+
+int dioh_get_table(struct dioh_session *session, uint32_t first, uint32_t count,
+                   struct dioh_msg_entry *ret_entries, uint32_t *ret_count, struct dioh_error *err)
+{
+	uint32_t done = 0;
+
+	while (done < count) {
+		uint32_t wanted = (uint32_t)dioh_min(count - done, DIOH_ENTRIES_PER_MESSAGE_MAX);
+		uint32_t got = 0;
+		int r;
+
+		r = get_piece(session, first + done, wanted, &ret_entries[done], &got, err);
+		if (r < 0)
+			return r;
+		done += got;
+		if (got < wanted)
+			break;
+	}
+	*ret_count = done;
+	return 0;
+}
+
+static int read_piece(struct dioh_session *session, uint64_t offset, uint8_t *bytes, uint32_t count,
+                      uint32_t *ret_count, struct dioh_error *err)
+{
+	struct dioh_msg_read_header header = { .offset = offset, .bytes = count };
+	struct dioh_request request = { .type = DIOH_MSG_READ_HEADER,
+		                        .payload = &header,
+		                        .size = sizeof(header) };
+	int r;
+
+	r = dioh_exchange(session, &request, err);
+	if (r < 0)
+		return r;
+	if (session->in.header.size > count)
+		return dioh_exchange_break(session,
+		                           "READ_HEADER's reply: more bytes than were asked for",
+		                           err);
+	memcpy(bytes, session->in.payload, session->in.header.size);
+	*ret_count = session->in.header.size;
+	return 0;
+}
+
+int dioh_read_header(struct dioh_session *session, uint64_t offset, void *bytes, uint64_t count,
+                     uint64_t *ret_count, struct dioh_error *err)
+{
+	uint64_t done = 0;
+
+	while (done < count) {
+		uint32_t wanted = (uint32_t)dioh_min(count - done, DIOH_PAYLOAD_BYTES_MAX);
+		uint32_t got = 0;
+		int r;
+
+		r = read_piece(session, offset + done, (uint8_t *)bytes + done, wanted, &got, err);
+		if (r < 0)
+			return r;
+		done += got;
+		if (got < wanted)
+			break;
+	}
+	*ret_count = done;
+	return 0;
+}
+
+/* ---- transfers ------------------------------------------------------------------------------- */
+
+static int begin(struct dioh_session *session, uint32_t type, const void *payload, size_t size,
+                 uint32_t *ret_transfer, struct dioh_error *err)
+{
+	struct dioh_request request = { .type = type, .payload = payload, .size = (uint32_t)size };
+
+	return dioh_exchange_begin(session, &request, ret_transfer, err);
+}
+
+int dioh_save_memory(struct dioh_session *session, const struct dioh_msg_memory_transfer *what,
+                     uint32_t *ret_transfer, struct dioh_error *err)
+{
+	return begin(session, DIOH_MSG_SAVE_MEMORY, what, sizeof(*what), ret_transfer, err);
+}
+
+int dioh_load_memory(struct dioh_session *session, const struct dioh_msg_memory_transfer *what,
+                     uint32_t *ret_transfer, struct dioh_error *err)
+{
+	return begin(session, DIOH_MSG_LOAD_MEMORY, what, sizeof(*what), ret_transfer, err);
+}
+
+int dioh_save_stream(struct dioh_session *session, const struct dioh_msg_stream_transfer *what,
+                     uint32_t *ret_transfer, struct dioh_error *err)
+{
+	return begin(session, DIOH_MSG_SAVE_STREAM, what, sizeof(*what), ret_transfer, err);
+}
+
+int dioh_load_stream(struct dioh_session *session, const struct dioh_msg_stream_transfer *what,
+                     uint32_t *ret_transfer, struct dioh_error *err)
+{
+	return begin(session, DIOH_MSG_LOAD_STREAM, what, sizeof(*what), ret_transfer, err);
+}
+
+int dioh_finish(struct dioh_session *session, uint32_t mode, uint64_t patch_offset,
+                const void *patch, uint32_t patch_bytes, uint32_t *ret_transfer,
+                struct dioh_error *err)
+{
+	struct dioh_msg_finish finish = { .mode = mode,
+		                          .patch_bytes = patch_bytes,
+		                          .patch_offset = patch_offset };
+
+	if (patch_bytes > DIOH_HEADER_PATCH_BYTES_MAX || (patch_bytes > 0 && !patch))
+		return dioh_error_set(err, EINVAL, PLACE, "FINISH: a patch has bytes, at most %u",
+		                      DIOH_HEADER_PATCH_BYTES_MAX);
+	memcpy(session->out, &finish, sizeof(finish));
+	if (patch_bytes > 0)
+		memcpy(session->out + sizeof(finish), patch, patch_bytes);
+	return begin(session, DIOH_MSG_FINISH, session->out, sizeof(finish) + patch_bytes,
+	             ret_transfer, err);
+}
+
+int dioh_cancel(struct dioh_session *session, uint32_t transfer, uint32_t *ret_in_flight,
+                struct dioh_error *err)
+{
+	struct dioh_msg_cancel cancel = { .transfer = transfer };
+	struct dioh_msg_cancel_reply reply;
+	struct dioh_request request = {
+		.type = DIOH_MSG_CANCEL,
+		.payload = &cancel,
+		.size = sizeof(cancel),
+		.ret_reply = &reply,
+	};
+	int r;
+
+	r = dioh_exchange(session, &request, err);
+	if (r == 0 && ret_in_flight)
+		*ret_in_flight = reply.in_flight;
+	return r;
+}
+
+int dioh_status(struct dioh_session *session, struct dioh_msg_status_reply *ret_status,
+                struct dioh_error *err)
+{
+	struct dioh_request request = { .type = DIOH_MSG_STATUS, .ret_reply = ret_status };
+
+	return dioh_exchange(session, &request, err);
+}
+
+/* ---- events ---------------------------------------------------------------------------------- */
+
+int dioh_poll(struct dioh_session *session, struct dioh_event *ret_event, int timeout_ms,
+              struct dioh_error *err)
+{
+	return dioh_exchange_poll(session, ret_event, timeout_ms, err);
+}
+
+int dioh_wait(struct dioh_session *session, uint32_t transfer,
+              struct dioh_msg_complete *ret_complete, struct dioh_error *err)
+{
+	return dioh_exchange_wait(session, transfer, ret_complete, err);
+}

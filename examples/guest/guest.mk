@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# guest.mk - builds $(GUEST_IMAGE), the boot disk of the guest that the demo and the QEMU tests run. Included by the top
+# Makefile. Any GNU as and ld that know x86 will do; on another machine name a cross tool chain:
+# make GUEST_AS=x86_64-linux-gnu-as GUEST_LD=x86_64-linux-gnu-ld
+
+BUILD ?= build
+GUEST_AS ?= as
+GUEST_LD ?= ld
+GUEST_IMAGE := $(BUILD)/guest/boot.img
+
+$(BUILD)/guest/guest.o: examples/guest/guest.S
+	@mkdir -p $(@D)
+	$(call say,AS,$@)
+	$(Q)$(GUEST_AS) --32 -o $@ $<
+
+$(GUEST_IMAGE): $(BUILD)/guest/guest.o
+	$(call say,LD,$@)
+	$(Q)$(GUEST_LD) -m elf_i386 -Ttext 0x7c00 --oformat binary -o $@ $<
+	@chmod -x $@

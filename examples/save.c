@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * save.c - a running guest becomes an image. See save.h.
+ *
+ * The order matters:
+ *   1. The helper gets all it needs, and has invalidated the image, before the guest is stopped: what can go wrong with
+ *      files does so while the guest still runs.
+ *   2. The guest stops, and QEMU sends the state of its devices through a pipe whose reading end only the helper has.
+ *   3. Not before QEMU says that this is completed is the memory saved: devices may write to it until then.
+ *   4. The image is finished. Only now does it say that it is complete.
+ * From 2 on whatever fails or is cancelled ends in give_up(), which lets the guest run on.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "save.h"
+
+#define MIGRATION_POLL_MS 20
+#define CLOSE_TIMEOUT_MS 10000
+
+/* The guest is back within a second after a cancel, however slow the disk. */
+#define FINISH_CANCEL_MS 300 /* how long a finish may take to say whether it could still be cancelled */
+#define CLOSE_QUICKLY_MS 400
+
+struct save {
+	struct hv_vm *vm;
+	struct hv_image image;
+	struct hv_helper helper;
+	int pipe[2];
+	bool migrating; /* QEMU has been asked to send its state */
+	bool stopped;   /* the guest has been asked to stop */
+	int64_t stopped_at_ms;
+};
+
+/* ---- 1: before the guest is stopped ---------------------------------------------------------------------------- */
+
+static int create_image(struct save *save, struct dioh_error *err)
+{
+	struct dioh_msg_entry entries[2] = {
+		{ .kind = DIOH_ENTRY_REGION, .number = 0, .flags = DIOH_ENTRY_GUEST_ADDRESS,
+		  .bytes = save->vm->machine.memory_bytes, .guest_address = 0, .name = HV_MEMORY_NAME },
+		{ .kind = DIOH_ENTRY_STREAM, .number = 0, .name = HV_STATE_NAME },
+	};
+	struct dioh_create_options options = { .layout = DIOH_LAYOUT_CONTAINER, .entry_count = 2, .entries = entries };
+	struct dioh_msg_image_reply info;
+	char *header = hv_header_encode(&save->vm->machine);
+	int rc;
+
+	if (!header)
+		return hv_fail(err, ENOMEM, "no memory for the image's header");
+	options.header = header;
+	options.header_bytes = strlen(header);
+	rc = dioh_create_image(save->helper.session, &options, &info, err);
+	free(header);
+	return rc;
+}
+
+static int prepare(struct save *save, const char *path, const struct hv_helper_options *options, struct dioh_error *err)
+{
+	int rc;
+
+	if (pipe2(save->pipe, O_CLOEXEC))
+		return hv_fail(err, errno, "no pipe for the state of the devices: %m");
+	rc = hv_image_open_for_save(&save->image, path, err);
+	if (rc == 0)
+		rc = hv_helper_start(&save->helper, options, DIOH_DIRECTION_SAVE, &save->image, save->vm->memory_fd,
+		                     save->pipe[0], err);
+	hv_close(&save->pipe[0]); /* QEMU must notice when the helper is gone */
+	if (rc)
+		return rc;
+	hv_helper_stage(&save->helper, "creating the image");
+	return create_image(save, err);
+}
+
+/* ---- 2 to 4 ---------------------------------------------------------------------------------------------------- */
+
+static int stop_guest(struct save *save, struct dioh_error *err)
+{
+	save->stopped = true; /* it may be so even if the answer never comes */
+	save->stopped_at_ms = hv_now_ms();
+	return hv_vm_stop(save->vm, err);
+}
+
+/* The state is there when QEMU says so and the helper has seen the end of the stream. */
+static int save_state(struct save *save, struct dioh_error *err)
+{
+	struct dioh_msg_stream_transfer what = hv_whole_stream();
+	struct hv_helper *helper = &save->helper;
+	int rc;
+
+	hv_helper_stage(helper, "saving the state of the devices");
+	rc = dioh_save_stream(helper->session, &what, &helper->state.id, err);
+	if (rc == 0) {
+		save->migrating = true;
+		rc = hv_migrate_send(save->vm, save->pipe[1], err);
+	}
+	hv_close(&save->pipe[1]); /* the stream ends when QEMU closes its own */
+	while (rc == 0) {
+		rc = hv_migrate_status(save->vm, err);
+		if (rc == 0)
+			rc = hv_helper_turn(helper, MIGRATION_POLL_MS, err);
+	}
+	if (rc < 0)
+		return hv_helper_blame(helper, rc, err);
+	save->migrating = false;
+	return hv_helper_wait(helper, &helper->state, err);
+}
+
+static int save_memory(struct save *save, struct dioh_error *err)
+{
+	struct dioh_msg_memory_transfer what = hv_whole_memory(save->vm->machine.memory_bytes, 0);
+	struct hv_helper *helper = &save->helper;
+	int rc;
+
+	hv_helper_stage(helper, "saving the memory");
+	rc = dioh_save_memory(helper->session, &what, &helper->memory.id, err);
+	return rc ? rc : hv_helper_wait(helper, &helper->memory, err);
+}
+
+/*
+ * Somebody wants a finish to end: it does, or it was too late, and then the image is complete after all. If the disk
+ * leaves even that open the guest runs on, and what then becomes of the image is partial or wholly right.
+ */
+static int cancel_finish(struct save *save, struct dioh_error *err)
+{
+	struct hv_helper *helper = &save->helper;
+	int64_t deadline_ms = hv_now_ms() + FINISH_CANCEL_MS;
+	int rc;
+
+	helper->cancel = NULL;
+	rc = dioh_cancel(helper->session, helper->finish.id, NULL, err);
+	if (rc == -ENOENT) /* it has just ended */
+		rc = 0;
+	while (rc == 0 && !helper->finish.completed && hv_now_ms() < deadline_ms)
+		rc = hv_helper_turn(helper, FINISH_CANCEL_MS, err);
+	if (rc == 0 && !helper->finish.completed)
+		rc = hv_fail(err, ECANCELED, "cancelled");
+	return rc;
+}
+
+static int finish(struct save *save, struct dioh_error *err)
+{
+	struct hv_helper *helper = &save->helper;
+	int rc;
+
+	hv_helper_stage(helper, "waiting for the disk");
+	rc = dioh_finish(helper->session, DIOH_FINISH_DURABLE, 0, NULL, 0, &helper->finish.id, err);
+	if (rc)
+		return rc;
+	rc = hv_helper_wait(helper, &helper->finish, err);
+	if (rc == -ECANCELED && !helper->finish.completed)
+		rc = cancel_finish(save, err);
+	return rc;
+}
+
+/* ---- the ends -------------------------------------------------------------------------------------------------- */
+
+/*
+ * Undoes what was done, in the order that gets the guest going soonest: the helper lets go of the pipe, so QEMU cannot
+ * hang in it; QEMU gives its migration up; the guest runs. A helper that still waits for the disk then writes pages
+ * that change under it, into an image that nobody will take for complete.
+ */
+static void give_up(struct save *save)
+{
+	struct hv_vm *vm = save->vm;
+	struct dioh_error ignored;
+
+	vm->qmp.cancel = NULL;
+	hv_close(&save->pipe[1]);
+	(void)hv_helper_close(&save->helper, CLOSE_QUICKLY_MS);
+	hv_image_discard(&save->image);
+	if (save->migrating)
+		(void)hv_migrate_abandon(vm, &ignored);
+	if (save->stopped)
+		(void)hv_vm_cont(vm, &ignored);
+}
+
+static int run_steps(struct save *save, const char *path, const struct hv_helper_options *options, struct dioh_error *err)
+{
+	int rc = prepare(save, path, options, err);
+
+	if (rc == 0)
+		rc = stop_guest(save, err);
+	if (rc == 0)
+		rc = save_state(save, err);
+	if (rc == 0)
+		rc = save_memory(save, err);
+	if (rc == 0)
+		rc = finish(save, err);
+	return rc;
+}
+
+int hv_save(struct hv_vm *vm, const char *path, const struct hv_helper_options *options, char summary[HV_SUMMARY_BYTES],
+            struct dioh_error *err)
+{
+	struct save save = { .vm = vm, .image = HV_IMAGE_INIT, .pipe = { -1, -1 } };
+	struct hv_cancel *cancel = vm->qmp.cancel;
+	int rc;
+
+	rc = run_steps(&save, path, options, err);
+	if (rc) {
+		give_up(&save);
+	} else {
+		hv_summarize(summary, "saved", &save.helper, hv_now_ms() - save.stopped_at_ms);
+		(void)hv_helper_close(&save.helper, CLOSE_TIMEOUT_MS);
+	}
+	vm->qmp.cancel = cancel;
+	hv_image_close(&save.image);
+	return rc;
+}

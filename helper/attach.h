@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * attach.h - what a received descriptor really is. A manager's word is taken for nothing that can be asked of the
+ * kernel. These calls may block on a sick file system; the session runs them under a timer, before any byte is written.
+ */
+#ifndef DIOH_ATTACH_H
+#define DIOH_ATTACH_H
+
+#include "image.h"
+#include "memory.h"
+
+/*
+ * Examines an image's descriptors (buffered, direct, directory, as request->fds says; all in `fds`) and fills `image`, which
+ * owns them on success. EBADF: O_PATH, or the wrong access mode. EISDIR, EINVAL: not a file or block device. EINVAL:
+ * O_APPEND, O_DIRECT where it should not be or not where it should, two different files. EOPNOTSUPP: direct I/O required
+ * and not to be had; label, owner, mode, engine not served.
+ */
+int dioh_examine_image(const struct dioh_msg_attach_image *request, const int *fds, struct dioh_image *image,
+                      struct dioh_error *err);
+
+/* Examines a memory and its selection; `image`: to see that it is another file. */
+int dioh_examine_memory(const struct dioh_msg_attach_memory *request, const int *fds, const struct dioh_image *image,
+                       struct dioh_memory *memory, struct dioh_msg_attach_memory_reply *ret_reply,
+                       struct dioh_error *err);
+
+/* Examines a stream's descriptor. `ret_kind`: enum dioh_stream_kind. */
+int dioh_examine_stream(uint32_t stream, int fd, uint32_t direction, uint32_t *ret_kind, struct dioh_error *err);
+
+#endif

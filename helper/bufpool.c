@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#define _GNU_SOURCE
+#include "bufpool.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "align.h"
+
+static unsigned unit_pages(const struct dioh_bufpool *pool)
+{
+	return pool->unit_bytes / DIOH_PAGE_BYTES;
+}
+
+/* A run and the gap behind it are longer than a gap that would be joined; a run cut for its length is longer still. */
+static unsigned unit_ios(const struct dioh_bufpool *pool)
+{
+	return unit_pages(pool) / (DIOH_GAP_PAGES_MAX + 2) + 1;
+}
+
+static int block_open(struct dioh_bufpool *pool, struct dioh_block *block)
+{
+	block->ios = calloc(unit_ios(pool), sizeof(*block->ios));
+	block->iovs = calloc(unit_pages(pool), sizeof(*block->iovs));
+	return block->ios && block->iovs ? 0 : -ENOMEM;
+}
+
+int dioh_bufpool_open(struct dioh_bufpool *pool, uint32_t block_bytes, unsigned count, struct dioh_error *err)
+{
+	memset(pool, 0, sizeof(*pool));
+	pool->block_bytes = block_bytes;
+	pool->unit_bytes = (uint32_t)dioh_max(block_bytes, DIOH_CHUNK_BYTES);
+	pool->blocks = calloc(count, sizeof(*pool->blocks));
+	pool->count = pool->blocks ? count : 0;
+	for (unsigned i = 0; i < count; i++) {
+		if (!pool->blocks || block_open(pool, &pool->blocks[i]) < 0) {
+			dioh_bufpool_close(pool);
+			return dioh_error_errno(err, ENOMEM, DIOH_PLACE(SEAL, SESSION, 0, DIOH_OFFSET_NONE),
+			                        "helper: room for %u blocks", count);
+		}
+		dioh_bufpool_give(pool, &pool->blocks[i]);
+	}
+	return 0;
+}
+
+void dioh_bufpool_close(struct dioh_bufpool *pool)
+{
+	for (unsigned i = 0; i < pool->count; i++) {
+		free(pool->blocks[i].ios);
+		free(pool->blocks[i].iovs);
+		if (pool->blocks[i].bounce)
+			munmap(pool->blocks[i].bounce, pool->unit_bytes);
+	}
+	free(pool->blocks);
+	memset(pool, 0, sizeof(*pool));
+}
+
+struct dioh_block *dioh_bufpool_take(struct dioh_bufpool *pool)
+{
+	struct dioh_block *block = pool->free;
+
+	if (block) {
+		pool->free = block->next;
+		block->io_count = 0;
+		block->outstanding = 0;
+	}
+	return block;
+}
+
+void dioh_bufpool_give(struct dioh_bufpool *pool, struct dioh_block *block)
+{
+	block->next = pool->free;
+	pool->free = block;
+}
+
+uint8_t *dioh_block_bounce(struct dioh_bufpool *pool, struct dioh_block *block)
+{
+	if (!block->bounce) {
+		void *map = mmap(NULL, pool->unit_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (map != MAP_FAILED)
+			block->bounce = map;
+	}
+	return block->bounce;
+}
+
+unsigned dioh_bufpool_ios_max(const struct dioh_bufpool *pool)
+{
+	return pool->count * unit_ios(pool);
+}

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * bufpool.h - blocks: a worker's in-flight budget. Each block is what one step of a memory transfer needs for its I/O,
+ * allocated once; the bounce buffer in it is mapped at first use. One thread.
+ */
+#ifndef DIOH_BUFPOOL_H
+#define DIOH_BUFPOOL_H
+
+#include "engine.h"
+
+/* Absent pages inside a run that are moved along, since one I/O costs more than they do. */
+#define DIOH_GAP_PAGES_MAX 7u /* 28 KiB: runs of 64 KiB never join over gaps as long as they are */
+
+struct dioh_block {
+	struct dioh_block *next;
+	struct dioh_io *ios;
+	struct iovec *iovs;
+	unsigned io_count;
+	unsigned outstanding; /* I/Os under way */
+	uint8_t *bounce;      /* NULL until dioh_block_bounce() */
+	/* The transfer's own. */
+	void *owner;
+	void *span;
+	uint64_t first; /* byte in the transfer */
+	unsigned pages;
+};
+
+struct dioh_bufpool {
+	uint32_t block_bytes;  /* largest I/O */
+	uint32_t unit_bytes;   /* memory that a block stands for: block_bytes, but at least a chunk */
+	unsigned count;
+	struct dioh_block *blocks;
+	struct dioh_block *free;
+};
+
+int dioh_bufpool_open(struct dioh_bufpool *pool, uint32_t block_bytes, unsigned count, struct dioh_error *err);
+void dioh_bufpool_close(struct dioh_bufpool *pool);
+
+/* NULL: none is free. */
+struct dioh_block *dioh_bufpool_take(struct dioh_bufpool *pool);
+void dioh_bufpool_give(struct dioh_bufpool *pool, struct dioh_block *block);
+
+/* The block's page-aligned buffer of unit_bytes; NULL: out of memory. */
+uint8_t *dioh_block_bounce(struct dioh_bufpool *pool, struct dioh_block *block);
+
+/* The most I/Os a pool's blocks may make at once. */
+unsigned dioh_bufpool_ios_max(const struct dioh_bufpool *pool);
+
+#endif

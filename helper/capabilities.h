@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* capabilities.h - what this build can do: for HELLO, and for managers that probe before they spawn. */
+#ifndef DIOH_CAPABILITIES_H
+#define DIOH_CAPABILITIES_H
+
+#include "diohelper-protocol.h"
+
+#define DIOH_FEATURES_OFFERED                                                                     \
+	((uint64_t)(DIOH_FEATURE_LAYOUT_RAW | DIOH_FEATURE_LAYOUT_CONTAINER | DIOH_FEATURE_STREAM | \
+	            DIOH_FEATURE_SELECTION | DIOH_FEATURE_CHECKSUM | DIOH_FEATURE_WRITTEN))
+
+/* JSON on standard output. */
+void dioh_capabilities_print(void);
+
+#endif

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * control.h - the control-I/O thread: the header path, sizing and syncs, one after another. A job's handler does the
+ * work and posts the job on to whoever waits for it.
+ */
+#ifndef DIOH_CONTROL_H
+#define DIOH_CONTROL_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "mailbox.h"
+
+struct dioh_control {
+	struct dioh_mailbox mailbox;
+	pthread_t thread;
+	bool running;
+	atomic_bool stop;
+	atomic_uint_fast64_t busy_since_ns; /* 0: idle */
+};
+
+int dioh_control_open(struct dioh_control *control, struct dioh_error *err);
+int dioh_control_start(struct dioh_control *control, struct dioh_error *err);
+
+/* Waits for the job at hand. Nothing may be posted any more. */
+void dioh_control_stop(struct dioh_control *control);
+
+#endif

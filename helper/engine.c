@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* engine.c - which engine runs: the one asked for, else the first that this machine permits. */
+#include <errno.h>
+#include <stddef.h>
+
+#include "engine.h"
+#include "proto.h"
+
+/* In order of preference. */
+static const struct dioh_engine_ops *const engines[] = { &dioh_engine_uring, &dioh_engine_sync };
+
+const struct dioh_engine_ops *dioh_engine_choose(uint32_t wanted, struct dioh_error *err)
+{
+	for (size_t i = 0; i < sizeof(engines) / sizeof(engines[0]); i++) {
+		int r;
+
+		if (wanted != DIOH_ENGINE_ANY && wanted != engines[i]->id)
+			continue;
+		r = engines[i]->probe();
+		if (r == 0)
+			return engines[i];
+		if (wanted != DIOH_ENGINE_ANY) {
+			dioh_error_errno(err, r, DIOH_PLACE(ATTACH, SESSION, 0, DIOH_OFFSET_NONE),
+			                 "helper: engine %s is not to be had here (sysctl kernel.io_uring_disabled, or a "
+			                 "container's seccomp filter?)", dioh_engine_name(wanted));
+			return NULL;
+		}
+	}
+	dioh_error_set(err, EOPNOTSUPP, DIOH_PLACE(ATTACH, SESSION, 0, DIOH_OFFSET_NONE),
+	               "helper: engine %s is not in this build", dioh_engine_name(wanted));
+	return NULL;
+}

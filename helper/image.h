@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * image.h - the image's descriptors, and the header path: small, buffered, blocking I/O at any offset. The page path
+ * (helper/engine.h) has the same descriptors in its own file table. Offsets here count from the start of the file or
+ * device. Errors name the image, the operation and the offset.
+ *
+ * Used by the control-I/O thread; image_pread and image_pwrite are safe from any thread.
+ */
+#ifndef DIOH_IMAGE_H
+#define DIOH_IMAGE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "error.h"
+
+struct dioh_image {
+	int header_fd;    /* the header path's */
+	int page_fd;      /* the page path's: O_DIRECT if `direct`; may equal header_fd */
+	int directory_fd; /* or -1 */
+	uint32_t direction;
+	uint32_t kind;
+	bool direct;
+	bool lone_direct; /* header_fd has O_DIRECT: the header path turns it off for each of its writes and reads */
+	bool readable;
+	uint32_t notes;
+	uint32_t memory_alignment;
+	uint32_t offset_alignment;
+	uint32_t engine; /* asked for, then chosen */
+	uint32_t block_bytes;
+	uint32_t in_flight;
+	uint32_t workers;
+	uint64_t base_offset;
+	uint64_t device_bytes; /* capacity of a block device */
+	pthread_mutex_t flag_lock;
+	atomic_bool metadata_changed; /* size, owner, mode or label changed since the last full sync */
+	atomic_bool sync_failed;      /* the kernel may have dropped dirty data: never call this image complete */
+};
+
+void dioh_image_init(struct dioh_image *image);
+void dioh_image_close(struct dioh_image *image);
+
+int dioh_image_pread(struct dioh_image *image, void *bytes, uint64_t count, uint64_t offset, struct dioh_error *err);
+int dioh_image_pwrite(struct dioh_image *image, const void *bytes, uint64_t count, uint64_t offset,
+                      struct dioh_error *err);
+
+/* Writes zeros: for devices and where punching is not to be had. */
+int dioh_image_write_zeros(struct dioh_image *image, uint64_t offset, uint64_t count, struct dioh_error *err);
+
+/* Makes the range read as zeros: a hole in a file, zeros on a device. */
+int dioh_image_erase(struct dioh_image *image, uint64_t offset, uint64_t count, struct dioh_error *err);
+
+/* Regular files: sets the size. */
+int dioh_image_resize(struct dioh_image *image, uint64_t bytes, struct dioh_error *err);
+
+/* Regular files: its size now; devices: the capacity. */
+int dioh_image_size(struct dioh_image *image, uint64_t *ret_bytes, struct dioh_error *err);
+
+/* What the file system still has for this file, its present blocks included; UINT64_MAX: not known. */
+uint64_t dioh_image_free_bytes(struct dioh_image *image);
+
+/*
+ * Data durable; with fsync(2) instead of fdatasync(2) once metadata has changed. EINVAL and EROFS are errors here: an
+ * image that cannot be synced cannot be durable.
+ */
+int dioh_image_sync(struct dioh_image *image, struct dioh_error *err);
+
+/* The directory entry durable, if a directory was attached. */
+int dioh_image_sync_directory(struct dioh_image *image, struct dioh_error *err);
+
+#endif

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * payload_memory.h - private to payload_memory.c (spans, windows, runs), payload_memory_save.c, payload_memory_load.c.
+ *
+ * A transfer is walked in spans of at most 1 GiB, each with its window of mapped memory and its piece of the region's
+ * bitmap and checksums; two may be open, so that one drains while the next begins. A span is walked in units: what one
+ * block of the worker's budget stands for (a chunk, or more where I/O blocks are larger).
+ *
+ *      save:  [open span] -> unit: data? selected? zero? checksum -> runs -> I/O ... -> [store tables] -> [close]
+ *      load:  [open span] -> [load tables] -> unit: runs -> I/O -> checksum ... -> [close]
+ */
+#ifndef DIOH_PAYLOAD_MEMORY_H
+#define DIOH_PAYLOAD_MEMORY_H
+
+#include "pages.h"
+#include "payload.h"
+#include "worker.h"
+
+#define DIOH_SPAN_BYTES (UINT64_C(1) << 30) /* bounds page tables: 2 MiB of them map 1 GiB */
+#define DIOH_SPANS 2u
+
+enum span_state { SPAN_FREE, SPAN_LOADING, SPAN_OPEN, SPAN_STORING };
+
+struct memory_transfer;
+
+struct span {
+	struct memory_transfer *owner;
+	enum span_state state;
+	uint64_t first; /* byte in the transfer */
+	uint64_t bytes;
+	bool walked;     /* the cursor has passed it */
+	unsigned units;  /* blocks under way */
+	struct dioh_window window;
+	uint8_t *bitmap;      /* present pages; from the span's first chunk on */
+	uint8_t *selected;    /* with SELECTION */
+	uint32_t *checksums;
+	struct dioh_job job;
+	struct dioh_tables tables;
+	int job_result;
+	struct dioh_error job_error;
+	uint64_t job_begun_ns;
+};
+
+struct memory_transfer {
+	struct dioh_transfer base;
+	struct dioh_memory_params params;
+	bool may_map;
+	uint64_t cursor; /* bytes from the transfer's start */
+	struct span spans[DIOH_SPANS];
+	struct dioh_memory_extent extent;
+	uint64_t erase_first; /* load: a range of the transfer that is absent and not erased yet */
+	uint64_t erase_end;
+};
+
+struct span *dioh_span_current(struct memory_transfer *t);
+/* Takes a free span for the cursor; NULL: none, or the transfer has failed. */
+struct span *dioh_span_open(struct memory_transfer *t);
+/* Maps the span's window if it is not mapped. */
+int dioh_span_map(struct span *span, struct dioh_error *err);
+void dioh_span_close(struct span *span);
+/* Chunk and page numbers in the span of a byte of the transfer. */
+static inline unsigned dioh_span_page(const struct span *span, uint64_t at)
+{
+	return (unsigned)((at - span->first) / DIOH_PAGE_BYTES);
+}
+
+/* Byte in the region, in the memory, in the image's file, of a byte of the transfer. */
+static inline uint64_t dioh_region_at(const struct memory_transfer *t, uint64_t at)
+{
+	return t->params.region_offset + at;
+}
+
+static inline uint64_t dioh_memory_at(const struct memory_transfer *t, uint64_t at)
+{
+	return t->params.memory_offset + at;
+}
+
+/*
+ * Makes I/Os of the present pages of a block's unit, `data` being the unit's bytes in memory, and starts them. Gaps go to or
+ * from the worker's own pages. Nothing present: no I/O, block->outstanding stays 0.
+ */
+void dioh_block_start(struct memory_transfer *t, struct dioh_block *block, uint8_t *data,
+                      void (*done)(struct dioh_io *io));
+/* Common part of an I/O's end. true: it was the block's last one. */
+bool dioh_block_io_done(struct dioh_io *io);
+/* The block's end: gives it back, counts progress. */
+void dioh_block_end(struct dioh_block *block);
+
+void dioh_memory_fail(struct memory_transfer *t, const struct dioh_error *err);
+
+/* The steps of the two directions. */
+enum dioh_step dioh_memory_save_step(struct dioh_transfer *transfer);
+enum dioh_step dioh_memory_load_step(struct dioh_transfer *transfer);
+
+#endif

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * payload_stream.h - private to payload_stream.c (buffers and their image I/O), payload_stream_save.c,
+ * payload_stream_load.c.
+ *
+ * A stream passes through a few aligned buffers: while one is filled from its source, others drain to the destination.
+ * In a buffer the data starts where its place in the file starts within a page, so that all but an odd head and an odd
+ * tail can be moved by the page path; these two go by the header path.
+ *
+ *      save:  stream --read--> buffer --[head job] [page I/O] [tail job]--> extent
+ *      load:  extent --[head job] [page I/O] [tail job]--> buffer --write, in order--> stream
+ */
+#ifndef DIOH_PAYLOAD_STREAM_H
+#define DIOH_PAYLOAD_STREAM_H
+
+#include "payload.h"
+#include "worker.h"
+
+#define DIOH_STREAM_BUFFERS 4u
+#define DIOH_STREAM_BUFFER_BYTES DIOH_CHUNK_BYTES /* one checksum a buffer, where the layout has checksums */
+
+enum buffer_state { BUFFER_FREE, BUFFER_FILLING, BUFFER_FULL, BUFFER_DRAINING };
+
+struct stream_transfer;
+
+struct stream_buffer {
+	struct stream_transfer *owner;
+	enum buffer_state state;
+	uint8_t *pages;    /* DIOH_STREAM_BUFFER_BYTES, page-aligned */
+	uint8_t *data;     /* in pages, at the file offset's place within its page */
+	uint64_t bytes;    /* of data */
+	uint64_t drained;  /* load: what the stream has taken */
+	uint64_t image_at; /* in the image */
+	uint64_t stream_at;
+	uint32_t checksum; /* load: as stored */
+	unsigned outstanding;
+	struct dioh_io io;
+	struct iovec iov;
+	struct dioh_job job;
+	int job_result;
+	struct dioh_error job_error;
+	void (*image_done)(struct stream_buffer *buffer);
+};
+
+struct stream_transfer {
+	struct dioh_transfer base;
+	struct dioh_stream_params params;
+	struct stream_buffer buffers[DIOH_STREAM_BUFFERS];
+	uint64_t stream_at; /* next byte to be read from the source */
+	bool ended;         /* the source has no more */
+	struct dioh_io *stream_io; /* under way on the stream, or NULL */
+	struct dioh_io io;
+	struct iovec iov;
+	/* The extent at hand. */
+	bool extent_valid;
+	unsigned extent_index;
+	struct dioh_record_extent extent; /* a copy: the table is the control-I/O thread's */
+	uint64_t extent_used;
+	uint32_t *checksums; /* of its chunks: one 4 KiB page */
+	bool closed;         /* save: the last extent has been stored */
+	struct dioh_job job;
+	bool job_runs;
+	int job_result;
+	struct dioh_error job_error;
+	unsigned drain_next; /* load: buffer to be written next */
+	unsigned fill_next;
+};
+
+struct stream_buffer *dioh_stream_free_buffer(struct stream_transfer *t);
+
+/* Places a buffer at an image offset: where its data starts, and how much fits. */
+uint64_t dioh_stream_place(struct stream_buffer *buffer, uint64_t image_at);
+
+/* Moves the buffer's data to or from its place in the image; image_done follows, unless the transfer has failed. */
+void dioh_stream_image_io(struct stream_buffer *buffer, void (*image_done)(struct stream_buffer *buffer));
+
+/* One I/O on the stream itself: `bytes` at `data`. */
+void dioh_stream_io(struct stream_transfer *t, uint8_t *data, uint64_t bytes, void (*done)(struct dioh_io *io));
+/* Its end: errors become the transfer's. Answers false if the transfer has failed. */
+bool dioh_stream_io_done(struct stream_transfer *t, struct dioh_io *io);
+
+/* The control-I/O thread's turn; `back` runs in the worker's thread. */
+void dioh_stream_ask(struct stream_transfer *t, void (*work)(struct dioh_job *job));
+void dioh_stream_answer(struct stream_transfer *t);
+
+enum dioh_step dioh_stream_save_step(struct dioh_transfer *transfer);
+enum dioh_step dioh_stream_load_step(struct dioh_transfer *transfer);
+
+#endif

@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* payload_stream_save.c - stream to image: read to its end, placed in extents that are taken as it grows. */
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "align.h"
+#include "pages.h"
+#include "payload_stream.h"
+
+/* ---- extents ---- */
+
+static bool wants_checksums(const struct stream_transfer *t)
+{
+	return !(t->params.flags & DIOH_TRANSFER_NO_CHECKSUM);
+}
+
+/* Stores the extent at hand as far as it was used; takes a further one unless the stream has ended. */
+static void turn_extent(struct dioh_job *job) /* control-I/O thread */
+{
+	struct stream_transfer *t = dioh_container_of(job, struct stream_transfer, job);
+	struct dioh_image_layout *layout = t->params.layout;
+	struct dioh_stream_entry *entry = t->params.entry;
+	struct dioh_record_stream *record = &entry->record;
+	int r = 0;
+
+	if (record->extent_count > 0) {
+		entry->extents[record->extent_count - 1].bytes = t->extent_used;
+		r = layout->ops->store_extent(layout, entry, record->extent_count - 1, t->checksums, &t->job_error);
+	}
+	if (r == 0 && t->ended) {
+		record->bytes = t->stream_at;
+		if (!wants_checksums(t))
+			record->flags &= ~(uint32_t)DIOH_REGION_CHECKSUMS;
+	} else if (r == 0) {
+		r = layout->ops->add_extent(layout, entry, &t->job_error);
+		if (r == 0)
+			t->extent = entry->extents[record->extent_count - 1];
+	}
+	t->extent_used = 0;
+	memset(t->checksums, 0, DIOH_PAGE_BYTES);
+	t->job_result = r;
+	dioh_stream_answer(t);
+}
+
+/* ---- buffers ---- */
+
+static void drained(struct stream_buffer *buffer)
+{
+	struct stream_transfer *t = buffer->owner;
+
+	t->base.figures.data_bytes += buffer->bytes;
+	buffer->state = BUFFER_FREE;
+}
+
+static void drain(struct stream_transfer *t, struct stream_buffer *buffer)
+{
+	uint64_t chunk = (buffer->image_at - t->extent.offset) / DIOH_CHUNK_BYTES;
+
+	/* Layouts with checksums start extents on a page, so that buffers and chunks are the same there. */
+	if (t->extent.checksums.offset)
+		t->checksums[chunk] = dioh_crc32c(0, buffer->data, buffer->bytes);
+	buffer->state = BUFFER_DRAINING;
+	dioh_stream_image_io(buffer, drained);
+}
+
+static struct stream_buffer *filling(struct stream_transfer *t)
+{
+	for (unsigned i = 0; i < DIOH_STREAM_BUFFERS; i++)
+		if (t->buffers[i].state == BUFFER_FILLING)
+			return &t->buffers[i];
+	return NULL;
+}
+
+static uint64_t room_in(const struct stream_transfer *t, const struct stream_buffer *buffer)
+{
+	uint64_t buffer_room = DIOH_STREAM_BUFFER_BYTES - (uint64_t)(buffer->data - buffer->pages) - buffer->bytes;
+
+	return dioh_min(buffer_room, t->extent.bytes - t->extent_used);
+}
+
+static void read_done(struct dioh_io *io)
+{
+	struct stream_transfer *t = io->owner;
+	struct stream_buffer *buffer = filling(t);
+
+	if (!dioh_stream_io_done(t, io))
+		return;
+	buffer->bytes += (uint64_t)io->result;
+	t->extent_used += (uint64_t)io->result;
+	t->stream_at += (uint64_t)io->result;
+	t->base.figures.total_bytes = t->stream_at;
+	atomic_store_explicit(&t->base.done_bytes, t->stream_at, memory_order_relaxed);
+	t->ended = io->result == 0;
+	if (buffer->bytes > 0 && (t->ended || room_in(t, buffer) == 0))
+		drain(t, buffer);
+	else if (t->ended)
+		buffer->state = BUFFER_FREE;
+}
+
+static bool all_free(const struct stream_transfer *t)
+{
+	for (unsigned i = 0; i < DIOH_STREAM_BUFFERS; i++)
+		if (t->buffers[i].state != BUFFER_FREE)
+			return false;
+	return true;
+}
+
+static enum dioh_step end_step(struct stream_transfer *t)
+{
+	if (!all_free(t) || t->job_runs)
+		return DIOH_STEP_WAIT;
+	if (t->closed)
+		return DIOH_STEP_DONE;
+	t->closed = true;
+	dioh_stream_ask(t, turn_extent);
+	return DIOH_STEP_WAIT;
+}
+
+enum dioh_step dioh_stream_save_step(struct dioh_transfer *transfer)
+{
+	struct stream_transfer *t = (struct stream_transfer *)transfer;
+	struct stream_buffer *buffer;
+
+	if (t->ended)
+		return end_step(t);
+	if (t->stream_io || t->job_runs)
+		return DIOH_STEP_WAIT;
+	buffer = filling(t);
+	if (!buffer && t->extent_used == t->extent.bytes) {
+		dioh_stream_ask(t, turn_extent);
+		return DIOH_STEP_WAIT;
+	}
+	if (!buffer) {
+		buffer = dioh_stream_free_buffer(t);
+		if (!buffer)
+			return DIOH_STEP_WAIT;
+		buffer->state = BUFFER_FILLING;
+		dioh_stream_place(buffer, t->extent.offset + t->extent_used);
+	}
+	dioh_stream_io(t, buffer->data + buffer->bytes, room_in(t, buffer), read_done);
+	return DIOH_STEP_WAIT;
+}

@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * seal.c - privileges only ever go down.
+ *
+ *   1. start       strays closed; SIGPIPE and SIGXFSZ become errors; no core dump (it would hold guest memory), not
+ *                  ptraceable.
+ *   -- attach: descriptors arrive, one thread --
+ *   2. privileges  in the order that the kernel demands: the identity first, since it takes privilege to change it (with
+ *                  libcap-ng clearing the bounding set on the way); then every capability set; then NO_NEW_PRIVS. All of
+ *                  it acts on the calling thread only, hence before any other thread exists: they inherit it.
+ *   3. threads     workers start, each enables its own ring; a barrier; and only then would a system call filter follow
+ *                  (session_seal.c).
+ *
+ * Securebits, Landlock, ring restrictions, seccomp and labels have their places in 2 and 3 and are not there yet: the
+ * reply to SEAL says so.
+ */
+#define _GNU_SOURCE
+#include "seal.h"
+
+#include <cap-ng.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/close_range.h>
+#include <pwd.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define PLACE DIOH_PLACE(SEAL, SESSION, 0, DIOH_OFFSET_NONE)
+
+/* What nobody is where no such user is known: the kernel's overflow id (/proc/sys/kernel/overflowuid). */
+#define OVERFLOW_ID 65534
+
+/* LeakSanitizer looks at its own process by ptrace(2), which a process that is not dumpable refuses. */
+#if defined(__SANITIZE_ADDRESS__)
+#define MUST_STAY_DUMPABLE 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define MUST_STAY_DUMPABLE 1
+#endif
+#endif
+#ifndef MUST_STAY_DUMPABLE
+#define MUST_STAY_DUMPABLE 0
+#endif
+
+void dioh_seal_default_identity(struct dioh_identity *identity)
+{
+	const struct passwd *user = getpwnam("diohelper");
+
+	if (!user)
+		user = getpwnam("nobody");
+	identity->uid = user ? user->pw_uid : OVERFLOW_ID;
+	identity->gid = user ? user->pw_gid : OVERFLOW_ID;
+}
+
+/* ---- stage 1 ---- */
+
+/* A descriptor that is opened later must not land on 0, 1 or 2, where a message would go into it. */
+static int fill_stdio(struct dioh_error *err)
+{
+	int fd;
+
+	do {
+		fd = open("/dev/null", O_RDWR);
+		if (fd < 0)
+			return dioh_error_errno(err, errno, PLACE, "helper: opening /dev/null failed");
+	} while (fd <= STDERR_FILENO);
+	close(fd);
+	return 0;
+}
+
+static int close_range_or_loop(unsigned first, unsigned last)
+{
+	if (first > last)
+		return 0;
+	if (syscall(SYS_close_range, first, last, 0) == 0)
+		return 0;
+	if (errno != ENOSYS && errno != EPERM)
+		return -errno;
+	/* Before Linux 5.9, or where a container's filter does not know the call. */
+	for (unsigned fd = first; fd <= last && fd < (unsigned)sysconf(_SC_OPEN_MAX); fd++)
+		close((int)fd);
+	return 0;
+}
+
+static int close_strays(int keep_fd, struct dioh_error *err)
+{
+	int r;
+
+	if (keep_fd < 0) {
+		r = close_range_or_loop(STDERR_FILENO + 1, ~0u);
+	} else {
+		r = close_range_or_loop(STDERR_FILENO + 1, (unsigned)keep_fd - 1);
+		if (r == 0)
+			r = close_range_or_loop((unsigned)keep_fd + 1, ~0u);
+	}
+	return r < 0 ? dioh_error_errno(err, r, PLACE, "helper: closing stray descriptors failed") : 0;
+}
+
+static void ignore_signals(void)
+{
+	/*
+	 * EPIPE and EFBIG instead of death. SIGINT and SIGHUP of a terminal reach the whole process group: what they mean
+	 * for the session is the manager's to say.
+	 */
+	static const int ignored[] = { SIGPIPE, SIGXFSZ, SIGINT, SIGHUP };
+
+	for (size_t i = 0; i < sizeof(ignored) / sizeof(ignored[0]); i++)
+		signal(ignored[i], SIG_IGN);
+}
+
+int dioh_seal_start(int keep_fd, struct dioh_error *err)
+{
+	const struct rlimit no_core = { 0, 0 };
+	int r = fill_stdio(err);
+
+	if (r == 0)
+		r = close_strays(keep_fd, err);
+	if (r < 0)
+		return r;
+	ignore_signals();
+	if (setrlimit(RLIMIT_CORE, &no_core) < 0)
+		return dioh_error_errno(err, errno, PLACE, "helper: turning core dumps off failed");
+	if (!MUST_STAY_DUMPABLE && prctl(PR_SET_DUMPABLE, 0) < 0)
+		return dioh_error_errno(err, errno, PLACE, "helper: turning ptrace access off failed");
+	return 0;
+}
+
+/* ---- stage 2 ---- */
+
+static int drop_identity(const struct dioh_identity *identity, struct dioh_error *err)
+{
+	int r;
+
+	capng_clear(CAPNG_SELECT_ALL);
+	if (geteuid() != 0 || identity->keep_uid) {
+		/* Without CAP_SETPCAP the bounding set stays; NO_NEW_PRIVS makes it worthless. */
+		if (capng_apply(CAPNG_SELECT_ALL) < 0 && capng_apply(CAPNG_SELECT_CAPS) < 0)
+			return dioh_error_set(err, EPERM, PLACE, "helper: dropping all capabilities failed");
+		return 0;
+	}
+	r = capng_change_id((int)identity->uid, (int)identity->gid, CAPNG_DROP_SUPP_GRP | CAPNG_CLEAR_BOUNDING);
+	if (r < 0)
+		return dioh_error_set(err, EPERM, PLACE, "helper: changing to uid %u, gid %u failed (libcap-ng says %d)",
+		                      (unsigned)identity->uid, (unsigned)identity->gid, r);
+	return 0;
+}
+
+static int clear_ambient(struct dioh_error *err)
+{
+	if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 && errno != EINVAL)
+		return dioh_error_errno(err, errno, PLACE, "helper: clearing the ambient capabilities failed");
+	return 0;
+}
+
+/* Read back from the kernel: what counts is what it says, not that a call returned 0. */
+static uint32_t layers_that_hold(void)
+{
+	uint32_t layers = DIOH_LAYER_STRAYS_CLOSED;
+
+	capng_clear(CAPNG_SELECT_ALL);
+	if (capng_get_caps_process() == 0 && capng_have_capabilities(CAPNG_SELECT_CAPS) == CAPNG_NONE)
+		layers |= DIOH_LAYER_NO_CAPABILITIES;
+	if (getuid() != 0 && geteuid() != 0 && getgid() != 0 && getegid() != 0)
+		layers |= DIOH_LAYER_NOT_ROOT;
+	if (prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1)
+		layers |= DIOH_LAYER_NO_NEW_PRIVS;
+	if (prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) != 1)
+		layers |= DIOH_LAYER_NOT_DUMPABLE;
+	return layers;
+}
+
+int dioh_seal_privileges(const struct dioh_identity *identity, uint32_t *ret_layers, struct dioh_error *err)
+{
+	int r = drop_identity(identity, err);
+
+	if (r == 0)
+		r = clear_ambient(err);
+	if (r < 0)
+		return r;
+	/* A change of identity sets it anew from fs.suid_dumpable. */
+	if (!MUST_STAY_DUMPABLE && prctl(PR_SET_DUMPABLE, 0) < 0)
+		return dioh_error_errno(err, errno, PLACE, "helper: turning ptrace access off failed");
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+		return dioh_error_errno(err, errno, PLACE, "helper: setting NO_NEW_PRIVS failed");
+	*ret_layers = layers_that_hold();
+	if (!(*ret_layers & DIOH_LAYER_NO_CAPABILITIES))
+		return dioh_error_set(err, EPERM, PLACE, "helper: capabilities are left after dropping them all");
+	return 0;
+}
+
+uint32_t dioh_seal_layers_available(void)
+{
+	return DIOH_LAYER_STRAYS_CLOSED | DIOH_LAYER_NO_CAPABILITIES | DIOH_LAYER_NOT_ROOT | DIOH_LAYER_NO_NEW_PRIVS |
+	       (MUST_STAY_DUMPABLE ? 0 : DIOH_LAYER_NOT_DUMPABLE);
+}

@@ -1,0 +1,467 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * session_transfer.c - transfers from the door's side: what may begin, what has ended, STATUS and CANCEL. What a region has
+ * had saved into it is kept here, since FINISH asks for it.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "align.h"
+#include "clock.h"
+#include "proto.h"
+#include "session.h"
+
+#define PLACE DIOH_PLACE(PROTOCOL, SESSION, 0, DIOH_OFFSET_NONE)
+
+/* ---- the list ---- */
+
+static struct dioh_running *find_running(const struct dioh_session_state *session, uint32_t id)
+{
+	for (struct dioh_running *running = session->running; running; running = running->next)
+		if (running->id == id)
+			return running;
+	return NULL;
+}
+
+static void unlink_running(struct dioh_session_state *session, const struct dioh_running *gone)
+{
+	struct dioh_running **link = &session->running;
+
+	while (*link != gone)
+		link = &(*link)->next;
+	*link = gone->next;
+	session->running_count--;
+}
+
+bool dioh_session_busy(const struct dioh_session_state *session)
+{
+	return session->running || (session->request && session->request->active) || session->finish.active;
+}
+
+unsigned dioh_session_in_flight(const struct dioh_session_state *session, uint64_t *ret_oldest_ns)
+{
+	uint64_t now = dioh_now_ns();
+	uint64_t oldest = 0;
+	unsigned in_flight = 0;
+
+	for (unsigned i = 0; i < session->worker_count; i++) {
+		uint64_t since = atomic_load(&session->workers[i].oldest_ns);
+
+		in_flight += atomic_load(&session->workers[i].in_flight);
+		if (since)
+			oldest = dioh_max(oldest, now - dioh_min(since, now));
+	}
+	*ret_oldest_ns = oldest;
+	return in_flight;
+}
+
+/* ---- beginning ---- */
+
+static int check_ready(const struct dioh_session_state *session, const struct dioh_message *message,
+                       struct dioh_error *err)
+{
+	const char *name = dioh_msg_name(message->header.type);
+
+	if (session->stage != IMAGE_READY)
+		return dioh_error_set(err, EPROTO, PLACE, "%s is not permitted: the image is not %s", name,
+		                      session->stage == IMAGE_BROKEN ? "usable, creating it failed" : "ready yet");
+	if (session->layout.inspect_only)
+		return dioh_error_set(err, EPROTO, PLACE, "%s is not permitted: the image was opened for inspection only",
+		                      name);
+	if (find_running(session, message->header.id))
+		return dioh_error_set(err, EEXIST, PLACE, "%s: id %" PRIu32 " names a transfer that still runs", name,
+		                      message->header.id);
+	if (session->running_count + session->completes_waiting >= DIOH_TRANSFERS_MAX)
+		return dioh_error_set(err, EBUSY, PLACE, "%s: %u transfers run already", name, DIOH_TRANSFERS_MAX);
+	return 0;
+}
+
+static void completed(struct dioh_job *job);
+
+static struct dioh_running *new_running(struct dioh_session_state *session, const struct dioh_message *message,
+                                        struct dioh_error *err)
+{
+	struct dioh_running *running = calloc(1, sizeof(*running));
+
+	if (!running) {
+		dioh_error_errno(err, ENOMEM, PLACE, "%s", dioh_msg_name(message->header.type));
+		return NULL;
+	}
+	running->session = session;
+	running->id = message->header.id;
+	running->save = session->image.direction == DIOH_DIRECTION_SAVE;
+	return running;
+}
+
+static void begin(struct dioh_session_state *session, struct dioh_running *running, struct dioh_transfer *transfer)
+{
+	transfer->id = running->id;
+	transfer->answers = &session->mailbox;
+	transfer->completed = completed;
+	transfer->owner = running;
+	running->transfer = transfer;
+	running->next = session->running;
+	running->sampled_ns = dioh_now_ns();
+	session->running = running;
+	session->running_count++;
+	dioh_worker_begin(&session->workers[session->worker_next++ % session->worker_count], transfer);
+}
+
+/* ---- SAVE_MEMORY, LOAD_MEMORY ---- */
+
+static int find_memory(struct dioh_session_state *session, const struct dioh_msg_memory_transfer *what,
+                       const struct dioh_memory **ret_memory, struct dioh_error *err)
+{
+	const struct dioh_memory *memory = &session->memories[what->memory];
+
+	if (memory->fd < 0)
+		return dioh_error_set(err, ENOENT, PLACE, "memory %" PRIu32 " was not attached", what->memory);
+	if (what->flags & DIOH_TRANSFER_SELECTION && memory->selection_fd < 0)
+		return dioh_error_set(err, EINVAL, PLACE, "memory %" PRIu32 " was attached without a selection", what->memory);
+	if (memory->kind == DIOH_MEMORY_HUGETLB && !dioh_is_aligned(what->memory_offset, DIOH_CHUNK_BYTES))
+		return dioh_error_set(err, EINVAL, PLACE,
+		                      "memory %" PRIu32 ": offset %" PRIu64 " is not a multiple of 1 MiB, as hugetlb needs",
+		                      what->memory, what->memory_offset);
+	*ret_memory = memory;
+	return 0;
+}
+
+static int check_region_range(const struct dioh_region *region, const struct dioh_msg_memory_transfer *what,
+                              struct dioh_error *err)
+{
+	const struct dioh_record_region *record = &region->record;
+	const uint64_t end = what->region_offset + what->length;
+
+	if (!dioh_range_ok(what->region_offset, what->length, record->bytes))
+		return dioh_error_set(err, ERANGE, DIOH_PLACE(PROTOCOL, REGION, what->region, what->region_offset),
+		                      "region %" PRIu32 ": bytes %" PRIu64 " to %" PRIu64 " lie outside its %" PRIu64,
+		                      what->region, what->region_offset, end, record->bytes);
+	if (end != record->bytes && !dioh_is_aligned(what->length, DIOH_CHUNK_BYTES))
+		return dioh_error_set(err, EINVAL, DIOH_PLACE(PROTOCOL, REGION, what->region, what->region_offset),
+		                      "region %" PRIu32 ": a length of %" PRIu64
+		                      " neither is a multiple of 1 MiB nor reaches the region's end", what->region,
+		                      what->length);
+	return 0;
+}
+
+static int check_memory_range(const struct dioh_memory *memory, const struct dioh_msg_memory_transfer *what,
+                              struct dioh_error *err)
+{
+	uint64_t bytes;
+	int r = dioh_memory_bytes(memory, &bytes, err);
+
+	if (r < 0)
+		return r;
+	if (!dioh_range_ok(what->memory_offset, what->length, bytes))
+		return dioh_error_set(err, ERANGE, DIOH_PLACE(PROTOCOL, MEMORY, what->memory, what->memory_offset),
+		                      "memory %" PRIu32 ": bytes %" PRIu64 " to %" PRIu64 " lie outside its %" PRIu64,
+		                      what->memory, what->memory_offset, what->memory_offset + what->length, bytes);
+	return 0;
+}
+
+static int check_selection_range(const struct dioh_memory *memory, const struct dioh_msg_memory_transfer *what,
+                                 struct dioh_error *err)
+{
+	const uint64_t pages = (what->region_offset + what->length) / DIOH_PAGE_BYTES;
+	struct stat st;
+
+	if (!(what->flags & DIOH_TRANSFER_SELECTION))
+		return 0;
+	if (fstat(memory->selection_fd, &st) < 0)
+		return dioh_error_errno(err, errno, DIOH_PLACE(SEEK, MEMORY, what->memory, DIOH_OFFSET_NONE),
+		                        "memory %" PRIu32 ": fstat of its selection failed", what->memory);
+	if ((uint64_t)st.st_size < dioh_div_up(pages, 8))
+		return dioh_error_set(err, ERANGE, DIOH_PLACE(PROTOCOL, MEMORY, what->memory, (uint64_t)st.st_size),
+		                      "memory %" PRIu32 ": its selection has %" PRIu64 " bytes, and %" PRIu64
+		                      " pages of the region need a bit", what->memory, (uint64_t)st.st_size, pages);
+	return 0;
+}
+
+static bool overlap(uint64_t a_first, uint64_t a_end, uint64_t b_first, uint64_t b_end)
+{
+	return a_first < b_end && b_first < a_end;
+}
+
+static int check_no_overlap(const struct dioh_session_state *session, const struct dioh_running *mine,
+                            struct dioh_error *err)
+{
+	for (const struct dioh_running *other = session->running; other; other = other->next) {
+		if (other->region && other->region == mine->region &&
+		    overlap(mine->region_first, mine->region_end, other->region_first, other->region_end))
+			return dioh_error_set(err, EBUSY,
+			                      DIOH_PLACE(PROTOCOL, REGION, mine->region->record.number, mine->region_first),
+			                      "region %" PRIu32 ": the range overlaps that of transfer %" PRIu32 ", which runs",
+			                      mine->region->record.number, other->id);
+		if (other->memory && other->memory == mine->memory &&
+		    overlap(mine->memory_first, mine->memory_end, other->memory_first, other->memory_end))
+			return dioh_error_set(err, EBUSY,
+			                      DIOH_PLACE(PROTOCOL, MEMORY, mine->memory->number, mine->memory_first),
+			                      "memory %" PRIu32 ": the range overlaps that of transfer %" PRIu32 ", which runs",
+			                      mine->memory->number, other->id);
+	}
+	return 0;
+}
+
+static void set_ranges(struct dioh_running *running, struct dioh_region *region, const struct dioh_memory *memory,
+                       const struct dioh_msg_memory_transfer *what)
+{
+	running->region = region;
+	running->region_first = what->region_offset;
+	running->region_end = what->region_offset + what->length;
+	running->memory = memory;
+	running->memory_first = what->memory_offset;
+	running->memory_end = what->memory_offset + what->length;
+}
+
+static uint64_t chunk_end(uint64_t bytes)
+{
+	return dioh_div_up(bytes, DIOH_CHUNK_BYTES);
+}
+
+/* From now on these chunks hold neither what they held nor, yet, what they are to hold. */
+static int mark_touched(struct dioh_region *region, const struct dioh_running *running, bool *ret_fresh,
+                        struct dioh_error *err)
+{
+	const uint64_t first = running->region_first / DIOH_CHUNK_BYTES;
+	const uint64_t end = chunk_end(running->region_end);
+
+	*ret_fresh = !dioh_intervals_overlap(&region->touched, first, end);
+	if (dioh_intervals_remove(&region->covered, first, end) < 0 ||
+	    dioh_intervals_add(&region->touched, first, end) < 0)
+		return dioh_error_set(err, ENOBUFS, DIOH_PLACE(PROTOCOL, REGION, region->record.number, running->region_first),
+		                      "region %" PRIu32 " has been saved in more than %u separate pieces; fill the gaps first",
+		                      region->record.number, DIOH_INTERVALS_MAX);
+	return 0;
+}
+
+static int begin_memory(struct dioh_session_state *session, const struct dioh_msg_memory_transfer *what,
+                        struct dioh_running *running, struct dioh_error *err)
+{
+	struct dioh_memory_params params = {
+		.save = running->save,
+		.layout = &session->layout,
+		.region = running->region,
+		.memory = running->memory,
+		.memory_offset = what->memory_offset,
+		.region_offset = what->region_offset,
+		.length = what->length,
+		.flags = what->flags,
+	};
+	struct dioh_transfer *transfer;
+	int r = 0;
+
+	if (running->save)
+		r = mark_touched(running->region, running, &params.tables_fresh, err);
+	if (r < 0)
+		return r;
+	transfer = dioh_payload_memory(&params, err);
+	if (!transfer)
+		return -ENOMEM;
+	begin(session, running, transfer);
+	return 0;
+}
+
+int dioh_on_memory_transfer(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
+{
+	const struct dioh_msg_memory_transfer *what = (const struct dioh_msg_memory_transfer *)message->payload;
+	struct dioh_running *running;
+	struct dioh_region *region;
+	const struct dioh_memory *memory = NULL;
+	int r = check_ready(session, message, err);
+
+	if (r == 0)
+		r = find_memory(session, what, &memory, err);
+	if (r < 0)
+		return r;
+	region = dioh_layout_region(&session->layout, what->region);
+	if (!region)
+		return dioh_error_set(err, ENOENT, PLACE, "region %" PRIu32 " is not in the image's table", what->region);
+	r = check_region_range(region, what, err);
+	if (r == 0)
+		r = check_memory_range(memory, what, err);
+	if (r == 0)
+		r = check_selection_range(memory, what, err);
+	if (r < 0)
+		return r;
+	running = new_running(session, message, err);
+	if (!running)
+		return -ENOMEM;
+	set_ranges(running, region, memory, what);
+	r = check_no_overlap(session, running, err);
+	if (r == 0)
+		r = begin_memory(session, what, running, err);
+	if (r < 0) {
+		free(running);
+		return r;
+	}
+	dioh_session_reply(session, message->header.type, message->header.id, NULL, 0);
+	return 0;
+}
+
+/* ---- SAVE_STREAM, LOAD_STREAM ---- */
+
+static int check_stream(struct dioh_session_state *session, const struct dioh_msg_stream_transfer *what,
+                        struct dioh_stream_entry **ret_entry, struct dioh_error *err)
+{
+	const struct dioh_session_stream *stream = &session->streams[what->stream];
+	struct dioh_stream_entry *entry = dioh_layout_stream(&session->layout, what->entry);
+
+	if (!stream->known)
+		return dioh_error_set(err, ENOENT, PLACE, "stream %" PRIu32 " was not attached", what->stream);
+	if (stream->fd < 0)
+		return dioh_error_set(err, EBADF, PLACE, "stream %" PRIu32 " has been used: it serves one transfer",
+		                      what->stream);
+	if (!entry)
+		return dioh_error_set(err, ENOENT, PLACE, "stream entry %" PRIu32 " is not in the image's table", what->entry);
+	if (session->image.direction == DIOH_DIRECTION_SAVE && entry->begun)
+		return dioh_error_set(err, entry->busy ? EBUSY : EEXIST, PLACE,
+		                      "stream entry %" PRIu32 " %s: an entry is saved once", what->entry,
+		                      entry->busy ? "is being saved" : "has been saved into already");
+	*ret_entry = entry;
+	return 0;
+}
+
+int dioh_on_stream_transfer(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
+{
+	const struct dioh_msg_stream_transfer *what = (const struct dioh_msg_stream_transfer *)message->payload;
+	struct dioh_stream_params params = { .layout = &session->layout, .stream = what->stream, .flags = what->flags };
+	struct dioh_transfer *transfer;
+	struct dioh_running *running;
+	int r = check_ready(session, message, err);
+
+	if (r == 0)
+		r = check_stream(session, what, &params.entry, err);
+	if (r < 0)
+		return r;
+	running = new_running(session, message, err);
+	if (!running)
+		return -ENOMEM;
+	params.save = running->save;
+	params.fd = session->streams[what->stream].fd;
+	params.slot = DIOH_SLOT_STREAM + what->stream;
+	transfer = dioh_payload_stream(&params, err);
+	if (!transfer) {
+		free(running);
+		return -ENOMEM;
+	}
+	session->streams[what->stream].fd = -1; /* the transfer's now */
+	running->entry = params.entry;
+	params.entry->busy = params.entry->begun = running->save;
+	begin(session, running, transfer);
+	dioh_session_reply(session, message->header.type, message->header.id, NULL, 0);
+	return 0;
+}
+
+/* ---- the end ---- */
+
+static void record_success(struct dioh_running *running)
+{
+	if (!running->save)
+		return;
+	if (running->entry)
+		running->entry->saved = true;
+	/* It cannot fail: the range is part of what is touched, whose pieces are no more than these. */
+	if (running->region)
+		(void)dioh_intervals_add(&running->region->covered, running->region_first / DIOH_CHUNK_BYTES,
+		                         chunk_end(running->region_end));
+}
+
+void dioh_session_complete(struct dioh_session_state *session, uint32_t id, struct dioh_msg_complete *figures,
+                           const struct dioh_error *err)
+{
+	memset(&figures->error, 0, sizeof(figures->error));
+	if (err)
+		dioh_error_encode(err, &figures->error);
+	dioh_session_event(session, DIOH_MSG_COMPLETE, id, figures, sizeof(*figures));
+}
+
+static void completed(struct dioh_job *job)
+{
+	struct dioh_transfer *transfer = dioh_container_of(job, struct dioh_transfer, job);
+	struct dioh_running *running = transfer->owner;
+	struct dioh_session_state *session = running->session;
+
+	unlink_running(session, running);
+	if (running->entry)
+		running->entry->busy = false;
+	if (!transfer->failed)
+		record_success(running);
+	session->done_bytes += atomic_load(&transfer->done_bytes);
+	dioh_session_complete(session, running->id, &transfer->figures, transfer->failed ? &transfer->error : NULL);
+	free(running);
+	free(transfer);
+}
+
+void dioh_session_broken(struct dioh_job *job)
+{
+	const struct dioh_worker *worker = dioh_container_of(job, struct dioh_worker, broken_job);
+
+	/* I/O may be in flight that nobody can wait for any more: nothing may be taken down, nothing called complete. */
+	(void)!write(STDERR_FILENO, worker->broken_error.text, strlen(worker->broken_error.text));
+	(void)!write(STDERR_FILENO, "\n", 1);
+	abort();
+}
+
+/* ---- STATUS, CANCEL ---- */
+
+static uint32_t phase_of(const struct dioh_session_state *session)
+{
+	if (session->finished)
+		return DIOH_PHASE_FINISHED;
+	if (!session->sealed)
+		return DIOH_PHASE_ATTACH;
+	if (session->finish.active || session->request->active)
+		return DIOH_PHASE_SYNC;
+	return session->running ? DIOH_PHASE_TRANSFER : DIOH_PHASE_READY;
+}
+
+int dioh_on_status(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
+{
+	struct dioh_msg_status_reply reply = { .phase = phase_of(session), .transfers = session->running_count };
+
+	(void)err;
+	reply.in_flight = dioh_session_in_flight(session, &reply.oldest_ns);
+	reply.done_bytes = session->done_bytes;
+	for (const struct dioh_running *running = session->running; running; running = running->next)
+		reply.done_bytes += atomic_load(&running->transfer->done_bytes);
+	dioh_session_reply(session, DIOH_MSG_STATUS, message->header.id, &reply, sizeof(reply));
+	return 0;
+}
+
+static void cancel(struct dioh_running *running)
+{
+	atomic_store(&running->transfer->cancel, true);
+	dioh_mailbox_wake(&running->transfer->worker->mailbox);
+}
+
+void dioh_session_cancel_all(struct dioh_session_state *session)
+{
+	for (struct dioh_running *running = session->running; running; running = running->next)
+		cancel(running);
+	atomic_store(&session->finish.cancel, true);
+}
+
+int dioh_on_cancel(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
+{
+	const struct dioh_msg_cancel *request = (const struct dioh_msg_cancel *)message->payload;
+	struct dioh_running *running = find_running(session, request->transfer);
+	struct dioh_msg_cancel_reply reply = { 0 };
+	uint64_t oldest_ns;
+
+	if (request->transfer == 0) {
+		dioh_session_cancel_all(session);
+	} else if (running) {
+		cancel(running);
+	} else if (session->finish.active && session->finish.id == request->transfer) {
+		atomic_store(&session->finish.cancel, true);
+	} else {
+		return dioh_error_set(err, ENOENT, PLACE, "CANCEL: no transfer %" PRIu32 " runs", request->transfer);
+	}
+	reply.in_flight = dioh_session_in_flight(session, &oldest_ns);
+	dioh_session_reply(session, DIOH_MSG_CANCEL, message->header.id, &reply, sizeof(reply));
+	return 0;
+}

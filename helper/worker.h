@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * worker.h - a data worker: one thread, one engine, the transfers handed to it, stepped in turn within one in-flight
+ * budget. It never blocks on image, stream or peer but in its engine's run().
+ *
+ * open and close: session thread, before the start and after the stop. dioh_worker_begin and the atomics: session thread.
+ * Everything else: the worker's own thread.
+ */
+#ifndef DIOH_WORKER_H
+#define DIOH_WORKER_H
+
+#include "bufpool.h"
+#include "control.h"
+#include "transfer.h"
+
+struct dioh_worker_config {
+	const struct dioh_engine_ops *engine;
+	struct dioh_engine_config slots; /* depth and the wake slot are filled in by open */
+	uint32_t block_bytes;
+	uint32_t in_flight;
+	bool direct;
+	struct dioh_control *control;
+	struct dioh_mailbox *session; /* where a broken engine is reported */
+	void (*broken)(struct dioh_job *job);
+};
+
+struct dioh_worker {
+	struct dioh_worker_config config;
+	struct dioh_io_engine *engine;
+	struct dioh_mailbox mailbox;
+	struct dioh_bufpool pool;
+	pthread_t thread;
+	bool running;
+	atomic_bool stop;
+
+	/* For STATUS, CANCEL and STUCK: image I/Os given to the engine, and when the oldest of them was. */
+	atomic_uint in_flight;
+	atomic_uint_fast64_t oldest_ns; /* 0: none */
+
+	struct dioh_transfer *transfers;
+	struct dioh_io *waiting; /* the engine had no room; in order */
+	struct dioh_io **waiting_last;
+	struct dioh_io flying;   /* ring of image I/Os, oldest first */
+	uint8_t *discard;        /* where gaps of loads go: DIOH_GAP_PAGES_MAX pages */
+	struct dioh_job broken_job;
+	struct dioh_error broken_error;
+	int start_result; /* the engine's start; read by the session after the barrier */
+	struct dioh_error start_error;
+	pthread_barrier_t *barrier;
+};
+
+/* Zeros for the gaps of saves: DIOH_GAP_PAGES_MAX pages. */
+extern const uint8_t dioh_zero_pages[DIOH_GAP_PAGES_MAX * DIOH_PAGE_BYTES];
+
+int dioh_worker_open(struct dioh_worker *worker, const struct dioh_worker_config *config, struct dioh_error *err);
+
+/* Starts the thread; it starts its engine and then waits at the barrier, where start_result is valid. */
+int dioh_worker_start(struct dioh_worker *worker, pthread_barrier_t *barrier, struct dioh_error *err);
+
+/* No transfer may be left. */
+void dioh_worker_stop(struct dioh_worker *worker);
+
+/* Hands a transfer over. Set transfer->cancel and wake the mailbox to cancel it. */
+void dioh_worker_begin(struct dioh_worker *worker, struct dioh_transfer *transfer);
+
+/* Starts an I/O of a transfer; io->done follows, always through the worker's loop. */
+void dioh_worker_submit(struct dioh_worker *worker, struct dioh_transfer *transfer, struct dioh_io *io);
+
+/* Has the control-I/O thread handle a job, which ends by posting it back with dioh_worker_answer(). */
+void dioh_worker_ask(struct dioh_worker *worker, struct dioh_transfer *transfer, struct dioh_job *job,
+                     void (*work)(struct dioh_job *job));
+void dioh_worker_answer(struct dioh_worker *worker, struct dioh_job *job, void (*handle)(struct dioh_job *job));
+
+/* An I/O's or a job's end has been handled. */
+void dioh_worker_settle(struct dioh_transfer *transfer);
+
+#endif

@@ -1,0 +1,83 @@
+#!/bin/bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# What `make install` puts somewhere is enough to build and run a manager: the README's own, as C99, against the shared
+# and the static library, by pkg-config's flags; and `make uninstall` takes all of it away again.
+set -eu
+
+fail() { echo "test-install: $*"; exit 1; }
+
+for tool in cc pkg-config; do
+	command -v "$tool" >/dev/null || { echo "skip: no $tool here"; exit 77; }
+done
+cd "$(dirname "$0")/../.."
+unset MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL
+work=$(mktemp -d "${TMPDIR:-/var/tmp}/install.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+stage=$work/stage
+sanitize=${DIOH_SANITIZE:+-fsanitize=$DIOH_SANITIZE}
+
+run_make() { make --no-print-directory BUILD="$BUILD" DESTDIR="$stage" prefix=/opt/dioh "$@"; }
+
+run_make install >"$work/log" 2>&1 || { cat "$work/log"; fail "make install failed"; }
+! grep -E '^ +(CC|LD) ' "$work/log" || fail "make install compiled something"
+for file in bin/diohelper bin/diohelper-tool lib/libdiohelper.so lib/libdiohelper.so.0 lib/libdiohelper.a \
+	lib/pkgconfig/libdiohelper.pc include/diohelper.h include/diohelper-protocol.h include/diohelper-image.h \
+	share/doc/diohelper/README.md share/doc/diohelper/LICENSE; do
+	[ -s "$stage/opt/dioh/$file" ] || fail "$file was not installed"
+done
+[ "$(readlink "$stage/opt/dioh/lib/libdiohelper.so")" = libdiohelper.so.0 ] || fail "the development link is wrong"
+
+export PKG_CONFIG_PATH=$stage/opt/dioh/lib/pkgconfig PKG_CONFIG_SYSROOT_DIR=$stage
+version=$(sed -n 's/.*DIOH_VERSION_STRING "\(.*\)"/\1/p' include/diohelper.h)
+[ "$(pkg-config --modversion libdiohelper)" = "$version" ] || fail "libdiohelper.pc names another version"
+
+sed -n '/^```c$/,/^```$/p' README.md | grep -v '^```' >"$work/save.c"
+grep -q dioh_save_memory "$work/save.c" || fail "README.md has no example"
+cat >"$work/main.c" <<'END'
+#define _GNU_SOURCE
+#include <diohelper.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+int save(int image_fd, int direct_fd, int memory_fd, uint64_t bytes, struct dioh_error *err);
+
+int main(int argc, char **argv)
+{
+	struct dioh_error err = { 0 };
+	int image = argc == 2 ? open(argv[1], O_RDWR | O_CREAT | O_TRUNC, 0600) : -1;
+	int memory = memfd_create("ram", 0);
+
+	if (image < 0 || memory < 0 || ftruncate(memory, 4 << 20) || pwrite(memory, "page", 4, 1 << 20) != 4)
+		return 2;
+	if (save(image, -1, memory, 4 << 20, &err) < 0) {
+		fprintf(stderr, "save: %s\n", err.text);
+		return 1;
+	}
+	return 0;
+}
+END
+# shellcheck disable=SC2046,SC2086
+compile() { cc -std=c99 -pedantic -Wall -Wextra -Werror $sanitize "$@"; }
+# shellcheck disable=SC2046
+compile -c -o "$work/save.o" "$work/save.c" $(pkg-config --cflags libdiohelper)
+# shellcheck disable=SC2046
+compile -c -o "$work/main.o" "$work/main.c" $(pkg-config --cflags libdiohelper)
+# shellcheck disable=SC2046
+compile -o "$work/shared" "$work/main.o" "$work/save.o" $(pkg-config --libs libdiohelper)
+compile -o "$work/static" "$work/main.o" "$work/save.o" "$stage/opt/dioh/lib/libdiohelper.a"
+
+# diohelper is found through PATH, and finds diohelper-tool beside itself.
+PATH=$stage/opt/dioh/bin:$PATH
+! ldd "$work/static" | grep -q libdiohelper || fail "the static program wants the shared library"
+LD_LIBRARY_PATH=$stage/opt/dioh/lib "$work/shared" "$work/shared.img" || fail "saving with the shared library failed"
+"$work/static" "$work/static.img" || fail "saving with the static library failed"
+for image in shared static; do
+	diohelper verify "$work/$image.img" || fail "the image saved with the $image library is not in order"
+done
+
+run_make uninstall >/dev/null
+left=$(find "$stage" ! -type d)
+[ -z "$left" ] || fail "make uninstall left: $left"

@@ -1,0 +1,158 @@
+#!/bin/bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# diohelper-tool's command line, and what it says of files that are no images: each with one clear sentence and status 1.
+# shellcheck source=tests/integration/functions.sh
+. "$(dirname "$0")/functions.sh"
+
+tool=$DIOHELPER_TOOL
+version=$(sed -n 's/.*DIOH_VERSION_STRING "\(.*\)"/\1/p' "$root/include/diohelper.h")
+verbs="inspect verify"
+
+usage_error() { # PATTERN ARGUMENT...
+	local pattern=$1
+
+	shift
+	run 2 "$tool" "$@"
+	complains "^diohelper-tool( [a-z]+)?: .*$pattern"
+	is_silent
+	[ "$(wc -l <"$tmp/err")" = 1 ] || fail "$*: more than one line of complaint"
+}
+
+refused() { # FILE PATTERN ARGUMENT...
+	local file=$1 pattern=$2 verb
+
+	shift 2
+	for verb in $verbs; do
+		run 1 "$tool" "$verb" "$@" "$file"
+		complains "^diohelper-tool: .*$(basename "$file"): .*$pattern"
+		is_silent
+	done
+}
+
+# ---- help and version ----
+
+run 0 "$tool" --help
+says '^Usage: diohelper-tool VERB'
+for verb in $verbs; do says "^  $verb "; done
+is_content
+run 0 "$tool" --version
+[ "$(cat "$tmp/out")" = "diohelper-tool $version" ] || fail "--version does not say $version"
+is_content
+for verb in $verbs; do
+	run 0 "$tool" "$verb" --help
+	says "^Usage: diohelper-tool $verb \[OPTION...\] IMAGE"
+	is_content
+done
+
+# Help, the table that the options are parsed by, and the manual page know the same options.
+page=$(sed 's/\\-/-/g' "$root/docs/diohelper-tool.1")
+for verb in $verbs; do
+	run 0 "$tool" "$verb" --long-options
+	options=$(cat "$tmp/out")
+	run 0 "$tool" "$verb" --help
+	[ "$(grep -oE '^  --[a-z-]+' "$tmp/out" | tr -d ' ')" = "$options" ] || fail "$verb --help and its table differ"
+	for option in $options; do
+		grep -qE -- "$option([ =\\\\]|\$)" <<<"$page" || fail "the manual page does not know $verb's $option"
+	done
+done
+for option in $(grep -oE '^\.B[IR]? --[a-z-]+' <<<"$page" | sed 's/.* //'); do
+	[ "$option" = --version ] && continue
+	{ for verb in $verbs; do "$tool" "$verb" --long-options; done; } | grep -qxF -- "$option" ||
+		fail "the manual page has $option, which no verb has"
+done
+
+# ---- wrong command lines ----
+
+usage_error 'verb is missing'
+usage_error 'explode: there is no such verb' explode
+usage_error '\-\-explode: there is no such option' --explode
+for verb in $verbs; do
+	usage_error 'image is missing' "$verb"
+	usage_error 'image is missing' "$verb" --json
+	usage_error "name is empty" "$verb" ''
+	usage_error 'b: one image only' "$verb" a b
+	usage_error '\-\-explode: there is no such option' "$verb" --explode a
+	usage_error '\-x: there is no such option' "$verb" -x a
+	usage_error '\-\-json=yes: it takes no value' "$verb" --json=yes a
+	usage_error '\-\-base-offset: a value is missing' "$verb" a --base-offset
+	usage_error '\-\-base-offset: x is not a size' "$verb" --base-offset=x a
+	usage_error '\-\-base-offset: -4096 is not a size' "$verb" --base-offset=-4096 a
+	usage_error '\-\-base-offset:  1 is not a size' "$verb" --base-offset=' 1' a
+	usage_error '\-\-base-offset: 4KB is not a size' "$verb" --base-offset=4KB a
+	usage_error '\-\-base-offset: 18446744073709551616 is not a size' "$verb" --base-offset=18446744073709551616 a
+	usage_error '\-\-base-offset: 16777216T is not a size' "$verb" --base-offset=16777216T a
+	usage_error '\-\-base-offset: 4097 is not a multiple of 4096' "$verb" --base-offset=4097 a
+	usage_error '\-\-base-offset: .* is too large' "$verb" --base-offset=4194304T a
+done
+
+# ---- files that are no images ----
+
+cd "$tmp" || exit 1
+refused missing 'cannot be opened: No such file or directory'
+mkdir directory
+refused directory 'is a directory'
+: >empty
+refused empty 'is empty'
+refused /dev/null 'neither a regular file nor a block device'
+mkfifo fifo
+refused fifo 'neither a regular file nor a block device'
+head -c 100 /dev/urandom >short
+refused short 'not .*image|not one of ours|too few'
+head -c 1000000 /dev/urandom >random
+refused random 'not .*image|not one of ours|magic'
+head -c 1000000 /dev/zero >zeros
+refused zeros 'not .*image|not one of ours|magic'
+refused random '.' --base-offset=4K
+refused random '.' --base-offset=1G
+if [ "$(id -u)" != 0 ]; then
+	: >unreadable
+	chmod 0 unreadable
+	refused unreadable 'cannot be opened: Permission denied'
+fi
+
+# With --json the same is said in a document as well, whose strings are plain ASCII.
+head -c 5000 /dev/urandom >$'bad\xff\e[31m'
+for verb in $verbs; do
+	run 1 "$tool" "$verb" --json $'bad\xff\e[31m'
+	complains '^diohelper-tool: '
+	says '"result": "unreadable"'
+	says '"image": "bad\\\\xff\\\\x1b\[31m"'
+	says '"text": "'
+	LC_ALL=C grep -q '[^ -~]' "$tmp/out" && fail "$verb --json: something that is not ASCII"
+done
+
+# ---- which helper ----
+
+for verb in $verbs; do
+	run 1 "$tool" "$verb" --helper=/nonexistent/diohelper random
+	complains 'random: .*/nonexistent/diohelper.*No such file'
+	run 1 env DIOHELPER=/nonexistent/other "$tool" "$verb" random
+	complains '/nonexistent/other'
+	run 1 env DIOHELPER=/nonexistent/other "$tool" "$verb" --helper="$DIOHELPER" random
+	complains 'image'
+	# A helper that is none ends at once, and the tool does not wait for it.
+	run 1 "$tool" "$verb" --helper=/bin/true random
+	complains '^diohelper-tool: random: '
+done
+# Without being told, the tool takes the one beside it: first of all from a directory that has one, then through PATH.
+mkdir beside alone
+ln "$tool" beside/diohelper-tool 2>/dev/null || cp "$tool" beside/diohelper-tool
+cp beside/diohelper-tool alone/diohelper-tool
+printf '#!/bin/sh\necho "the neighbour ran" >&2\nexit 1\n' >beside/diohelper
+chmod +x beside/diohelper
+run 1 env -u DIOHELPER beside/diohelper-tool inspect random
+complains 'the neighbour ran'
+run 1 env -u DIOHELPER PATH="$tmp/beside:$PATH" alone/diohelper-tool inspect random
+complains 'the neighbour ran'
+
+# ---- output that cannot be written ----
+
+if [ -w /dev/full ]; then
+	status=0
+	"$tool" --help >/dev/full 2>"$tmp/err" || status=$?
+	[ "$status" = 1 ] || fail "--help into a full device: exit status $status, not 1"
+	complains 'standard output failed: No space left on device'
+fi
+
+echo "diohelper-tool's command line is as documented"

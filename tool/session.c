@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * session.c - the image's descriptors, and a sealed helper that reads the image through them. What comes back has been
+ * checked by the helper and again by the library; names in it are still the image's author's. Called by the verbs.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "cleanup.h"
+#include "tool.h"
+
+/* The helper ends at once when nothing runs; a disk that hangs must not hang the tool as well. */
+#define END_TIMEOUT_MS 10000
+
+/* Hostile bytes are parsed behind these. They can be had everywhere, so a helper without them is not to be used. */
+#define LAYERS_REQUIRED (DIOH_LAYER_STRAYS_CLOSED | DIOH_LAYER_NO_CAPABILITIES | DIOH_LAYER_NO_NEW_PRIVS)
+
+/* ---- the image ---------------------------------------------------------------------------------------------- */
+
+static int check_kind(int fd, struct dioh_error *err)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) != 0)
+		return dioh_tool_error_set(err, errno, "fstat failed: %s", strerror(errno));
+	if (S_ISDIR(st.st_mode))
+		return dioh_tool_error_set(err, EISDIR, "is a directory, not an image");
+	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+		return dioh_tool_error_set(err, EINVAL, "is neither a regular file nor a block device");
+	if (S_ISREG(st.st_mode) && st.st_size == 0)
+		return dioh_tool_error_set(err, EBADMSG, "is empty, so it is not an image");
+	return 0;
+}
+
+/* O_NONBLOCK: opening a FIFO must not wait for its writer. It means nothing to what is accepted in the end. */
+static int open_buffered(const char *path, int *ret_fd, struct dioh_error *err)
+{
+	DIOH_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+	int r;
+
+	if (fd < 0)
+		return dioh_tool_error_set(err, errno, "cannot be opened: %s", strerror(errno));
+	r = check_kind(fd, err);
+	if (r != 0)
+		return r;
+	if (fcntl(fd, F_SETFL, 0) != 0)
+		return dioh_tool_error_set(err, errno, "fcntl failed: %s", strerror(errno));
+	*ret_fd = dioh_steal_fd(&fd);
+	return 0;
+}
+
+int dioh_tool_image_open(const char *path, uint64_t base_offset, bool direct, struct dioh_tool_image *ret_image,
+                         struct dioh_error *err)
+{
+	int buffered_fd = -1, direct_fd = -1;
+	int r = open_buffered(path, &buffered_fd, err);
+
+	if (r != 0)
+		return r;
+	if (direct) {
+		direct_fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_DIRECT);
+		/* EINVAL: this file system has none. Whatever else it is, without O_DIRECT the work can be done too. */
+		if (direct_fd >= 0)
+			(void)fcntl(direct_fd, F_SETFL, O_DIRECT);
+	}
+	*ret_image = (struct dioh_tool_image){ path, base_offset, buffered_fd, direct_fd };
+	return 0;
+}
+
+void dioh_tool_image_close(struct dioh_tool_image *image)
+{
+	dioh_cleanup_fd(&image->buffered_fd);
+	dioh_cleanup_fd(&image->direct_fd);
+	image->buffered_fd = image->direct_fd = -1;
+}
+
+/* ---- the helper --------------------------------------------------------------------------------------------- */
+
+/* The helper that stands beside this program, into `path`. */
+static bool find_neighbour(char *path, size_t size)
+{
+	static const char name[] = "diohelper";
+	ssize_t length = readlink("/proc/self/exe", path, size - 1);
+	char *slash;
+
+	if (length < 0 || (size_t)length >= size - sizeof(name))
+		return false;
+	path[length] = '\0';
+	slash = strrchr(path, '/');
+	if (!slash)
+		return false;
+	memcpy(slash + 1, name, sizeof(name));
+	return access(path, X_OK) == 0;
+}
+
+static int spawn(const char *helper, struct dioh_session **ret_session, struct dioh_error *err)
+{
+	struct dioh_spawn_options spawn_options = DIOH_SPAWN_OPTIONS_INIT;
+	char neighbour[4096];
+
+	if (!helper)
+		helper = getenv("DIOHELPER");
+	if ((!helper || *helper == '\0') && find_neighbour(neighbour, sizeof(neighbour)))
+		helper = neighbour;
+	spawn_options.program = helper && *helper ? helper : NULL;
+	return dioh_spawn(&spawn_options, DIOH_FEATURE_LAYOUT_CONTAINER | DIOH_FEATURE_CHECKSUM | DIOH_FEATURE_STREAM,
+	                  ret_session, err);
+}
+
+static int attach(struct dioh_session *session, const struct dioh_tool_session_options *options, struct dioh_error *err)
+{
+	struct dioh_image_options image_options = DIOH_IMAGE_OPTIONS_INIT;
+	struct dioh_memory_options memory_options = DIOH_MEMORY_OPTIONS_INIT;
+	struct dioh_msg_attach_image_reply image;
+	struct dioh_msg_attach_memory_reply memory;
+	struct dioh_msg_attach_stream_reply stream;
+	struct dioh_msg_seal_reply seal;
+	int r;
+
+	image_options.buffered_fd = options->image->buffered_fd;
+	image_options.direct_fd = options->image->direct_fd;
+	image_options.direction = DIOH_DIRECTION_LOAD;
+	image_options.base_offset = options->image->base_offset;
+	r = dioh_attach_image(session, &image_options, &image, err);
+	if (r == 0 && options->memory_fd >= 0) {
+		memory_options.fd = options->memory_fd;
+		r = dioh_attach_memory(session, 0, &memory_options, &memory, err);
+	}
+	for (uint32_t i = 0; r == 0 && i < options->stream_count; i++)
+		r = dioh_attach_stream(session, i, options->stream_fds[i], &stream, err);
+	if (r != 0)
+		return r;
+	return dioh_seal(session, LAYERS_REQUIRED, &seal, err);
+}
+
+int dioh_tool_session_start(const struct dioh_tool_session_options *options, struct dioh_session **ret_session,
+                            struct dioh_msg_open_image_reply *ret_open, struct dioh_error *err)
+{
+	struct dioh_open_options open_options = { .layout = DIOH_LAYOUT_DETECT, .flags = options->open_flags };
+	struct dioh_msg_open_image_reply open;
+	struct dioh_session *session;
+	int r;
+
+	r = spawn(options->helper, &session, err);
+	if (r != 0)
+		return r;
+	r = attach(session, options, err);
+	if (r == 0)
+		r = dioh_open_image(session, &open_options, &open, err);
+	if (r != 0) {
+		(void)dioh_close(session, END_TIMEOUT_MS, NULL);
+		return r;
+	}
+	*ret_session = session;
+	*ret_open = open;
+	return 0;
+}
+
+int dioh_tool_session_end(struct dioh_session *session, struct dioh_error *err)
+{
+	int status = 0;
+	int r;
+
+	if (!session)
+		return 0;
+	r = dioh_close(session, END_TIMEOUT_MS, &status);
+	if (r == -ETIMEDOUT)
+		return dioh_tool_error_set(err, ETIMEDOUT, "the helper has not ended in %d s: the disk may hang",
+		                           END_TIMEOUT_MS / 1000);
+	if (r != 0)
+		return dioh_tool_error_set(err, -r, "waiting for the helper failed: %s", strerror(-r));
+	if (WIFSIGNALED(status))
+		return dioh_tool_error_set(err, EPIPE, "the helper was killed by signal %d", WTERMSIG(status));
+	if (WEXITSTATUS(status) != 0)
+		return dioh_tool_error_set(err, EPIPE, "the helper ended with status %d", WEXITSTATUS(status));
+	return 0;
+}
+
+/* ---- the table ---------------------------------------------------------------------------------------------- */
+
+static bool entry_fits(const struct dioh_msg_entry *entry, uint32_t index, uint32_t region_count)
+{
+	if (entry->kind != (index < region_count ? DIOH_ENTRY_REGION : DIOH_ENTRY_STREAM))
+		return false;
+	if (entry->kind == DIOH_ENTRY_REGION)
+		return entry->bytes <= DIOH_REGION_BYTES_MAX && entry->present_bytes <= entry->bytes;
+	return entry->bytes <= DIOH_OFFSET_MAX;
+}
+
+int dioh_tool_table_read(struct dioh_session *session, const struct dioh_msg_open_image_reply *open,
+                         struct dioh_tool_table *ret_table, struct dioh_error *err)
+{
+	DIOH_AUTO_FREE struct dioh_msg_entry *entries = NULL;
+	uint32_t total, got = 0;
+
+	if (open->region_count > DIOH_REGIONS_MAX || open->stream_count > DIOH_STREAMS_MAX)
+		return dioh_tool_error_set(err, EBADMSG, "the helper tells of more entries than there can be");
+	total = open->region_count + open->stream_count;
+	entries = calloc(total ? total : 1, sizeof(*entries));
+	if (!entries)
+		return dioh_tool_error_set(err, ENOMEM, "there is no memory for the image's table");
+	while (got < total) {
+		uint32_t count = 0;
+		int r = dioh_get_table(session, got, total - got, entries + got, &count, err);
+
+		if (r != 0)
+			return r;
+		if (count == 0 || count > total - got)
+			return dioh_tool_error_set(err, EBADMSG, "the helper's table has %u entries instead of %u", got,
+			                           total);
+		got += count;
+	}
+	for (uint32_t i = 0; i < total; i++)
+		if (!entry_fits(&entries[i], i, open->region_count))
+			return dioh_tool_error_set(err, EBADMSG, "the helper's table makes no sense at entry %u", i);
+	*ret_table = (struct dioh_tool_table){ open->region_count, open->stream_count, entries };
+	entries = NULL;
+	return 0;
+}

@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * tool.h - what the verbs of diohelper-tool share: options, output, the image's descriptors and a sealed helper that
+ * reads the image for them. The tool is a manager like any other: it parses no image byte and trusts no name, text or
+ * number that comes out of one.
+ */
+#ifndef DIOH_TOOL_H
+#define DIOH_TOOL_H
+
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+
+#include "diohelper.h"
+
+#define DIOH_TOOL_NAME "diohelper-tool"
+
+enum dioh_tool_exit { DIOH_TOOL_OK = 0, DIOH_TOOL_FAILED = 1, DIOH_TOOL_USAGE = 2 };
+
+/* ---- verbs and options (options.c) -------------------------------------------------------------------------- */
+
+struct dioh_tool_verb {
+	const char *name;
+	const char *summary; /* one line, for the tool's --help */
+	int (*run)(int argc, char **argv); /* argv[0] is the verb; answers the exit status */
+};
+
+/* An option and where its value goes: exactly one of the three pointers is set. The table also makes --help. */
+struct dioh_tool_option {
+	const char *name;
+	const char *argument; /* what --help calls the argument; NULL: it takes none */
+	const char *help;
+	bool *flag;
+	const char **text;
+	uint64_t *size; /* bytes; suffixes K, M, G, T */
+};
+
+/* Options that every verb has. */
+#define DIOH_TOOL_BASE_OFFSET_HELP "where in IMAGE the image starts (default 0)"
+#define DIOH_TOOL_HELPER_HELP "the diohelper to use (default: $DIOHELPER, the one beside this program, PATH)"
+
+struct dioh_tool_usage {
+	const char *verb;
+	const char *description;
+	const struct dioh_tool_option *options;
+	unsigned option_count;
+};
+
+/*
+ * Parses a verb's options and its one operand, IMAGE. Returns -1 to go on, else the exit status: --help has been
+ * printed, or what is wrong with the command line.
+ */
+int dioh_tool_parse(const struct dioh_tool_usage *usage, int argc, char **argv, const char **ret_image);
+
+/* Complains "diohelper-tool VERB: ..." on stderr. Returns DIOH_TOOL_USAGE. */
+int dioh_tool_usage_error(const char *verb, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Checks what --base-offset brought: -1 to go on, else the exit status. */
+int dioh_tool_check_base_offset(const char *verb, uint64_t base_offset);
+
+/* ---- output (output.c) -------------------------------------------------------------------------------------- */
+
+#define DIOH_TOOL_SIZE_BYTES 32u                            /* room for a size as people read it */
+#define DIOH_TOOL_ESCAPED_BYTES (4u * DIOH_NAME_BYTES + 1u) /* room for any name, escaped */
+
+const char *dioh_tool_layout_name(uint32_t layout);
+const char *dioh_tool_state_name(uint32_t state);
+
+/* "4096.0 MiB"; KiB and bytes below 1 MiB. */
+void dioh_tool_format_size(uint64_t bytes, char text[DIOH_TOOL_SIZE_BYTES]);
+
+/* `name` (at most DIOH_NAME_BYTES, NUL or not) with everything escaped that could act on a terminal. */
+void dioh_tool_escape_name(const char *name, char escaped[DIOH_TOOL_ESCAPED_BYTES]);
+
+/* Columns that an escaped name takes. */
+size_t dioh_tool_columns(const char *escaped);
+
+/* All bytes are text that people can read: valid UTF-8, no control characters but tab and newline. */
+bool dioh_tool_is_text(const char *bytes, size_t count);
+
+/* Prints text, escaped, every line behind `indent`. */
+void dioh_tool_print_text(FILE *file, const char *indent, const char *bytes, size_t count);
+
+/* Fills `err` for a failure of the tool's own; returns -code. */
+int dioh_tool_error_set(struct dioh_error *err, int code, const char *format, ...)
+	__attribute__((format(printf, 3, 4)));
+
+/* ---- JSON (json.c): keys are documented in docs/tool.md ----------------------------------------------------- */
+
+json_t *dioh_tool_json_text(const char *bytes, size_t count);
+json_t *dioh_tool_json_name(const char name[DIOH_NAME_BYTES]);
+json_t *dioh_tool_json_hex(uint64_t value);
+json_t *dioh_tool_json_bytes(uint64_t value); /* an integer */
+json_t *dioh_tool_json_error(const struct dioh_error *err);
+
+/* The keys that every document begins with. */
+json_t *dioh_tool_json_image(const char *path, uint64_t base_offset, const struct dioh_msg_open_image_reply *open);
+
+/* Prints `root` and frees it; NULL: memory ran out while it was made. Returns 0 or -errno with `err` filled. */
+int dioh_tool_json_print(json_t *root, struct dioh_error *err);
+
+/*
+ * A verb could not do its work: "diohelper-tool: PATH: what went wrong" on stderr, and a document with the keys
+ * `result` and `error` if `json`. Returns DIOH_TOOL_FAILED.
+ */
+int dioh_tool_fail(const char *path, uint64_t base_offset, bool json, const struct dioh_error *err);
+
+/* ---- the image and its helper (session.c) ------------------------------------------------------------------- */
+
+struct dioh_tool_image {
+	const char *path;
+	uint64_t base_offset;
+	int buffered_fd;
+	int direct_fd; /* -1: not asked for, or the file system has no O_DIRECT */
+};
+
+/* Opens for reading; `direct`: a second time with O_DIRECT, if that can be had. */
+int dioh_tool_image_open(const char *path, uint64_t base_offset, bool direct, struct dioh_tool_image *ret_image,
+                         struct dioh_error *err);
+void dioh_tool_image_close(struct dioh_tool_image *image);
+
+struct dioh_tool_session_options {
+	const char *helper; /* --helper, or NULL */
+	const struct dioh_tool_image *image;
+	int memory_fd;         /* -1, or attached as memory 0 */
+	const int *stream_fds; /* attached as streams 0 to stream_count - 1 */
+	uint32_t stream_count;
+	uint32_t open_flags; /* enum dioh_open_flag */
+};
+
+/* Spawns a helper, attaches, seals, opens the image for a load. */
+int dioh_tool_session_start(const struct dioh_tool_session_options *options, struct dioh_session **ret_session,
+                            struct dioh_msg_open_image_reply *ret_open, struct dioh_error *err);
+
+/* Closes the session; an error if the helper did not end as it should. `session` may be NULL. */
+int dioh_tool_session_end(struct dioh_session *session, struct dioh_error *err);
+
+struct dioh_tool_table {
+	uint32_t region_count;
+	uint32_t stream_count;
+	struct dioh_msg_entry *entries; /* regions, then streams; to be freed */
+};
+
+int dioh_tool_table_read(struct dioh_session *session, const struct dioh_msg_open_image_reply *open,
+                         struct dioh_tool_table *ret_table, struct dioh_error *err);
+
+/* ---- checking everything in an image (check.c) -------------------------------------------------------------- */
+
+#define DIOH_TOOL_DAMAGES_MAX 1000u /* more are of no use to anybody */
+
+struct dioh_tool_damage {
+	uint32_t entry;  /* index in the table */
+	uint64_t offset; /* in the region or stream; DIOH_OFFSET_NONE: the entry as a whole */
+	uint64_t bytes;  /* what is lost with it; 0: not known */
+	char text[DIOH_TEXT_BYTES];
+};
+
+struct dioh_tool_entry_check {
+	bool checked; /* it has checksums, and they were compared */
+	uint32_t damages;
+	uint64_t checked_bytes;
+};
+
+struct dioh_tool_check {
+	struct dioh_tool_entry_check *entries; /* one for each of the table's */
+	struct dioh_tool_damage *damages;      /* in the table's order, then by offset */
+	uint32_t damage_count;
+	bool stopped; /* after DIOH_TOOL_DAMAGES_MAX damages */
+	uint64_t elapsed_ns;
+};
+
+struct dioh_tool_check_options {
+	struct dioh_session *session;
+	const struct dioh_tool_table *table;
+	uint64_t base_offset;
+	const int *stream_fds; /* reading ends of the attached streams' pipes, non-blocking */
+	bool progress;         /* a bar on stderr */
+};
+
+#define DIOH_TOOL_CHECK_MEMORY_BYTES (UINT64_C(128) << 20) /* size of memory 0, which is loaded into */
+
+/*
+ * Compares every checksum of every entry by loading it. Damage is no error of this function: it is listed, and the
+ * check goes on behind it. Errors: whatever makes going on impossible.
+ */
+int dioh_tool_check_run(const struct dioh_tool_check_options *options, struct dioh_tool_check *ret_check,
+                        struct dioh_error *err);
+void dioh_tool_check_free(struct dioh_tool_check *check);
+
+/* ---- progress (progress.c) ---------------------------------------------------------------------------------- */
+
+struct dioh_tool_progress {
+	bool on;
+	uint64_t total_bytes;
+	uint64_t started_ns;
+	uint64_t drawn_ns;
+};
+
+uint64_t dioh_tool_now_ns(void);
+void dioh_tool_progress_start(struct dioh_tool_progress *progress, bool on, uint64_t total_bytes);
+void dioh_tool_progress_draw(struct dioh_tool_progress *progress, uint64_t done_bytes);
+void dioh_tool_progress_end(struct dioh_tool_progress *progress); /* removes the bar */
+
+/* ---- the verbs ---------------------------------------------------------------------------------------------- */
+
+extern const struct dioh_tool_verb dioh_tool_inspect;
+extern const struct dioh_tool_verb dioh_tool_verify;
+
+#endif

@@ -1,0 +1,435 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * verify.c - the verb `verify`: is every byte of an image what was saved, and is the image finished? Two sessions: the
+ * first learns what the image holds, so that the second can be given a pipe for each stream before it is sealed.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "cleanup.h"
+#include "tool.h"
+
+#define PIPE_BYTES (1 << 20)
+
+struct options {
+	const char *path;
+	const char *helper;
+	uint64_t base_offset;
+	bool json;
+	bool quiet;
+};
+
+struct verification {
+	const struct options *options;
+	struct dioh_tool_image image;
+	struct dioh_msg_open_image_reply open;
+	struct dioh_tool_table table;
+	struct dioh_tool_check check; /* empty if the image is partial */
+	int memory_fd;
+	int pipes[DIOH_STREAMS_MAX]; /* reading ends; -1: none */
+};
+
+/* ---- what is attached --------------------------------------------------------------------------------------- */
+
+static int make_memory(int *ret_fd, struct dioh_error *err)
+{
+	DIOH_AUTO_FD int fd = memfd_create("diohelper-tool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	if (fd < 0 || ftruncate(fd, (off_t)DIOH_TOOL_CHECK_MEMORY_BYTES) != 0 ||
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+		return dioh_tool_error_set(err, errno, "making memory to load into failed: %s", strerror(errno));
+	*ret_fd = dioh_steal_fd(&fd);
+	return 0;
+}
+
+static int make_pipe(int *ret_reader, int *ret_writer, struct dioh_error *err)
+{
+	int fds[2];
+
+	if (pipe2(fds, O_CLOEXEC) != 0)
+		return dioh_tool_error_set(err, errno, "making a pipe failed: %s", strerror(errno));
+	*ret_reader = fds[0];
+	*ret_writer = fds[1];
+	if (fcntl(fds[0], F_SETFL, O_NONBLOCK) != 0)
+		return dioh_tool_error_set(err, errno, "fcntl failed: %s", strerror(errno));
+	/* Larger is faster; a limit on it is no failure. */
+	(void)fcntl(fds[0], F_SETPIPE_SZ, PIPE_BYTES);
+	return 0;
+}
+
+/* ---- reading ------------------------------------------------------------------------------------------------ */
+
+static int end_session(struct dioh_session *session, int r, struct dioh_error *err)
+{
+	struct dioh_error end_err;
+	int end = dioh_tool_session_end(session, &end_err);
+
+	if (r == 0 && end != 0)
+		*err = end_err;
+	return r != 0 ? r : end;
+}
+
+static int look(struct verification *verification, struct dioh_error *err)
+{
+	const struct dioh_tool_session_options options = {
+		.helper = verification->options->helper, .image = &verification->image, .memory_fd = -1,
+		.open_flags = DIOH_OPEN_INSPECT
+	};
+	struct dioh_session *session;
+	int r = dioh_tool_session_start(&options, &session, &verification->open, err);
+
+	if (r != 0)
+		return r;
+	r = dioh_tool_table_read(session, &verification->open, &verification->table, err);
+	return end_session(session, r, err);
+}
+
+/* Somebody may have written the image since we looked: pipes and numbers would not fit it any more. */
+static int look_again(struct verification *verification, struct dioh_session *session,
+                      const struct dioh_msg_open_image_reply *open, struct dioh_error *err)
+{
+	const struct dioh_tool_table *table = &verification->table;
+	struct dioh_tool_table again;
+	bool same;
+	int r = dioh_tool_table_read(session, open, &again, err);
+
+	if (r != 0)
+		return r;
+	same = again.region_count == table->region_count && again.stream_count == table->stream_count &&
+	       memcmp(again.entries, table->entries,
+	              (table->region_count + table->stream_count) * sizeof(*table->entries)) == 0;
+	free(again.entries);
+	if (!same)
+		return dioh_tool_error_set(err, ESTALE, "the image was changed while it was being verified");
+	return 0;
+}
+
+static int check_in_session(struct verification *verification, struct dioh_session *session,
+                            const struct dioh_msg_open_image_reply *open, struct dioh_error *err)
+{
+	const struct dioh_tool_check_options options = {
+		.session = session,
+		.table = &verification->table,
+		.base_offset = verification->options->base_offset,
+		.stream_fds = verification->pipes,
+		.progress = !verification->options->quiet && isatty(STDERR_FILENO),
+	};
+	int r = look_again(verification, session, open, err);
+
+	return r != 0 ? r : dioh_tool_check_run(&options, &verification->check, err);
+}
+
+/* Attaches a pipe a stream; the writing ends are the helper's alone, so that their end shows. */
+static int start_check(struct verification *verification, struct dioh_session **ret_session,
+                       struct dioh_msg_open_image_reply *ret_open, struct dioh_error *err)
+{
+	uint32_t count = verification->table.stream_count;
+	int writers[DIOH_STREAMS_MAX];
+	const struct dioh_tool_session_options options = {
+		.helper = verification->options->helper, .image = &verification->image,
+		.memory_fd = verification->memory_fd, .stream_fds = writers, .stream_count = count,
+		.open_flags = DIOH_OPEN_ACCEPT_WRITTEN
+	};
+	int r = 0;
+
+	for (uint32_t i = 0; i < DIOH_STREAMS_MAX; i++)
+		writers[i] = -1;
+	for (uint32_t i = 0; r == 0 && i < count; i++)
+		r = make_pipe(&verification->pipes[i], &writers[i], err);
+	if (r == 0)
+		r = dioh_tool_session_start(&options, ret_session, ret_open, err);
+	for (uint32_t i = 0; i < count; i++)
+		dioh_cleanup_fd(&writers[i]);
+	return r;
+}
+
+static int read_everything(struct verification *verification, struct dioh_error *err)
+{
+	struct dioh_msg_open_image_reply open;
+	struct dioh_session *session;
+	int r = look(verification, err);
+
+	if (r != 0 || verification->open.state == DIOH_STATE_PARTIAL)
+		return r;
+	r = make_memory(&verification->memory_fd, err);
+	if (r == 0)
+		r = start_check(verification, &session, &open, err);
+	if (r != 0)
+		return r;
+	return end_session(session, check_in_session(verification, session, &open, err), err);
+}
+
+/* ---- results ------------------------------------------------------------------------------------------------ */
+
+struct figures {
+	uint32_t region_count; /* checked */
+	uint32_t stream_count;
+	uint32_t unchecked_count; /* without checksums */
+	uint64_t region_bytes;
+	uint64_t stream_bytes;
+};
+
+static struct figures count_figures(const struct verification *verification)
+{
+	const struct dioh_tool_table *table = &verification->table;
+	struct figures figures = { 0 };
+
+	for (uint32_t i = 0; verification->check.entries && i < table->region_count + table->stream_count; i++) {
+		const struct dioh_tool_entry_check *check = &verification->check.entries[i];
+
+		if (!check->checked) {
+			figures.unchecked_count++;
+		} else if (i < table->region_count) {
+			figures.region_count++;
+			figures.region_bytes += check->checked_bytes;
+		} else {
+			figures.stream_count++;
+			figures.stream_bytes += check->checked_bytes;
+		}
+	}
+	return figures;
+}
+
+/* The worst that can be said of the image, in one word. */
+static const char *result_name(const struct verification *verification)
+{
+	if (verification->open.state == DIOH_STATE_PARTIAL)
+		return "partial";
+	if (verification->check.damage_count > 0)
+		return "damaged";
+	if (verification->open.state == DIOH_STATE_WRITTEN)
+		return "written";
+	return "ok";
+}
+
+static const char *kind_name(const struct dioh_msg_entry *entry)
+{
+	return entry->kind == DIOH_ENTRY_REGION ? "region" : "stream";
+}
+
+/* ---- for people --------------------------------------------------------------------------------------------- */
+
+static void print_path(const struct verification *verification)
+{
+	/* The path is the caller's own, and what he typed: no escapes, as with any program's messages. */
+	printf("%s: ", verification->options->path);
+}
+
+static void print_damage(const struct verification *verification, const struct dioh_tool_damage *damage)
+{
+	const struct dioh_msg_entry *entry = &verification->table.entries[damage->entry];
+	char name[DIOH_TOOL_ESCAPED_BYTES];
+
+	dioh_tool_escape_name(entry->name, name);
+	print_path(verification);
+	printf("%s %" PRIu32 " \"%s\": ", kind_name(entry), entry->number, name);
+	if (damage->offset == DIOH_OFFSET_NONE)
+		printf("damaged: ");
+	else if (damage->bytes == 0)
+		printf("damaged from offset %" PRIu64 " on: ", damage->offset);
+	else
+		printf("damaged at offset %" PRIu64 ", %" PRIu64 " bytes: ", damage->offset, damage->bytes);
+	dioh_tool_print_text(stdout, "", damage->text, strnlen(damage->text, sizeof(damage->text)));
+}
+
+static void print_unchecked(const struct verification *verification)
+{
+	const struct dioh_tool_table *table = &verification->table;
+
+	for (uint32_t i = 0; verification->check.entries && i < table->region_count + table->stream_count; i++) {
+		char name[DIOH_TOOL_ESCAPED_BYTES];
+
+		if (verification->check.entries[i].checked)
+			continue;
+		dioh_tool_escape_name(table->entries[i].name, name);
+		print_path(verification);
+		printf("%s %" PRIu32 " \"%s\": not checked: it has no checksums\n", kind_name(&table->entries[i]),
+		       table->entries[i].number, name);
+	}
+}
+
+static void print_figures(const struct verification *verification)
+{
+	const struct figures figures = count_figures(verification);
+	double seconds = (double)verification->check.elapsed_ns / 1e9;
+	uint64_t bytes = figures.region_bytes + figures.stream_bytes;
+	char region_size[DIOH_TOOL_SIZE_BYTES], stream_size[DIOH_TOOL_SIZE_BYTES];
+
+	dioh_tool_format_size(figures.region_bytes, region_size);
+	dioh_tool_format_size(figures.stream_bytes, stream_size);
+	printf("regions checked: %" PRIu32 " (%s), streams checked: %" PRIu32 " (%s)", figures.region_count,
+	       region_size, figures.stream_count, stream_size);
+	if (seconds > 0)
+		printf(", %.1f s, %.0f MiB/s", seconds, (double)bytes / (1024 * 1024) / seconds);
+	putchar('\n');
+}
+
+static void print_verdict(const struct verification *verification)
+{
+	const struct dioh_tool_check *check = &verification->check;
+
+	print_path(verification);
+	if (verification->open.state == DIOH_STATE_PARTIAL) {
+		puts("partial: a save began and did not finish");
+		return;
+	}
+	if (check->damage_count > 0)
+		printf("damaged in %" PRIu32 " place%s%s\n", check->damage_count, check->damage_count == 1 ? "" : "s",
+		       check->stopped ? " at least: looking for more was given up" : "");
+	if (verification->open.state == DIOH_STATE_WRITTEN) {
+		if (check->damage_count > 0)
+			print_path(verification);
+		puts("written, but never made durable: do not rely on it after a crash of the host");
+	} else if (check->damage_count == 0) {
+		puts("ok");
+	}
+}
+
+static void print_human(const struct verification *verification)
+{
+	bool ok = strcmp(result_name(verification), "ok") == 0;
+
+	for (uint32_t i = 0; i < verification->check.damage_count; i++)
+		print_damage(verification, &verification->check.damages[i]);
+	if (!verification->options->quiet)
+		print_unchecked(verification);
+	if (!ok || !verification->options->quiet)
+		print_verdict(verification);
+	if (verification->check.entries && !verification->options->quiet)
+		print_figures(verification);
+}
+
+/* ---- for programs ------------------------------------------------------------------------------------------- */
+
+static json_t *json_entry(const struct verification *verification, uint32_t index)
+{
+	const struct dioh_msg_entry *entry = &verification->table.entries[index];
+	const struct dioh_tool_entry_check *check =
+		verification->check.entries ? &verification->check.entries[index] : NULL;
+
+	return json_pack("{s:I, s:o, s:b, s:o, s:I}", "number", (json_int_t)entry->number, "name",
+	                 dioh_tool_json_name(entry->name), "checked", check && check->checked, "checked_bytes",
+	                 dioh_tool_json_bytes(check ? check->checked_bytes : 0), "damages",
+	                 (json_int_t)(check ? check->damages : 0));
+}
+
+static json_t *json_entries(const struct verification *verification, uint32_t first, uint32_t count)
+{
+	json_t *array = json_array();
+
+	for (uint32_t i = 0; array && i < count; i++)
+		if (json_array_append_new(array, json_entry(verification, first + i)) != 0) {
+			json_decref(array);
+			return NULL;
+		}
+	return array;
+}
+
+static json_t *json_damage(const struct verification *verification, const struct dioh_tool_damage *damage)
+{
+	const struct dioh_msg_entry *entry = &verification->table.entries[damage->entry];
+	bool placed = damage->offset != DIOH_OFFSET_NONE;
+
+	return json_pack("{s:s, s:I, s:o, s:o, s:o, s:o}", "kind", kind_name(entry), "number",
+	                 (json_int_t)entry->number, "name", dioh_tool_json_name(entry->name), "offset",
+	                 placed ? dioh_tool_json_bytes(damage->offset) : json_null(), "bytes",
+	                 damage->bytes ? dioh_tool_json_bytes(damage->bytes) : json_null(), "text",
+	                 dioh_tool_json_text(damage->text, strnlen(damage->text, sizeof(damage->text))));
+}
+
+static json_t *json_damages(const struct verification *verification)
+{
+	json_t *array = json_array();
+
+	for (uint32_t i = 0; array && i < verification->check.damage_count; i++)
+		if (json_array_append_new(array, json_damage(verification, &verification->check.damages[i])) != 0) {
+			json_decref(array);
+			return NULL;
+		}
+	return array;
+}
+
+static json_t *json_document(const struct verification *verification)
+{
+	const struct dioh_tool_table *table = &verification->table;
+	const struct figures figures = count_figures(verification);
+	json_t *root = dioh_tool_json_image(verification->options->path, verification->options->base_offset,
+	                                    &verification->open);
+
+	if (json_object_set_new(root, "result", json_string(result_name(verification))) != 0 ||
+	    json_object_set_new(root, "checked_bytes",
+	                        dioh_tool_json_bytes(figures.region_bytes + figures.stream_bytes)) != 0 ||
+	    json_object_set_new(root, "unchecked", json_integer(figures.unchecked_count)) != 0 ||
+	    json_object_set_new(root, "elapsed_ns", dioh_tool_json_bytes(verification->check.elapsed_ns)) != 0 ||
+	    json_object_set_new(root, "regions", json_entries(verification, 0, table->region_count)) != 0 ||
+	    json_object_set_new(root, "streams", json_entries(verification, table->region_count,
+	                                                      table->stream_count)) != 0 ||
+	    json_object_set_new(root, "damages", json_damages(verification)) != 0 ||
+	    json_object_set_new(root, "damages_stopped", json_boolean(verification->check.stopped)) != 0) {
+		json_decref(root);
+		return NULL;
+	}
+	return root;
+}
+
+/* ---- the verb ----------------------------------------------------------------------------------------------- */
+
+static int verify(const struct options *options, bool *ret_ok, struct dioh_error *err)
+{
+	struct verification verification = { .options = options, .memory_fd = -1 };
+	int r;
+
+	for (uint32_t i = 0; i < DIOH_STREAMS_MAX; i++)
+		verification.pipes[i] = -1;
+	r = dioh_tool_image_open(options->path, options->base_offset, true, &verification.image, err);
+	if (r != 0)
+		return r;
+	r = read_everything(&verification, err);
+	if (r == 0 && options->json)
+		r = dioh_tool_json_print(json_document(&verification), err);
+	else if (r == 0)
+		print_human(&verification);
+	if (r == 0)
+		*ret_ok = strcmp(result_name(&verification), "ok") == 0;
+	dioh_tool_check_free(&verification.check);
+	free(verification.table.entries);
+	for (uint32_t i = 0; i < DIOH_STREAMS_MAX; i++)
+		dioh_cleanup_fd(&verification.pipes[i]);
+	dioh_cleanup_fd(&verification.memory_fd);
+	dioh_tool_image_close(&verification.image);
+	return r;
+}
+
+static int run(int argc, char **argv)
+{
+	struct options options = { 0 };
+	const struct dioh_tool_option table[] = {
+		{ "json", NULL, "print a JSON document instead of sentences", &options.json, NULL, NULL },
+		{ "quiet", NULL, "print nothing if all is well, and no progress", &options.quiet, NULL, NULL },
+		{ "base-offset", "SIZE", DIOH_TOOL_BASE_OFFSET_HELP, NULL, NULL, &options.base_offset },
+		{ "helper", "PATH", DIOH_TOOL_HELPER_HELP, NULL, &options.helper, NULL },
+	};
+	const struct dioh_tool_usage usage = {
+		"verify",
+		"Compares every checksum in IMAGE. Exit status 1 if it is damaged, partial or was never made durable.",
+		table, sizeof(table) / sizeof(table[0])
+	};
+	struct dioh_error err;
+	bool ok = false;
+	int status = dioh_tool_parse(&usage, argc, argv, &options.path);
+
+	if (status < 0)
+		status = dioh_tool_check_base_offset(usage.verb, options.base_offset);
+	if (status >= 0)
+		return status;
+	if (verify(&options, &ok, &err) != 0)
+		return dioh_tool_fail(options.path, options.base_offset, options.json, &err);
+	return ok ? DIOH_TOOL_OK : DIOH_TOOL_FAILED;
+}
+
+const struct dioh_tool_verb dioh_tool_verify = { "verify", "whether an image is whole and undamaged", run };
