@@ -147,27 +147,32 @@ unsigned dioh_pages_same(const uint8_t *bitmap, unsigned from, unsigned end)
 	return (i < end ? i : end) - from;
 }
 
-bool dioh_pages_next_run(const uint8_t *bitmap, unsigned pages, unsigned from, unsigned gap_max,
-                         unsigned count_max, struct dioh_run *ret_run)
+bool dioh_pages_next_run(const uint8_t *bitmap, unsigned pages, unsigned from, const struct dioh_run_limits *limits,
+                         struct dioh_run *ret_run)
 {
 	unsigned first = from;
-	unsigned end, limit;
+	unsigned end, stop, stretch;
 
 	if (first < pages && !dioh_bit_test(bitmap, first))
 		first += dioh_pages_same(bitmap, first, pages);
 	if (first >= pages)
 		return false;
 
-	limit = count_max < pages - first ? first + count_max : pages;
-	end = first + dioh_pages_same(bitmap, first, limit);
-	while (end < limit) {
-		unsigned gap = dioh_pages_same(bitmap, end, limit);
+	stop = limits->count_max < pages - first ? first + limits->count_max : pages;
+	stretch = dioh_pages_same(bitmap, first, stop);
+	end = first + stretch;
+	while (end < stop) {
+		unsigned gap = dioh_pages_same(bitmap, end, stop);
+		unsigned next;
 
 		/* A run ends with a present page: no gap at its end, however short. */
-		if (gap > gap_max || end + gap == limit)
+		if (gap > limits->gap_max || end + gap == stop)
 			break;
-		end += gap;
-		end += dioh_pages_same(bitmap, end, limit);
+		next = dioh_pages_same(bitmap, end + gap, pages);
+		if (stretch >= limits->alone_min && next >= limits->alone_min)
+			break;
+		stretch = next;
+		end = next < stop - end - gap ? end + gap + next : stop;
 	}
 	*ret_run = (struct dioh_run){ .first = first, .count = end - first };
 	return true;

@@ -56,11 +56,17 @@ struct dioh_run {
 	unsigned count; /* pages, gaps included */
 };
 
+struct dioh_run_limits {
+	unsigned gap_max;   /* absent pages in a gap that may be joined over */
+	unsigned alone_min; /* but not between two stretches of at least so many present pages: they pay for an I/O each */
+	unsigned count_max; /* a run's length, >= 1 */
+};
+
 /*
- * The next run at or after page `from` of a bitmap of `pages` pages: present pages, joined over gaps of at most
- * `gap_max` absent pages, at most `count_max` pages long (count_max >= 1). false: no present page is left.
+ * The next run at or after page `from` of a bitmap of `pages` pages, within `limits`. false: no present page is left, and
+ * `ret_run` is not touched.
  */
-bool dioh_pages_next_run(const uint8_t *bitmap, unsigned pages, unsigned from, unsigned gap_max, unsigned count_max,
+bool dioh_pages_next_run(const uint8_t *bitmap, unsigned pages, unsigned from, const struct dioh_run_limits *limits,
                          struct dioh_run *ret_run);
 
 /* How many pages from `from` (below `end`) have the same bit as page `from`. */

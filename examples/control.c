@@ -14,6 +14,7 @@
 
 #define IDLE_MS 1000
 #define REQUEST_TIMEOUT_MS 1000
+#define CANCEL_TIMEOUT_MS 900
 
 static int make_address(const char *path, struct sockaddr_un *address, struct dioh_error *err)
 {
@@ -172,21 +173,34 @@ int hv_control_serve(struct hv_server *server, struct dioh_error *err)
 
 /* ---- the client ------------------------------------------------------------------------------------------------ */
 
-/* The next message. SIGINT is passed on once; the answer to that comes like any other. */
-static int receive(int fd, struct hv_cancel *cancel, bool *cancel_sent, struct hv_answer *ret_answer,
+/* SIGINT is passed on once. Then the answer should come soon; a second one, or its not coming, ends the wait. */
+static int pass_on(int fd, struct hv_cancel *cancel, int64_t *deadline_ms)
+{
+	if (*deadline_ms)
+		return -ECANCELED;
+	(void)send(fd, "cancel", 6, MSG_NOSIGNAL);
+	*deadline_ms = hv_now_ms() + CANCEL_TIMEOUT_MS;
+	cancel->cancelled = false;
+	return 0;
+}
+
+/*
+ * The next message. A manager that is still creating the image hears of a cancel only when the disk has answered; but
+ * then the guest runs, and nobody needs to wait for it.
+ */
+static int receive(int fd, struct hv_cancel *cancel, int64_t *deadline_ms, struct hv_answer *ret_answer,
                    struct dioh_error *err)
 {
 	ssize_t n;
 	int rc;
 
-	while ((rc = hv_wait_readable(cancel, fd, IDLE_MS, err)) <= 0) {
-		if (rc < 0 && (rc != -ECANCELED || *cancel_sent))
+	while ((rc = hv_wait_readable(cancel, fd, *deadline_ms ? CANCEL_TIMEOUT_MS : IDLE_MS, err)) <= 0) {
+		if (rc == -ECANCELED)
+			rc = pass_on(fd, cancel, deadline_ms);
+		else if (rc == 0 && *deadline_ms && hv_now_ms() >= *deadline_ms)
+			rc = hv_fail(err, ECANCELED, "cancelled; the guest's manager still waits for the disk");
+		if (rc)
 			return rc;
-		if (rc == -ECANCELED) {
-			(void)send(fd, "cancel", 6, MSG_NOSIGNAL);
-			*cancel_sent = true;
-			cancel->cancelled = false;
-		}
 	}
 	do /* a server that closed without having read "cancel" resets the connection, but its answer stands */
 		n = recv(fd, ret_answer, sizeof(*ret_answer), 0);
@@ -200,18 +214,18 @@ static int receive(int fd, struct hv_cancel *cancel, bool *cancel_sent, struct h
 static int follow(int fd, struct hv_cancel *cancel, struct hv_display *display, char text[HV_SUMMARY_BYTES],
                   struct dioh_error *err)
 {
-	bool cancel_sent = false;
+	int64_t deadline_ms = 0; /* not cancelled */
 	struct hv_answer answered;
 	int rc;
 
-	while ((rc = receive(fd, cancel, &cancel_sent, &answered, err)) == 0 && answered.kind == HV_ANSWER_PROGRESS) {
+	while ((rc = receive(fd, cancel, &deadline_ms, &answered, err)) == 0 && answered.kind == HV_ANSWER_PROGRESS) {
 		struct hv_progress progress = { answered.text, answered.done_bytes, answered.total_bytes,
 			                        answered.bytes_per_second };
 
 		hv_display_progress(display, &progress);
 	}
 	if (rc == 0 && answered.kind != HV_ANSWER_OK)
-		rc = hv_fail(err, cancel_sent ? ECANCELED : EREMOTEIO, "%s", answered.text);
+		rc = hv_fail(err, deadline_ms ? ECANCELED : EREMOTEIO, "%s", answered.text);
 	if (rc == 0)
 		(void)snprintf(text, HV_SUMMARY_BYTES, "%s", answered.text);
 	return rc;

@@ -48,7 +48,7 @@ int hv_control_serve(struct hv_server *server, struct dioh_error *err);
 
 /*
  * The other end: sends the request, draws progress, and has the result's sentence in `text`. SIGINT asks the server to
- * cancel, a second one gives up waiting for it.
+ * cancel; if no answer comes within a second, or SIGINT a second time, it is no longer waited for.
  */
 int hv_control_request(const char *path, const struct hv_request *request, struct hv_cancel *cancel,
                        char text[HV_SUMMARY_BYTES], struct dioh_error *err);

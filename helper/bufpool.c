@@ -14,7 +14,10 @@ static unsigned unit_pages(const struct dioh_bufpool *pool)
 	return pool->unit_bytes / DIOH_PAGE_BYTES;
 }
 
-/* A run and the gap behind it are longer than a gap that would be joined; a run cut for its length is longer still. */
+/*
+ * A run and what keeps it from the next are longer than a gap that would be joined: a longer gap, its own full length, or
+ * a stretch that stands alone.
+ */
 static unsigned unit_ios(const struct dioh_bufpool *pool)
 {
 	return unit_pages(pool) / (DIOH_GAP_PAGES_MAX + 2) + 1;

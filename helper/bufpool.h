@@ -9,7 +9,10 @@
 #include "engine.h"
 
 /* Absent pages inside a run that are moved along, since one I/O costs more than they do. */
-#define DIOH_GAP_PAGES_MAX 7u /* 28 KiB: runs of 64 KiB never join over gaps as long as they are */
+#define DIOH_GAP_PAGES_MAX 7u
+
+/* But stretches of 64 KiB stay apart: an image takes no more blocks than there is data in long stretches. */
+#define DIOH_ALONE_PAGES_MIN 16u
 
 struct dioh_block {
 	struct dioh_block *next;

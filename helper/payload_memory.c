@@ -139,11 +139,15 @@ void dioh_block_start(struct memory_transfer *t, struct dioh_block *block, uint8
 	struct dioh_worker *worker = t->base.worker;
 	const struct span *span = block->span;
 	const uint8_t *bitmap = span->bitmap + dioh_span_page(span, block->first) / 8;
-	const unsigned run_max = worker->pool.block_bytes / DIOH_PAGE_BYTES;
+	const struct dioh_run_limits limits = {
+		.gap_max = DIOH_GAP_PAGES_MAX,
+		.alone_min = DIOH_ALONE_PAGES_MIN,
+		.count_max = worker->pool.block_bytes / DIOH_PAGE_BYTES,
+	};
 	struct iovec *iov = block->iovs;
 	struct dioh_run run = { 0 };
 
-	while (dioh_pages_next_run(bitmap, block->pages, run.first + run.count, DIOH_GAP_PAGES_MAX, run_max, &run)) {
+	while (dioh_pages_next_run(bitmap, block->pages, run.first + run.count, &limits, &run)) {
 		struct dioh_io *io = &block->ios[block->io_count++];
 
 		fill_io(t, block, data, &run, iov, io);

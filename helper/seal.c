@@ -95,9 +95,11 @@ static int close_strays(int keep_fd, struct dioh_error *err)
 	if (keep_fd < 0) {
 		r = close_range_or_loop(STDERR_FILENO + 1, ~0u);
 	} else {
-		r = close_range_or_loop(STDERR_FILENO + 1, (unsigned)keep_fd - 1);
+		unsigned keep = (unsigned)keep_fd;
+
+		r = keep > STDERR_FILENO ? close_range_or_loop(STDERR_FILENO + 1, keep - 1) : 0;
 		if (r == 0)
-			r = close_range_or_loop((unsigned)keep_fd + 1, ~0u);
+			r = close_range_or_loop(keep > STDERR_FILENO ? keep + 1 : STDERR_FILENO + 1, ~0u);
 	}
 	return r < 0 ? dioh_error_errno(err, r, PLACE, "helper: closing stray descriptors failed") : 0;
 }

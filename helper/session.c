@@ -109,6 +109,7 @@ static int check_permitted(const struct dioh_session_state *session, const struc
 static void end_session(struct dioh_session_state *session)
 {
 	session->ending = true;
+	session->left_ns = dioh_now_ns();
 	session->exit_status = 1;
 	dioh_session_cancel_all(session);
 }
@@ -163,10 +164,23 @@ static void handle_request(struct dioh_session_state *session)
 	dioh_message_close_fds(message);
 }
 
-static void hang_up(struct dioh_session_state *session)
+/* Leaving without FINISH is good order only where there was nothing to complete. */
+static int status_of_hangup(const struct dioh_session_state *session)
 {
+	const bool busy = dioh_session_busy(session); /* then the stage is not ours to read */
+	const bool saved = !busy && session->image.direction == DIOH_DIRECTION_SAVE &&
+	                   session->stage != IMAGE_NONE;
+
+	return session->exit_status || busy || saved ? 1 : 0;
+}
+
+void dioh_session_hang_up(struct dioh_session_state *session)
+{
+	if (session->hung_up)
+		return;
+	session->exit_status = session->finished ? session->exit_status : status_of_hangup(session);
 	session->hung_up = true;
-	session->hung_up_ns = dioh_now_ns();
+	session->left_ns = dioh_now_ns();
 	dioh_session_drop_out(session);
 	dioh_session_cancel_all(session);
 }
@@ -184,7 +198,7 @@ static void read_requests(struct dioh_session_state *session)
 		else if (r == -EBADMSG)
 			refuse_and_end(session, &session->message.header, &err);
 		else
-			hang_up(session);
+			dioh_session_hang_up(session);
 	}
 }
 
@@ -218,10 +232,10 @@ static void wait_and_handle(struct dioh_session_state *session)
 		dioh_session_flush(session);
 	if (polls[0].revents & POLLIN)
 		read_requests(session);
-	else if (polls[0].revents & (POLLHUP | POLLERR) && !session->hung_up)
-		hang_up(session);
-	if (polls[2].revents && !session->hung_up)
-		hang_up(session);
+	else if (polls[0].revents & (POLLHUP | POLLERR))
+		dioh_session_hang_up(session);
+	if (polls[2].revents)
+		dioh_session_hang_up(session);
 }
 
 /* I/O that does not come back must not keep the process: the manager has been told, or has gone. */
@@ -231,12 +245,12 @@ static bool given_up(const struct dioh_session_state *session)
 	uint64_t limit = session->options->stuck_timeout_s * DIOH_NS_PER_S;
 	unsigned in_flight;
 
-	if (!session->hung_up)
+	if (!session->hung_up && !session->ending)
 		return false;
 	in_flight = dioh_session_in_flight(session, &oldest_ns);
-	if (oldest_ns < limit || dioh_now_ns() - session->hung_up_ns < limit)
+	if (oldest_ns < limit || dioh_now_ns() - session->left_ns < limit)
 		return false;
-	fprintf(stderr, "diohelper: the manager is gone, and %u I/Os are %" PRIu64 " seconds old: they may still land\n",
+	fprintf(stderr, "diohelper: %u I/Os have not come back for %" PRIu64 " seconds: leaving them, they may still land\n",
 	        in_flight, oldest_ns / DIOH_NS_PER_S);
 	return true;
 }
@@ -291,14 +305,6 @@ static struct dioh_session_state *new_session(const struct dioh_options *options
 	return session;
 }
 
-/* Leaving without FINISH is good order only where there was nothing to complete. */
-static int status_of_hangup(const struct dioh_session_state *session)
-{
-	const bool saved = session->image.direction == DIOH_DIRECTION_SAVE && session->stage != IMAGE_NONE;
-
-	return session->exit_status || saved || dioh_session_busy(session) ? 1 : 0;
-}
-
 int dioh_session_run(const struct dioh_options *options)
 {
 	struct dioh_session_state *session = new_session(options);
@@ -309,11 +315,7 @@ int dioh_session_run(const struct dioh_options *options)
 		return 1;
 	}
 	while (!over(session)) {
-		bool gone = session->hung_up;
-
 		wait_and_handle(session);
-		if (!gone && session->hung_up)
-			session->exit_status = session->finished ? 0 : status_of_hangup(session);
 		dioh_session_tick(session);
 		if (given_up(session))
 			return 1; /* without closing anything: that would wait */

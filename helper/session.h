@@ -132,7 +132,7 @@ struct dioh_session_state {
 	uint64_t progress_ns; /* when the last tick was */
 	uint64_t stuck_ns;    /* when STUCK was last due */
 	bool stuck_waiting;
-	uint64_t hung_up_ns;
+	uint64_t left_ns; /* when the session was hung up or began to end */
 	bool half_built; /* the seal failed in its middle: end without taking anything down */
 };
 
@@ -157,6 +157,8 @@ dioh_handler dioh_on_memory_transfer, dioh_on_stream_transfer, dioh_on_status, d
 dioh_handler dioh_on_finish;
 
 void dioh_session_cancel_all(struct dioh_session_state *session);
+/* The manager is gone, or cannot be reached: what runs is cancelled, nothing is sent any more. */
+void dioh_session_hang_up(struct dioh_session_state *session);
 /* Something runs on another thread. */
 bool dioh_session_busy(const struct dioh_session_state *session);
 unsigned dioh_session_in_flight(const struct dioh_session_state *session, uint64_t *ret_oldest_ns);

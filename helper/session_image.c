@@ -194,20 +194,33 @@ static int complete_table(struct dioh_session_state *session, struct dioh_error 
 	return r;
 }
 
+/* A save learns a stream's length from its end; announcing one makes no sense. */
+static int check_stream_lengths(const struct dioh_session_state *session, const struct dioh_msg_entry *entries,
+                                uint32_t count, struct dioh_error *err)
+{
+	for (uint32_t i = 0; i < count && !session->opening; i++)
+		if (entries[i].kind == DIOH_ENTRY_STREAM && entries[i].bytes != 0)
+			return dioh_error_set(err, EINVAL, PLACE,
+			                      "PUT_TABLE: stream %" PRIu32 ": a stream to be saved has no length yet",
+			                      entries[i].number);
+	return 0;
+}
+
 static void do_put_table(struct dioh_job *job)
 {
 	struct dioh_request *request = dioh_container_of(job, struct dioh_request, job);
 	struct dioh_session_state *session = request->session;
 	const struct dioh_msg_put_table *message = (const struct dioh_msg_put_table *)request->payload;
+	const struct dioh_msg_entry *entries = (const struct dioh_msg_entry *)(message + 1);
 	struct dioh_image_layout *layout = &session->layout;
-	int r = 0;
+	int r = check_stream_lengths(session, entries, message->count, &request->error);
 
-	if (message->first != layout->regions_put + layout->streams_put)
+	if (r == 0 && message->first != layout->regions_put + layout->streams_put)
 		r = dioh_error_set(&request->error, EINVAL, PLACE,
 		                   "PUT_TABLE: it starts at entry %" PRIu32 ", and entry %u comes next", message->first,
 		                   layout->regions_put + layout->streams_put);
 	if (r == 0)
-		r = dioh_layout_put(layout, (const struct dioh_msg_entry *)(message + 1), message->count, &request->error);
+		r = dioh_layout_put(layout, entries, message->count, &request->error);
 	if (r == 0 && dioh_layout_table_complete(layout))
 		r = complete_table(session, &request->error);
 	else if (r == 0)

@@ -27,8 +27,7 @@ void dioh_session_flush(struct dioh_session_state *session)
 		if (r == -EAGAIN)
 			return;
 		if (r < 0) {
-			session->hung_up = true;
-			dioh_session_drop_out(session);
+			dioh_session_hang_up(session);
 			return;
 		}
 		session->out = out->next;
@@ -60,7 +59,7 @@ static void send_message(struct dioh_session_state *session, const struct dioh_m
 	out = malloc(sizeof(*out) + header->size);
 	if (!out) {
 		/* A peer that would wait for an answer for ever is worse off than one that sees the end. */
-		session->hung_up = true;
+		dioh_session_hang_up(session);
 		session->exit_status = 1;
 		return;
 	}

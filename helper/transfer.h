@@ -27,7 +27,7 @@ enum dioh_step {
 struct dioh_payload_ops {
 	/* Starts at most one block's worth of I/O. On an error it calls dioh_transfer_fail() and answers WAIT. */
 	enum dioh_step (*step)(struct dioh_transfer *transfer);
-	/* The transfer has failed or was cancelled: end what would wait for a peer. Steps stop. */
+	/* The transfer has failed or was cancelled: end what would wait for a peer. Steps have stopped. Called once. */
 	void (*abandon)(struct dioh_transfer *transfer);
 	/* Nothing is under way: unmap, close. Runs in the worker's thread before the transfer travels back. */
 	void (*close)(struct dioh_transfer *transfer);
@@ -49,6 +49,7 @@ struct dioh_transfer {
 	struct dioh_transfer *next;
 	unsigned outstanding; /* I/Os and jobs under way */
 	bool failed;
+	bool abandoned;
 	bool done;
 	struct dioh_error error;
 	struct dioh_msg_complete figures; /* all but `error` */

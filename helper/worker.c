@@ -204,7 +204,6 @@ static void look_for_cancel(struct dioh_worker *worker)
 		dioh_error_set(&cancelled, ECANCELED, DIOH_PLACE(CANCEL, SESSION, 0, DIOH_OFFSET_NONE),
 		               "transfer %u was cancelled", transfer->id);
 		dioh_transfer_fail(transfer, &cancelled);
-		transfer->payload->abandon(transfer);
 	}
 }
 
@@ -213,8 +212,8 @@ static void step(struct dioh_transfer *transfer, bool *more)
 	enum dioh_step answer = transfer->payload->step(transfer);
 
 	if (transfer->failed)
-		transfer->payload->abandon(transfer);
-	else if (answer == DIOH_STEP_DONE)
+		return;
+	if (answer == DIOH_STEP_DONE)
 		transfer->done = true;
 	else if (answer == DIOH_STEP_MORE)
 		*more = true;
@@ -233,6 +232,17 @@ static bool step_all(struct dioh_worker *worker)
 		worker->engine->ops->submit(worker->engine);
 	}
 	return more;
+}
+
+/* However it came to fail: what waits for a peer would wait for ever. */
+static void abandon_failed(struct dioh_worker *worker)
+{
+	for (struct dioh_transfer *transfer = worker->transfers; transfer; transfer = transfer->next) {
+		if (!transfer->failed || transfer->abandoned)
+			continue;
+		transfer->abandoned = true;
+		transfer->payload->abandon(transfer);
+	}
 }
 
 static void complete(struct dioh_transfer *transfer)
@@ -311,6 +321,7 @@ static void *worker_main(void *argument)
 		dioh_mailbox_handle(&worker->mailbox);
 		look_for_cancel(worker);
 		more = step_all(worker);
+		abandon_failed(worker);
 		/* What has ended may have freed blocks that others wait for. */
 		more |= complete_ended(worker);
 		if (run_engine(worker, !more) < 0) {

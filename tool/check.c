@@ -55,7 +55,8 @@ struct checker {
 
 /* ---- results ------------------------------------------------------------------------------------------------ */
 
-static void add_damage(struct checker *checker, uint32_t entry, uint64_t offset, uint64_t bytes, const char *text)
+static void add_damage(struct checker *checker, uint32_t entry, uint64_t offset, uint64_t bytes,
+                       const struct dioh_error *error)
 {
 	struct dioh_tool_check *result = checker->result;
 	struct dioh_tool_damage *damage;
@@ -68,7 +69,8 @@ static void add_damage(struct checker *checker, uint32_t entry, uint64_t offset,
 	damage->entry = entry;
 	damage->offset = offset;
 	damage->bytes = bytes;
-	snprintf(damage->text, sizeof(damage->text), "%s", text);
+	damage->mismatch = error->operation == DIOH_OP_CHECKSUM;
+	snprintf(damage->text, sizeof(damage->text), "%s", error->text);
 	result->entries[entry].damages++;
 	result->stopped = result->damage_count == DIOH_TOOL_DAMAGES_MAX;
 }
@@ -174,7 +176,7 @@ static void retry(struct checker *checker, uint32_t entry, uint64_t offset, uint
 }
 
 /* Nothing more of this region can be had: its bitmap is damaged, or something else that all its chunks need. */
-static void give_up(struct checker *checker, uint32_t entry, const char *text)
+static void give_up(struct checker *checker, uint32_t entry, const struct dioh_error *error)
 {
 	uint32_t kept = 0;
 
@@ -185,7 +187,7 @@ static void give_up(struct checker *checker, uint32_t entry, const char *text)
 		if (checker->retries[i].entry != entry)
 			checker->retries[kept++] = checker->retries[i];
 	checker->retry_count = kept;
-	add_damage(checker, entry, DIOH_OFFSET_NONE, 0, text);
+	add_damage(checker, entry, DIOH_OFFSET_NONE, 0, error);
 }
 
 /* Where in the region a failed load met damage; false: the error names no place inside of what was loaded. */
@@ -222,11 +224,11 @@ static int take_region_failure(struct checker *checker, const struct piece *piec
 	if (checker->given_up[piece->entry])
 		return 0;
 	if (!find_place(checker, piece, error, &chunk)) {
-		give_up(checker, piece->entry, error->text);
+		give_up(checker, piece->entry, error);
 		return 0;
 	}
 	chunk_end = dioh_min(chunk + DIOH_CHUNK_BYTES, end);
-	add_damage(checker, piece->entry, chunk, chunk_end - chunk, error->text);
+	add_damage(checker, piece->entry, chunk, chunk_end - chunk, error);
 	retry(checker, piece->entry, chunk_end, end);
 	retry(checker, piece->entry, piece->offset, chunk);
 	return 0;
@@ -363,7 +365,7 @@ static int take_stream_result(struct checker *checker, const struct stream *stre
 	if (error->code != 0) {
 		uint64_t offset = error->object == DIOH_OBJECT_STREAM ? error->offset : DIOH_OFFSET_NONE;
 
-		add_damage(checker, stream->entry, offset, 0, error->text);
+		add_damage(checker, stream->entry, offset, 0, error);
 	} else if (stream->got_bytes != entry->bytes) {
 		return dioh_tool_error_set(err, EBADMSG, "stream %" PRIu32 " brought %" PRIu64 " of %" PRIu64 " bytes",
 		                           entry->number, stream->got_bytes, entry->bytes);

@@ -153,6 +153,7 @@ struct dioh_tool_damage {
 	uint32_t entry;  /* index in the table */
 	uint64_t offset; /* in the region or stream; DIOH_OFFSET_NONE: the entry as a whole */
 	uint64_t bytes;  /* what is lost with it; 0: not known */
+	bool mismatch;   /* a checksum that does not match; else `text` says more */
 	char text[DIOH_TEXT_BYTES];
 };
 

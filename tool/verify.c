@@ -227,13 +227,16 @@ static void print_damage(const struct verification *verification, const struct d
 
 	dioh_tool_escape_name(entry->name, name);
 	print_path(verification);
-	printf("%s %" PRIu32 " \"%s\": ", kind_name(entry), entry->number, name);
-	if (damage->offset == DIOH_OFFSET_NONE)
-		printf("damaged: ");
-	else if (damage->bytes == 0)
-		printf("damaged from offset %" PRIu64 " on: ", damage->offset);
-	else
-		printf("damaged at offset %" PRIu64 ", %" PRIu64 " bytes: ", damage->offset, damage->bytes);
+	printf("%s %" PRIu32 " \"%s\": damaged", kind_name(entry), entry->number, name);
+	if (damage->offset != DIOH_OFFSET_NONE && damage->bytes == 0)
+		printf(" from offset %" PRIu64 " on", damage->offset);
+	else if (damage->offset != DIOH_OFFSET_NONE)
+		printf(" at offset %" PRIu64 ", %" PRIu64 " bytes", damage->offset, damage->bytes);
+	if (damage->mismatch) {
+		puts(": the checksum does not match");
+		return;
+	}
+	printf(": ");
 	dioh_tool_print_text(stdout, "", damage->text, strnlen(damage->text, sizeof(damage->text)));
 }
 
@@ -286,7 +289,7 @@ static void print_verdict(const struct verification *verification)
 			print_path(verification);
 		puts("written, but never made durable: do not rely on it after a crash of the host");
 	} else if (check->damage_count == 0) {
-		puts("ok");
+		puts(count_figures(verification).unchecked_count ? "ok, as far as it can be checked" : "ok");
 	}
 }
 

@@ -208,7 +208,7 @@ cancel_save() { # IMAGE PROCESS-TO-INTERRUPT
 	took_ms=$(($(date +%s%3N) - started_ms))
 	[ "$status" = 1 ] || fail "a save that was to be cancelled ended with status $status"
 	grep -qi '^dioh-hypervisor: save: .*cancel' cancel.log || fail 'the cancelled save does not say so'
-	[ "$took_ms" -lt 1500 ] || fail "cancelling took $took_ms ms"
+	[ "$took_ms" -lt 1000 ] || fail "cancelling took $took_ms ms"
 	echo "cancelled by the $2 in $took_ms ms"
 	guest_goes_on
 }

@@ -43,7 +43,8 @@ static int seed(void **state)
 	const char *given = getenv("DIOH_TEST_SEED");
 
 	(void)state;
-	random_state = given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) << 20 ^ (uint64_t)getpid();
+	random_state =
+		given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) << 20 ^ (uint64_t)getpid();
 	print_message("seed: DIOH_TEST_SEED=%" PRIu64 "\n", random_state);
 	return 0;
 }
@@ -77,7 +78,7 @@ static void assert_area(const struct dioh_record_area *area, uint64_t offset, ui
 	assert_int_equal(area->reserved, 0);
 }
 
-/* ---- plans ------------------------------------------------------------------------------------------ */
+/* ---- plans ----------------------------------------------------------------------------------- */
 
 static void test_everything_has_its_place(void **state)
 {
@@ -130,11 +131,13 @@ static void test_random_plans_are_accepted(void **state)
 		struct dioh_record_stream streams[5] = { 0 };
 		struct dioh_record_head head = { .region_count = (uint32_t)(random_u64() % 21),
 			                         .stream_count = (uint32_t)(random_u64() % 6) };
-		uint64_t header_bytes = random_u64() % 3 == 0 ? 0 : random_u64() % (DIOH_HEADER_BYTES_MAX + 1);
+		uint64_t header_bytes =
+			random_u64() % 3 == 0 ? 0 : random_u64() % (DIOH_HEADER_BYTES_MAX + 1);
 
 		name_regions(regions, head.region_count);
 		for (uint32_t i = 0; i < head.region_count; i++)
-			regions[i].bytes = (1 + random_u64() % (UINT64_C(1) << random_u64() % 34)) * 4096;
+			regions[i].bytes =
+				(1 + random_u64() % (UINT64_C(1) << random_u64() % 34)) * 4096;
 		for (uint32_t i = 0; i < head.stream_count; i++) {
 			streams[i].number = 100 + i;
 			streams[i].name[0] = (char)('a' + i);
@@ -149,7 +152,8 @@ static void test_the_largest_image(void **state)
 {
 	struct dioh_record_region *regions = calloc(DIOH_REGIONS_MAX, sizeof(*regions));
 	struct dioh_record_stream streams[DIOH_STREAMS_MAX] = { 0 };
-	struct dioh_record_head head = { .region_count = DIOH_REGIONS_MAX, .stream_count = DIOH_STREAMS_MAX };
+	struct dioh_record_head head = { .region_count = DIOH_REGIONS_MAX,
+		                         .stream_count = DIOH_STREAMS_MAX };
 
 	(void)state;
 	assert_non_null(regions);
@@ -167,7 +171,7 @@ static void test_the_largest_image(void **state)
 	free(regions);
 }
 
-/* ---- refusals ---------------------------------------------------------------------------------------- */
+/* ---- refusals -------------------------------------------------------------------------------- */
 
 static void assert_refused(struct dioh_record_head *head, uint64_t header_bytes,
                            struct dioh_record_region *region, int code, const char *part)
@@ -217,7 +221,7 @@ static void test_broken_pages_are_refused(void **state)
 	assert_refused(&head, 0, &region, EINVAL, "region 5: its 1048577 bytes");
 }
 
-/* ---- extents ------------------------------------------------------------------------------------------ */
+/* ---- extents --------------------------------------------------------------------------------- */
 
 static void test_extents_grow(void **state)
 {
@@ -285,7 +289,7 @@ static void test_streams_that_grow_in_turn_are_accepted(void **state)
 	assert_accepted(&head, NULL, streams, extents);
 }
 
-/* ---- the worked example ---------------------------------------------------------------------------------- */
+/* ---- the worked example ---------------------------------------------------------------------- */
 
 static uint8_t *example; /* the image, as a file */
 
@@ -334,12 +338,14 @@ static void fill_example_stream(struct dioh_record_extent *extent, const char *d
 static void make_example(struct dioh_record_head *head)
 {
 	struct dioh_record_region region = { .number = 7,
-		                             .flags = DIOH_REGION_GUEST_ADDRESS | DIOH_REGION_CHECKSUMS,
+		                             .flags = DIOH_REGION_GUEST_ADDRESS |
+		                                      DIOH_REGION_CHECKSUMS,
 		                             .bytes = MIB + 2 * 4096,
 		                             .guest_address = 4 * GIB,
 		                             .name = "ram" };
-	struct dioh_record_stream stream = { .flags = DIOH_REGION_CHECKSUMS, .bytes = 5,
-		                             .extent_count = 1, .name = "device" };
+	struct dioh_record_stream stream = {
+		.flags = DIOH_REGION_CHECKSUMS, .bytes = 5, .extent_count = 1, .name = "device"
+	};
 	struct dioh_record_extent extent;
 
 	*head = (struct dioh_record_head){ .region_count = 1, .stream_count = 1 };

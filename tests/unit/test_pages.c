@@ -24,7 +24,7 @@
 #define ROUNDS 3000
 #define PAGES_MAX 600 /* more than two chunks */
 
-/* ---- random input --------------------------------------------------------------------------------- */
+/* ---- random input ---------------------------------------------------------------------------- */
 
 static uint64_t random_state;
 
@@ -47,7 +47,8 @@ static int seed(void **state)
 	const char *given = getenv("DIOH_TEST_SEED");
 
 	(void)state;
-	random_state = given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) << 20 ^ (uint64_t)getpid();
+	random_state =
+		given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) << 20 ^ (uint64_t)getpid();
 	print_message("seed: DIOH_TEST_SEED=%" PRIu64 "\n", random_state);
 	return 0;
 }
@@ -68,7 +69,8 @@ static uint8_t *random_bitmap(unsigned pages)
 	unsigned stretch_max = 1 + random_below(random_below(4) == 0 ? 2 * PAGES_MAX : 12);
 	bool value = random_below(2);
 
-	memset(bitmap, random_below(2) ? 0xff : 0, bytes); /* bits behind the last page may be anything */
+	/* Bits behind the last page may be anything. */
+	memset(bitmap, random_below(2) ? 0xff : 0, bytes);
 	for (unsigned i = 0; i < pages; value = !value) {
 		unsigned end = i + 1 + random_below(stretch_max);
 
@@ -85,7 +87,7 @@ static bool model_bit(const uint8_t *bitmap, uint64_t i)
 	return (bitmap[i / 8] & (1u << (i % 8))) != 0;
 }
 
-/* ---- CRC32C ---------------------------------------------------------------------------------------- */
+/* ---- CRC32C ---------------------------------------------------------------------------------- */
 
 static uint32_t model_crc32c(uint32_t crc, const uint8_t *data, size_t bytes)
 {
@@ -149,7 +151,8 @@ static void test_crc_of_more_than_an_int_counts(void **state)
 	uint32_t pieces = 0;
 
 	(void)state;
-	data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	data = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+	            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (data == MAP_FAILED) {
 		print_message("skipped: no room for 2 GiB of address space here\n");
 		skip();
@@ -160,14 +163,14 @@ static void test_crc_of_more_than_an_int_counts(void **state)
 	for (size_t done = 0; done < bytes;) {
 		size_t piece = bytes - done < (size_t)1 << 20 ? bytes - done : (size_t)1 << 20;
 
-		pieces = dioh_crc32c(pieces, data, piece);
+		pieces = dioh_crc32c(pieces, data + done, piece);
 		done += piece;
 	}
 	assert_int_equal(dioh_crc32c(0, data, bytes), pieces);
 	munmap(data, bytes);
 }
 
-/* ---- bits ------------------------------------------------------------------------------------------ */
+/* ---- bits ------------------------------------------------------------------------------------ */
 
 static void test_bit_order(void **state)
 {
@@ -196,9 +199,11 @@ static void test_fill_every_range(void **state)
 
 				memset(bitmap, value ? 0 : 0xff, sizeof(bitmap));
 				dioh_bits_fill(bitmap, first, count, value);
-				for (unsigned i = 0; i < BITS; i++)
-					assert_int_equal(model_bit(bitmap, i),
-					                 (i >= first && i < first + count) == value);
+				for (unsigned i = 0; i < BITS; i++) {
+					bool inside = i >= first && i < first + count;
+
+					assert_int_equal(model_bit(bitmap, i), inside == value);
+				}
 			}
 }
 
@@ -219,7 +224,8 @@ static void test_fill_keeps_the_others(void **state)
 		for (unsigned i = 0; i < bytes * 8; i++) {
 			bool inside = i >= first && i < first + count;
 
-			assert_int_equal(model_bit(bitmap, i), inside ? value : model_bit(before, i));
+			assert_int_equal(model_bit(bitmap, i),
+			                 inside ? value : model_bit(before, i));
 		}
 		free(before);
 		free(bitmap);
@@ -263,7 +269,7 @@ static void test_tail_of_a_short_bitmap(void **state)
 	assert_false(dioh_bits_tail_clear(bitmap, 1, 7));
 }
 
-/* ---- zero pages ------------------------------------------------------------------------------------ */
+/* ---- zero pages ------------------------------------------------------------------------------ */
 
 static void test_is_zero(void **state)
 {
@@ -308,7 +314,7 @@ static uint8_t *random_pages(const uint8_t *bitmap, unsigned pages, bool *ret_ze
 static void require_4k_pages(void)
 {
 	if (sysconf(_SC_PAGESIZE) != DIOH_PAGE_BYTES) {
-		print_message("skipped: this host's pages are not 4096 bytes, so single ones cannot be protected\n");
+		print_message("skipped: this host's pages are not 4096 bytes\n");
 		skip();
 	}
 }
@@ -353,7 +359,8 @@ static void test_crc_over_present_pages(void **state)
 
 		for (unsigned i = 0; i < pages; i++)
 			if (model_bit(bitmap, i))
-				crc = dioh_crc32c(crc, data + (size_t)i * DIOH_PAGE_BYTES, DIOH_PAGE_BYTES);
+				crc = dioh_crc32c(crc, data + (size_t)i * DIOH_PAGE_BYTES,
+				                  DIOH_PAGE_BYTES);
 		assert_int_equal(dioh_pages_crc32c(data, bitmap, pages), crc);
 		munmap(data, (size_t)pages * DIOH_PAGE_BYTES);
 		free(bitmap);
@@ -369,7 +376,7 @@ static void test_crc_over_no_page_is_0(void **state)
 	assert_int_equal(dioh_pages_crc32c(NULL, bitmap, 0), 0);
 }
 
-/* ---- runs ------------------------------------------------------------------------------------------ */
+/* ---- runs ------------------------------------------------------------------------------------ */
 
 static void test_same(void **state)
 {
@@ -381,27 +388,45 @@ static void test_same(void **state)
 		unsigned end = from + random_below(pages - from + 1);
 		unsigned count = 0;
 
-		while (from + count < end && model_bit(bitmap, from + count) == model_bit(bitmap, from))
+		while (from + count < end &&
+		       model_bit(bitmap, from + count) == model_bit(bitmap, from))
 			count++;
 		assert_int_equal(dioh_pages_same(bitmap, from, end), count);
 		free(bitmap);
 	}
 }
 
-static bool model_next_run(const uint8_t *bitmap, unsigned pages, unsigned from, unsigned gap_max,
-                           unsigned count_max, struct dioh_run *ret_run)
+/* Length of the stretch of present pages that holds `page`, from `from` on. */
+static unsigned model_stretch(const uint8_t *bitmap, unsigned pages, unsigned from, unsigned page)
 {
-	unsigned first, last, gap = 0;
+	unsigned first = page, end = page;
+
+	while (first > from && model_bit(bitmap, first - 1))
+		first--;
+	while (end < pages && model_bit(bitmap, end))
+		end++;
+	return end - first;
+}
+
+static bool model_next_run(const uint8_t *bitmap, unsigned pages, unsigned from, const struct dioh_run_limits *limits,
+                           struct dioh_run *ret_run)
+{
+	unsigned first, last;
 
 	for (first = from; first < pages && !model_bit(bitmap, first); first++)
 		;
 	if (first >= pages)
 		return false;
 	last = first;
-	for (unsigned i = first + 1; i < pages && i - first < count_max && gap <= gap_max; i++) {
-		gap = model_bit(bitmap, i) ? 0 : gap + 1;
-		if (gap == 0)
-			last = i;
+	for (unsigned i = first + 1; i < pages && i - first < limits->count_max; i++) {
+		if (!model_bit(bitmap, i))
+			continue;
+		if (i - last - 1 > limits->gap_max)
+			break;
+		if (i - last > 1 && model_stretch(bitmap, pages, first, last) >= limits->alone_min &&
+		    model_stretch(bitmap, pages, first, i) >= limits->alone_min)
+			break;
+		last = i;
 	}
 	*ret_run = (struct dioh_run){ first, last - first + 1 };
 	return true;
@@ -413,15 +438,18 @@ static void test_runs_are_the_models(void **state)
 	for (int round = 0; round < ROUNDS; round++) {
 		unsigned pages = 1 + random_below(PAGES_MAX);
 		uint8_t *bitmap = random_bitmap(pages);
-		unsigned gap_max = random_below(4) == 0 ? UINT32_MAX : random_below(20);
-		unsigned count_max = random_below(4) == 0 ? UINT32_MAX : 1 + random_below(40);
+		struct dioh_run_limits limits = {
+			.gap_max = random_below(4) == 0 ? UINT32_MAX : random_below(20),
+			.alone_min = random_below(4) == 0 ? UINT32_MAX : 1 + random_below(20),
+			.count_max = random_below(4) == 0 ? UINT32_MAX : 1 + random_below(40),
+		};
 		struct dioh_run run, expected;
 		unsigned from = random_below(8) == 0 ? random_below(pages + 2) : 0;
 		bool more;
 
 		do {
-			more = model_next_run(bitmap, pages, from, gap_max, count_max, &expected);
-			assert_int_equal(dioh_pages_next_run(bitmap, pages, from, gap_max, count_max, &run), more);
+			more = model_next_run(bitmap, pages, from, &limits, &expected);
+			assert_int_equal(more, dioh_pages_next_run(bitmap, pages, from, &limits, &run));
 			if (!more)
 				break;
 			assert_int_equal(run.first, expected.first);
@@ -440,11 +468,12 @@ static void test_runs_cover_every_present_page_once(void **state)
 		unsigned pages = 1 + random_below(PAGES_MAX);
 		uint8_t *bitmap = random_bitmap(pages);
 		unsigned gap_max = random_below(6), count_max = 1 + random_below(64);
+		struct dioh_run_limits limits = { gap_max, 1 + random_below(32), count_max };
 		struct dioh_run run;
 		uint64_t present = 0;
 		unsigned from = 0;
 
-		while (dioh_pages_next_run(bitmap, pages, from, gap_max, count_max, &run)) {
+		while (dioh_pages_next_run(bitmap, pages, from, &limits, &run)) {
 			unsigned gap = 0;
 
 			assert_true(run.first >= from && run.count >= 1 && run.count <= count_max);
@@ -466,12 +495,13 @@ static void test_runs_cover_every_present_page_once(void **state)
 static void test_no_run_leaves_the_output(void **state)
 {
 	const uint8_t bitmap[2] = { 0x01, 0x00 };
+	const struct dioh_run_limits limits = { 4, 16, 4 };
 	struct dioh_run run = { 77, 88 };
 
 	(void)state;
-	assert_false(dioh_pages_next_run(bitmap, 16, 1, 4, 4, &run));
-	assert_false(dioh_pages_next_run(bitmap, 16, 16, 4, 4, &run));
-	assert_false(dioh_pages_next_run(bitmap, 0, 0, 4, 4, &run));
+	assert_false(dioh_pages_next_run(bitmap, 16, 1, &limits, &run));
+	assert_false(dioh_pages_next_run(bitmap, 16, 16, &limits, &run));
+	assert_false(dioh_pages_next_run(bitmap, 0, 0, &limits, &run));
 	assert_int_equal(run.first, 77);
 	assert_int_equal(run.count, 88);
 }
