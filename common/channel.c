@@ -141,13 +141,10 @@ static unsigned take_fds(struct dioh_message *message, struct msghdr *packet)
 static ssize_t receive_packet(int fd, struct msghdr *packet, int flags)
 {
 	bool reset = false;
-	size_t control_bytes = packet->msg_controllen;
 
 	for (;;) {
-		ssize_t received;
+		ssize_t received = recvmsg(fd, packet, flags | MSG_CMSG_CLOEXEC);
 
-		packet->msg_controllen = control_bytes;
-		received = recvmsg(fd, packet, flags | MSG_CMSG_CLOEXEC);
 		if (received >= 0)
 			return received;
 		if (errno == ECONNRESET && !reset)

@@ -7,6 +7,7 @@
 #define DIOH_BUFPOOL_H
 
 #include "engine.h"
+#include "memory.h"
 
 /* Absent pages inside a run that are moved along, since one I/O costs more than they do. */
 #define DIOH_GAP_PAGES_MAX 7u
@@ -21,6 +22,7 @@ struct dioh_block {
 	unsigned io_count;
 	unsigned outstanding; /* I/Os under way */
 	uint8_t *bounce;      /* NULL until dioh_block_bounce() */
+	struct dioh_window window; /* the unit's memory, where it is mapped */
 	/* The transfer's own. */
 	void *owner;
 	void *span;

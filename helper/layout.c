@@ -35,6 +35,7 @@ int dioh_layout_file_bytes(struct dioh_image_layout *layout, uint64_t *ret_bytes
 int dioh_layout_allocate(struct dioh_image_layout *layout, unsigned region_count, unsigned stream_count,
                          struct dioh_error *err)
 {
+	dioh_layout_free(layout);
 	layout->regions = calloc(region_count + 1, sizeof(*layout->regions));
 	layout->streams = calloc(stream_count + 1, sizeof(*layout->streams));
 	if (!layout->regions || !layout->streams) {

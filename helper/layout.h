@@ -109,7 +109,7 @@ static inline uint64_t dioh_layout_at(const struct dioh_image_layout *layout, ui
 /* The image's length in its file, as far as the file goes now. */
 int dioh_layout_file_bytes(struct dioh_image_layout *layout, uint64_t *ret_bytes, struct dioh_error *err);
 
-/* Makes room for the announced entries. */
+/* Makes room for the announced entries, in place of what there was. */
 int dioh_layout_allocate(struct dioh_image_layout *layout, unsigned region_count, unsigned stream_count,
                          struct dioh_error *err);
 void dioh_layout_free(struct dioh_image_layout *layout);

@@ -154,6 +154,38 @@ int dioh_memory_pread(const struct dioh_memory *memory, void *bytes, uint64_t co
 	return 0;
 }
 
+static int check_end(const struct dioh_memory *memory, uint64_t end, struct dioh_error *err)
+{
+	uint64_t bytes;
+	int r = dioh_memory_bytes(memory, &bytes, err);
+
+	if (r == 0 && end > bytes)
+		r = dioh_error_set(err, EFAULT, PLACE(WRITE, bytes),
+		                   "memory %" PRIu32 ": it ends at %" PRIu64 ": it was truncated meanwhile", memory->number,
+		                   bytes);
+	return r;
+}
+
+int dioh_memory_pwrite(const struct dioh_memory *memory, const void *bytes, uint64_t count, uint64_t offset,
+                       struct dioh_error *err)
+{
+	uint64_t done = 0;
+	int r = check_end(memory, offset + count, err);
+
+	while (r == 0 && done < count) {
+		ssize_t n = pwrite(memory->fd, (const char *)bytes + done, count - done, (off_t)(offset + done));
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return dioh_error_errno(err, n < 0 ? errno : ENOSPC, PLACE(WRITE, offset + done),
+			                        "memory %" PRIu32 ": write at %" PRIu64 " failed", memory->number,
+			                        offset + done);
+		done += (uint64_t)n;
+	}
+	return r;
+}
+
 static void zero_page(void *page)
 {
 	memset(page, 0, DIOH_PAGE_BYTES);

@@ -79,20 +79,22 @@ struct span *dioh_span_open(struct memory_transfer *t)
 	return span;
 }
 
-int dioh_span_map(struct span *span, struct dioh_error *err)
-{
-	const struct memory_transfer *t = span->owner;
-
-	if (span->window.map)
-		return 0;
-	return dioh_memory_map(t->params.memory, dioh_memory_at(t, span->first), span->bytes, !t->params.save, &span->window,
-	                       err);
-}
-
 void dioh_span_close(struct span *span)
 {
-	dioh_window_unmap(&span->window);
 	span->state = SPAN_FREE;
+}
+
+/* ---- units ---- */
+
+uint8_t *dioh_block_map(struct dioh_block *block, struct dioh_error *err)
+{
+	const struct memory_transfer *t = block->owner;
+	const uint64_t at = dioh_memory_at(t, block->first);
+	const uint64_t bytes = (uint64_t)block->pages * DIOH_PAGE_BYTES;
+
+	if (!block->window.map && dioh_memory_map(t->params.memory, at, bytes, !t->params.save, &block->window, err) < 0)
+		return NULL;
+	return dioh_window_at(&block->window, at);
 }
 
 /* ---- runs ---- */
@@ -210,6 +212,7 @@ void dioh_block_end(struct dioh_block *block)
 	if (!t->base.failed)
 		atomic_fetch_add_explicit(&t->base.done_bytes, (uint64_t)block->pages * DIOH_PAGE_BYTES, memory_order_relaxed);
 	span->units--;
+	dioh_window_unmap(&block->window);
 	dioh_bufpool_give(&t->base.worker->pool, block);
 }
 

@@ -2,9 +2,10 @@
 /*
  * payload_memory.h - private to payload_memory.c (spans, windows, runs), payload_memory_save.c, payload_memory_load.c.
  *
- * A transfer is walked in spans of at most 1 GiB, each with its window of mapped memory and its piece of the region's
- * bitmap and checksums; two may be open, so that one drains while the next begins. A span is walked in units: what one
- * block of the worker's budget stands for (a chunk, or more where I/O blocks are larger).
+ * A transfer is walked in spans of at most 1 GiB, each with its piece of the region's bitmap and checksums; two may be
+ * open, so that one drains while the next begins. A span is walked in units: what one block of the worker's budget stands
+ * for (a chunk, or more where I/O blocks are larger). Memory is mapped a unit at a time: unmapping more at once would hold
+ * up the worker for longer than the I/O in flight lasts, and page tables stay small.
  *
  *      save:  [open span] -> unit: data? selected? zero? checksum -> runs -> I/O ... -> [store tables] -> [close]
  *      load:  [open span] -> [load tables] -> unit: runs -> I/O -> checksum ... -> [close]
@@ -16,7 +17,7 @@
 #include "payload.h"
 #include "worker.h"
 
-#define DIOH_SPAN_BYTES (UINT64_C(1) << 30) /* bounds page tables: 2 MiB of them map 1 GiB */
+#define DIOH_SPAN_BYTES (UINT64_C(1) << 30) /* 32 KiB of bitmap, 4 KiB of checksums */
 #define DIOH_SPANS 2u
 
 enum span_state { SPAN_FREE, SPAN_LOADING, SPAN_OPEN, SPAN_STORING };
@@ -30,7 +31,6 @@ struct span {
 	uint64_t bytes;
 	bool walked;     /* the cursor has passed it */
 	unsigned units;  /* blocks under way */
-	struct dioh_window window;
 	uint8_t *bitmap;      /* present pages; from the span's first chunk on */
 	uint8_t *selected;    /* with SELECTION */
 	uint32_t *checksums;
@@ -55,10 +55,8 @@ struct memory_transfer {
 struct span *dioh_span_current(struct memory_transfer *t);
 /* Takes a free span for the cursor; NULL: none, or the transfer has failed. */
 struct span *dioh_span_open(struct memory_transfer *t);
-/* Maps the span's window if it is not mapped. */
-int dioh_span_map(struct span *span, struct dioh_error *err);
 void dioh_span_close(struct span *span);
-/* Chunk and page numbers in the span of a byte of the transfer. */
+/* Page number in the span of a byte of the transfer. */
 static inline unsigned dioh_span_page(const struct span *span, uint64_t at)
 {
 	return (unsigned)((at - span->first) / DIOH_PAGE_BYTES);
@@ -75,6 +73,9 @@ static inline uint64_t dioh_memory_at(const struct memory_transfer *t, uint64_t 
 	return t->params.memory_offset + at;
 }
 
+/* The block's unit of memory, mapped; dioh_block_end() unmaps it. NULL: err is set. */
+uint8_t *dioh_block_map(struct dioh_block *block, struct dioh_error *err);
+
 /*
  * Makes I/Os of the present pages of a block's unit, `data` being the unit's bytes in memory, and starts them. Gaps go to or
  * from the worker's own pages. Nothing present: no I/O, block->outstanding stays 0.
@@ -83,7 +84,7 @@ void dioh_block_start(struct memory_transfer *t, struct dioh_block *block, uint8
                       void (*done)(struct dioh_io *io));
 /* Common part of an I/O's end. true: it was the block's last one. */
 bool dioh_block_io_done(struct dioh_io *io);
-/* The block's end: gives it back, counts progress. */
+/* The block's end: unmaps, gives it back, counts progress. */
 void dioh_block_end(struct dioh_block *block);
 
 void dioh_memory_fail(struct memory_transfer *t, const struct dioh_error *err);

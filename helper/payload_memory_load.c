@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * payload_memory_load.c - image to memory. Present pages are read straight to their place; absent ones are left zero:
- * erased, unless the destination is fresh. With a selection, chunks are read aside, checked whole, and the selected pages
- * copied, so that the others stay untouched.
+ * payload_memory_load.c - image to memory. Present pages are read aside, checked, and copied to their place: that costs less
+ * than reading into a mapping whose pages must first be made, cleared and mapped, and keeps unselected pages untouched.
+ * Where huge pages are wanted (hugetlb, or advice for it) a mapping is what makes them, and pages are read straight into
+ * it. Absent pages are left zero: erased, unless the destination is fresh.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -164,51 +165,72 @@ static void check_unit(struct memory_transfer *t, const struct dioh_block *block
 	t->base.figures.scan_ns += dioh_now_ns() - begun;
 }
 
+/* Reading goes through the block's own buffer, not straight into memory. */
+static bool aside(const struct memory_transfer *t)
+{
+	const struct dioh_memory *memory = t->params.memory;
+
+	return t->params.flags & DIOH_TRANSFER_SELECTION ||
+	       (memory->kind != DIOH_MEMORY_HUGETLB && memory->advice != DIOH_MEMORY_ADVICE_HUGEPAGE);
+}
+
 struct copy {
 	uint8_t *to;
 	const uint8_t *from;
-	const uint8_t *present;
-	const uint8_t *selected;
-	unsigned pages;
+	size_t bytes;
 };
 
-static void copy_selected(void *argument)
+static void copy_bytes(void *argument)
 {
 	const struct copy *copy = argument;
 
-	for (unsigned page = 0; page < copy->pages; page++)
-		if (dioh_bit_test(copy->present, page) && dioh_bit_test(copy->selected, page))
-			memcpy(copy->to + (uint64_t)page * DIOH_PAGE_BYTES, copy->from + (uint64_t)page * DIOH_PAGE_BYTES,
-			       DIOH_PAGE_BYTES);
+	memcpy(copy->to, copy->from, copy->bytes);
 }
 
-static void copy_unit(struct memory_transfer *t, const struct dioh_block *block)
+static void copy_by_mapping(struct memory_transfer *t, struct dioh_block *block, uint64_t within, size_t bytes)
 {
-	struct span *span = block->span;
-	unsigned first = dioh_span_page(span, block->first);
+	uint64_t at = dioh_memory_at(t, block->first + within);
+	struct copy copy = { .from = block->bounce + within, .bytes = bytes };
 	struct dioh_error err;
 	const void *fault;
-	struct copy copy = {
-		.from = block->bounce,
-		.present = span->bitmap + first / 8,
-		.selected = span->selected + first / 8,
-		.pages = block->pages,
-	};
 
-	if (dioh_span_map(span, &err) < 0) {
+	copy.to = dioh_block_map(block, &err);
+	if (!copy.to) {
 		dioh_memory_fail(t, &err);
 		return;
 	}
-	copy.to = dioh_window_at(&span->window, dioh_memory_at(t, block->first));
-	if (!dioh_guard_run(copy_selected, &copy, &fault))
-		fail_touch(t, dioh_memory_at(t, block->first));
+	copy.to += within;
+	if (!dioh_guard_run(copy_bytes, &copy, &fault))
+		fail_touch(t, at);
 }
 
-static uint8_t *unit_data(struct memory_transfer *t, struct dioh_block *block)
+static void copy_stretch(struct memory_transfer *t, struct dioh_block *block, uint64_t within, size_t bytes)
 {
-	struct span *span = block->span;
+	uint64_t at = dioh_memory_at(t, block->first + within);
+	struct dioh_error err;
 
-	return span->selected ? block->bounce : dioh_window_at(&span->window, dioh_memory_at(t, block->first));
+	if (t->params.memory->kind == DIOH_MEMORY_HUGETLB)
+		copy_by_mapping(t, block, within, bytes);
+	else if (dioh_memory_pwrite(t->params.memory, block->bounce + within, bytes, at, &err) < 0)
+		dioh_memory_fail(t, &err);
+}
+
+static void copy_unit(struct memory_transfer *t, struct dioh_block *block)
+{
+	const struct span *span = block->span;
+	const unsigned first = dioh_span_page(span, block->first);
+	const unsigned end = first + block->pages;
+
+	for (unsigned page = first; page < end && !t->base.failed;) {
+		unsigned same = dioh_pages_same(span->bitmap, page, end);
+		uint64_t within = (uint64_t)(page - first) * DIOH_PAGE_BYTES;
+
+		if (span->selected)
+			same = (unsigned)dioh_min(same, dioh_pages_same(span->selected, page, end));
+		if (dioh_bit_test(span->bitmap, page) && (!span->selected || dioh_bit_test(span->selected, page)))
+			copy_stretch(t, block, within, (size_t)same * DIOH_PAGE_BYTES);
+		page += same;
+	}
 }
 
 static void load_io_done(struct dioh_io *io)
@@ -220,8 +242,8 @@ static void load_io_done(struct dioh_io *io)
 	if (!dioh_block_io_done(io))
 		return;
 	if (!t->base.failed && span->tables.checksums)
-		check_unit(t, block, unit_data(t, block));
-	if (!t->base.failed && span->selected)
+		check_unit(t, block, aside(t) ? block->bounce : dioh_window_at(&block->window, dioh_memory_at(t, block->first)));
+	if (!t->base.failed && aside(t))
 		copy_unit(t, block);
 	dioh_block_end(block);
 	finish_span(span);
@@ -229,24 +251,32 @@ static void load_io_done(struct dioh_io *io)
 
 /* ---- walking ---- */
 
-static bool prepare_unit(struct memory_transfer *t, struct dioh_block *block, struct dioh_error *err)
+/* Where the unit is read to. NULL: err is set. */
+static uint8_t *unit_data(struct memory_transfer *t, struct dioh_block *block, struct dioh_error *err)
 {
-	struct span *span = block->span;
+	if (!aside(t))
+		return dioh_block_map(block, err);
+	if (!dioh_block_bounce(&t->base.worker->pool, block))
+		dioh_error_errno(err, ENOMEM, DIOH_PLACE(READ, REGION, t->params.region->record.number, DIOH_OFFSET_NONE),
+		                 "region %" PRIu32 ": a buffer", t->params.region->record.number);
+	return block->bounce;
+}
 
-	if (!span->selected)
-		return dioh_span_map(span, err) == 0;
-	if (dioh_block_bounce(&t->base.worker->pool, block))
-		return true;
-	dioh_error_errno(err, ENOMEM, DIOH_PLACE(READ, REGION, t->params.region->record.number, DIOH_OFFSET_NONE),
-	                 "region %" PRIu32 ": a buffer", t->params.region->record.number);
-	return false;
+static void read_unit(struct memory_transfer *t, struct dioh_block *block)
+{
+	struct dioh_error err;
+	uint8_t *data = unit_data(t, block, &err);
+
+	if (data)
+		dioh_block_start(t, block, data, load_io_done);
+	else
+		dioh_memory_fail(t, &err);
 }
 
 static enum dioh_step load_unit(struct memory_transfer *t, struct span *span)
 {
 	struct dioh_worker *worker = t->base.worker;
 	struct dioh_block *block = dioh_bufpool_take(&worker->pool);
-	struct dioh_error err;
 	unsigned present;
 
 	if (!block)
@@ -262,10 +292,8 @@ static enum dioh_step load_unit(struct memory_transfer *t, struct span *span)
 	present = (unsigned)dioh_bits_count(span->bitmap + dioh_span_page(span, block->first) / 8, block->pages);
 	t->base.figures.data_bytes += (uint64_t)present * DIOH_PAGE_BYTES;
 	t->base.figures.hole_bytes += (uint64_t)(block->pages - present) * DIOH_PAGE_BYTES;
-	if (!t->base.failed && !prepare_unit(t, block, &err))
-		dioh_memory_fail(t, &err);
 	if (!t->base.failed)
-		dioh_block_start(t, block, unit_data(t, block), load_io_done);
+		read_unit(t, block);
 	if (block->outstanding == 0) {
 		dioh_block_end(block);
 		finish_span(span);

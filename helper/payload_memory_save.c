@@ -9,7 +9,7 @@
 #include "guard.h"
 #include "payload_memory.h"
 
-/* ---- a span's end: its tables are stored, its window goes ---- */
+/* ---- a span's end: its tables are stored ---- */
 
 static void span_stored(struct dioh_job *job)
 {
@@ -39,7 +39,6 @@ static void finish_span(struct span *span)
 
 	if (!span->walked || span->units > 0 || span->state != SPAN_OPEN || t->base.failed)
 		return;
-	dioh_window_unmap(&span->window);
 	span->state = SPAN_STORING;
 	span->tables = (struct dioh_tables){
 		.region = t->params.region,
@@ -143,15 +142,14 @@ static int find_candidates(struct memory_transfer *t, struct span *span, uint64_
 	return r;
 }
 
-/* Where the unit's bytes can be read: in the window, or copied where mapping would allocate. */
+/* Where the unit's bytes can be read: mapped, or copied where mapping would allocate. */
 static uint8_t *unit_data(struct memory_transfer *t, struct dioh_block *block, struct dioh_error *err)
 {
-	struct span *span = block->span;
 	uint64_t at = dioh_memory_at(t, block->first);
 	uint8_t *bounce;
 
 	if (t->may_map)
-		return dioh_span_map(span, err) < 0 ? NULL : dioh_window_at(&span->window, at);
+		return dioh_block_map(block, err);
 	bounce = dioh_block_bounce(&t->base.worker->pool, block);
 	if (!bounce) {
 		dioh_error_errno(err, ENOMEM, DIOH_PLACE(READ, MEMORY, t->params.memory->number, at), "memory %" PRIu32

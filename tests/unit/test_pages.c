@@ -258,11 +258,15 @@ static void test_count_and_tail(void **state)
 	}
 }
 
-static void test_tail_of_a_short_bitmap(void **state)
+static void test_tail_ends_with_the_bitmap(void **state)
 {
 	const uint8_t bitmap[1] = { 0xff };
+	const uint8_t guarded[8] = { 0x07, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
 
 	(void)state;
+	assert_true(dioh_bits_tail_clear(guarded, 2, 3));
+	assert_true(dioh_bits_tail_clear(guarded, 1, 3));
+	assert_false(dioh_bits_tail_clear(guarded, 3, 3));
 	assert_true(dioh_bits_tail_clear(bitmap, 0, 0));
 	assert_true(dioh_bits_tail_clear(bitmap, 1, 8));
 	assert_true(dioh_bits_tail_clear(bitmap, 1, 1000));
@@ -516,7 +520,7 @@ int main(void)
 		cmocka_unit_test(test_fill_every_range),
 		cmocka_unit_test(test_fill_keeps_the_others),
 		cmocka_unit_test(test_count_and_tail),
-		cmocka_unit_test(test_tail_of_a_short_bitmap),
+		cmocka_unit_test(test_tail_ends_with_the_bitmap),
 		cmocka_unit_test(test_is_zero),
 		cmocka_unit_test(test_drop_zero),
 		cmocka_unit_test(test_crc_over_present_pages),
