@@ -184,6 +184,7 @@ static void assert_refused(struct dioh_record_head *head, uint64_t header_bytes,
 	assert_int_equal(dioh_container_plan(head, header_bytes, region, NULL), -code);
 	assert_int_equal(err.code, code);
 	assert_int_equal(err.object, DIOH_OBJECT_IMAGE);
+	assert_int_equal(err.number, 0);
 	if (!strstr(err.text, part))
 		fail_msg("\"%s\" does not say \"%s\"", err.text, part);
 	assert_memory_equal(head, &head_before, sizeof(*head));
