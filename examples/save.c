@@ -178,7 +178,8 @@ static void give_up(struct save *save)
 		(void)hv_vm_cont(vm, &ignored);
 }
 
-static int run_steps(struct save *save, const char *path, const struct hv_helper_options *options, struct dioh_error *err)
+static int run_steps(struct save *save, const char *path, const struct hv_helper_options *options,
+                     struct dioh_error *err)
 {
 	int rc = prepare(save, path, options, err);
 

@@ -2,9 +2,9 @@
 /*
  * vm.c - starts and ends QEMU. See vm.h.
  *
- * QEMU opens the memory by the name /proc/self/fd/N of a descriptor it inherits. It must be a memory-backend-file: newer
- * QEMU leaves only shared memory that has a file's name out of a migration (x-ignore-shared), not memory-backend-memfd.
- * Its monitor is one end of a socket pair, so nobody else can reach it.
+ * QEMU opens the memory by the name /proc/self/fd/N of a descriptor it inherits. It must be a memory-backend-file:
+ * newer QEMU leaves only shared memory that has a file's name out of a migration (x-ignore-shared), not that of
+ * memory-backend-memfd. Its monitor is one end of a socket pair, so nobody else can reach it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -88,8 +88,8 @@ static void free_arguments(struct arguments *arguments)
 		free(arguments->words[--arguments->count]);
 }
 
-static void build_arguments(struct arguments *a, const struct hv_vm *vm, const struct hv_vm_options *options, bool incoming,
-                            int monitor_fd)
+static void build_arguments(struct arguments *a, const struct hv_vm *vm, const struct hv_vm_options *options,
+                            bool incoming, int monitor_fd)
 {
 	unsigned long long bytes = vm->machine.memory_bytes;
 

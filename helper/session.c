@@ -145,11 +145,15 @@ static void handle_request(struct dioh_session_state *session)
 {
 	struct dioh_message *message = &session->message;
 	const struct dioh_msg_header *header = &message->header;
-	const bool late_descriptor = message->fd_count > 0 && session->sealed;
 	const struct door_row *row;
 	struct dioh_error err;
-	int r = dioh_proto_check_request(header, message->payload, message->fd_count, &err);
+	int r;
 
+	if (message->fd_count > 0 && session->sealed)
+		r = dioh_error_set(&err, EBADMSG, PLACE, "%s: descriptors came with it, and SEAL has been passed",
+		                   dioh_msg_name(header->type));
+	else
+		r = dioh_proto_check_request(header, message->payload, message->fd_count, &err);
 	if (r == 0) {
 		row = find_row(header->type);
 		assert(row);
@@ -157,7 +161,7 @@ static void handle_request(struct dioh_session_state *session)
 		if (r == 0)
 			r = carry_out(session, row, &err);
 	}
-	if (r < 0 && (r == -EBADMSG || late_descriptor || session->phase == PHASE_START))
+	if (r < 0 && (r == -EBADMSG || session->phase == PHASE_START))
 		refuse_and_end(session, header, &err);
 	else if (r < 0)
 		dioh_session_refuse(session, header->type, header->id, &err);

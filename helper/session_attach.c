@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -21,10 +22,16 @@
 
 static int take_pidfd(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
 {
+	struct stat st;
+
 	if (message->fd_count == 0)
 		return 0;
-	/* Signal 0 sends nothing; EBADF is the answer for what is no pidfd. */
-	if (syscall(SYS_pidfd_send_signal, message->fds[0], 0, NULL, 0) < 0 && errno == EBADF)
+	/*
+	 * Signal 0 sends nothing; EBADF is the answer for what is no pidfd. A directory of /proc is as good as one there,
+	 * but poll(2) tells nothing about it.
+	 */
+	if ((syscall(SYS_pidfd_send_signal, message->fds[0], 0, NULL, 0) < 0 && errno == EBADF) ||
+	    fstat(message->fds[0], &st) < 0 || S_ISDIR(st.st_mode))
 		return dioh_error_set(err, EINVAL, PROTOCOL_PLACE, "HELLO: its descriptor is no pidfd");
 	session->manager_pidfd = message->fds[0];
 	message->fds[0] = -1;

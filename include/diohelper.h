@@ -27,6 +27,8 @@
  *    none. They may be closed when the call returns. Memory must not be reused, and the image's range not written,
  *    while a transfer runs: I/O in flight outlives cancel and even the helper (see DIOH_EVENT_STUCK).
  *  - Thread safety: a session may be used by one thread at a time. Different sessions are independent.
+ *  - A call that waits for a slow disk (dioh_create_image, dioh_open_image) can be left early: shutdown(2) of
+ *    dioh_session_fd(), from any thread or a signal handler, makes it return -EPIPE and cancels the session.
  *  - All sizes and offsets are bytes.
  *
  * Sources: docs/protocol.md in this project; unix(7), cmsg(3), seqpacket semantics in socket(2).

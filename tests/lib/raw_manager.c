@@ -9,8 +9,8 @@
 
 #include "raw_manager.h"
 
-#include <errno.h>
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/audit.h>
@@ -275,13 +275,19 @@ static void keep_event(struct raw_manager *m, const struct raw_packet *packet)
 	       sizeof(struct dioh_msg_complete));
 }
 
+static bool is_event(const struct dioh_msg_header *header)
+{
+	return header->flags == 0 && (header->type == DIOH_MSG_PROGRESS || header->type == DIOH_MSG_COMPLETE ||
+	                              header->type == DIOH_MSG_STUCK);
+}
+
 static void next_reply(struct raw_manager *m, struct raw_packet *packet, const char *file, int line)
 {
 	do {
 		check_at(raw_receive(m, packet), file, line);
-		if (packet->header.type > 128 && packet->header.type < 256)
+		if (is_event(&packet->header))
 			keep_event(m, packet);
-	} while (packet->header.type > 128 && packet->header.type < 256);
+	} while (is_event(&packet->header));
 }
 
 void raw_reply_at(struct raw_manager *m, uint32_t type, uint32_t id, void *ret_payload, size_t size,

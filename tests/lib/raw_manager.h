@@ -112,7 +112,8 @@ enum raw_stage { /* docs/protocol.md, "Phases" */
 
 /* A well-formed message of a type for that direction; its size. Payload has room for DIOH_PAYLOAD_BYTES_MAX. */
 size_t raw_sample(uint32_t type, uint32_t direction, void *ret_payload);
-const char *raw_stage_name(enum raw_stage stage);
+/* A message that is nothing without a descriptor. */
+bool raw_needs_descriptor(uint32_t type);
 /* Starts a helper and brings it there with samples, on the image at `path` (load: one that raw_make_image() made). */
 void raw_reach(struct raw_manager *m, const struct raw_options *options, const char *path, uint32_t direction,
                enum raw_stage stage);

@@ -95,12 +95,9 @@ size_t raw_sample(uint32_t type, uint32_t direction, void *ret_payload)
 
 /* ---- whole sessions -------------------------------------------------------------------------- */
 
-const char *raw_stage_name(enum raw_stage stage)
+bool raw_needs_descriptor(uint32_t type)
 {
-	static const char *const names[] = { "start", "attach", "attach", "sealed", "table",
-		                             "ready", "transfer", "ready", "finish" };
-
-	return names[stage];
+	return type == DIOH_MSG_ATTACH_IMAGE || type == DIOH_MSG_ATTACH_MEMORY || type == DIOH_MSG_ATTACH_STREAM;
 }
 
 static _Alignas(8) uint8_t payload[DIOH_PAYLOAD_BYTES_MAX];

@@ -256,6 +256,7 @@ static void test_credentials_are_passed_over(void **state)
 	dioh_message_close_fds(&f->message);
 	send_packet(f->theirs, sizeof(header), 0, FDS_MANY);
 	assert_malformed(f);
+	assert_int_equal(strtoul(f->err.text, NULL, 10), FDS_MANY); /* there was room for both */
 }
 
 /* ---- what is malformed ----------------------------------------------------------------------- */
