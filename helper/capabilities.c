@@ -69,6 +69,6 @@ void dioh_capabilities_print(void)
 	print_bits("layouts", layouts(), layout_name);
 	print_bits("engines", engines(), engine_name);
 	print_bits("layers", dioh_seal_layers_available(), layer_name);
-	printf("  \"drop_in\": false\n");
+	printf("  \"drop_in\": true\n");
 	printf("}\n");
 }

@@ -20,9 +20,9 @@ const struct dioh_engine_ops *dioh_engine_choose(uint32_t wanted, struct dioh_er
 		if (r == 0)
 			return engines[i];
 		if (wanted != DIOH_ENGINE_ANY) {
-			dioh_error_errno(err, r, DIOH_PLACE(ATTACH, SESSION, 0, DIOH_OFFSET_NONE),
-			                 "helper: engine %s is not to be had here (sysctl kernel.io_uring_disabled, or a "
-			                 "container's seccomp filter?)", dioh_engine_name(wanted));
+			dioh_error_set(err, EOPNOTSUPP, DIOH_PLACE(ATTACH, SESSION, 0, DIOH_OFFSET_NONE),
+			               "helper: engine %s is not to be had here (sysctl kernel.io_uring_disabled, or a "
+			               "container's seccomp filter?): %s", dioh_engine_name(wanted), dioh_error_text(r));
 			return NULL;
 		}
 	}

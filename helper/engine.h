@@ -23,9 +23,15 @@ enum {
 	DIOH_SLOTS_MAX = DIOH_SLOT_STREAM + DIOH_STREAMS_MAX,
 };
 
+/* Linux 6.14; older headers lack the name. */
+#ifndef RWF_DONTCACHE
+#define RWF_DONTCACHE 0x00000080
+#endif
+
 struct dioh_io {
 	bool write;
 	bool stream; /* no offset; may move less than asked; result 0 of a read is the end */
+	bool uncached; /* RWF_DONTCACHE: the page cache is not to keep it; -EOPNOTSUPP where that is not to be had */
 	unsigned slot;
 	struct iovec *iov; /* changed by the worker when it continues a short I/O */
 	unsigned iov_count;

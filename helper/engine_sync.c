@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * engine_sync.c - plain preadv(2) and pwritev(2), one at a time, for where nothing else is permitted. Image I/O is done
+ * engine_sync.c - plain preadv2(2) and pwritev2(2), one at a time, for where nothing else is permitted. Image I/O is done
  * when it is run; streams are waited for with poll(2), so that a silent peer holds up nobody else.
  */
 #define _GNU_SOURCE
@@ -86,14 +86,15 @@ static int64_t perform(struct sync_engine *engine, const struct dioh_io *io)
 {
 	int fd = engine->fds[io->slot];
 	int count = (int)io->iov_count;
+	int flags = io->uncached ? RWF_DONTCACHE : 0;
 	ssize_t n;
 
 	if (io->stream)
 		n = io->write ? writev(fd, io->iov, count) : readv(fd, io->iov, count);
 	else if (io->write)
-		n = pwritev(fd, io->iov, count, (off_t)io->offset);
+		n = pwritev2(fd, io->iov, count, (off_t)io->offset, flags);
 	else
-		n = preadv(fd, io->iov, count, (off_t)io->offset);
+		n = preadv2(fd, io->iov, count, (off_t)io->offset, flags);
 	return n < 0 ? -errno : n;
 }
 

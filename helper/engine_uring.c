@@ -144,6 +144,8 @@ static bool uring_queue(struct dioh_io_engine *base, struct dioh_io *io)
 		io_uring_prep_writev(sqe, (int)io->slot, io->iov, io->iov_count, offset);
 	else
 		io_uring_prep_readv(sqe, (int)io->slot, io->iov, io->iov_count, offset);
+	if (io->uncached)
+		sqe->rw_flags = RWF_DONTCACHE;
 	sqe->flags |= IOSQE_FIXED_FILE;
 	io_uring_sqe_set_data(sqe, io);
 	engine->room--;

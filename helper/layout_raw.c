@@ -258,9 +258,11 @@ static int raw_add_extent(struct dioh_image_layout *layout, struct dioh_stream_e
 	if (layout->image->kind == DIOH_IMAGE_REGULAR && end > layout->extents_end) {
 		int r = dioh_image_resize(layout->image, dioh_layout_at(layout, end), err);
 
-		if (r < 0)
+		/* Near a limit (RLIMIT_FSIZE) the whole step does not fit, but the stream may: its writes will tell. */
+		if (r < 0 && r != -EFBIG)
 			return r;
-		layout->extents_end = end;
+		if (r == 0)
+			layout->extents_end = end;
 	}
 	extent = dioh_layout_grow_extents(layout, entry, err);
 	if (!extent)

@@ -10,7 +10,9 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +20,7 @@
 #include <unistd.h>
 
 #include "capabilities.h"
+#include "dropin.h"
 #include "guard.h"
 #include "options.h"
 #include "session.h"
@@ -63,12 +66,33 @@ static int check_control_fd(int fd, struct dioh_error *err)
 	return 0;
 }
 
-static int serve(const struct dioh_options *options)
+/* Not on 0, 1 or 2, where what is printed for people would go into it. */
+static int move_control_fd(int *fd, struct dioh_error *err)
+{
+	int moved;
+
+	if (*fd > STDERR_FILENO)
+		return 0;
+	moved = fcntl(*fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+	if (moved < 0)
+		return dioh_error_errno(err, errno, DIOH_PLACE(PROTOCOL, SESSION, 0, DIOH_OFFSET_NONE),
+		                        "--fd=%d cannot be duplicated", *fd);
+	close(*fd);
+	*fd = moved;
+	return 0;
+}
+
+static int serve(struct dioh_options *options)
 {
 	struct dioh_error err;
 
-	if (check_control_fd(options->fd, &err) < 0 || dioh_seal_start(options->fd, &err) < 0)
+	if (check_control_fd(options->fd, &err) < 0)
 		return fail(err.text);
+	if (move_control_fd(&options->fd, &err) < 0 || dioh_seal_start(options->fd, &err) < 0)
+		return fail(err.text);
+	/* A terminal's reach the whole process group: what they mean for the session is the manager's to say. */
+	signal(SIGINT, SIG_IGN);
+	signal(SIGHUP, SIG_IGN);
 	dioh_guard_install();
 	return dioh_session_run(options);
 }
@@ -88,7 +112,7 @@ int main(int argc, char **argv)
 	case DIOH_LIFE_TOOL:
 		return run_tool(argv);
 	case DIOH_LIFE_DROP_IN:
-		return fail("standing in for libvirt_iohelper is not served by this version");
+		return dioh_dropin_run(argc, argv);
 	case DIOH_LIFE_HELP:
 		dioh_options_print_help();
 		break;

@@ -104,16 +104,17 @@ static int close_strays(int keep_fd, struct dioh_error *err)
 	return r < 0 ? dioh_error_errno(err, r, PLACE, "helper: closing stray descriptors failed") : 0;
 }
 
-static void ignore_signals(void)
+static void arrange_signals(void)
 {
-	/*
-	 * EPIPE and EFBIG instead of death. SIGINT and SIGHUP of a terminal reach the whole process group: what they mean
-	 * for the session is the manager's to say.
-	 */
-	static const int ignored[] = { SIGPIPE, SIGXFSZ, SIGINT, SIGHUP };
+	sigset_t none;
 
-	for (size_t i = 0; i < sizeof(ignored) / sizeof(ignored[0]); i++)
-		signal(ignored[i], SIG_IGN);
+	/* EPIPE and EFBIG instead of death. */
+	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN);
+	/* A manager's threads may block signals, which is inherited: the attach timer would be none. */
+	signal(SIGALRM, SIG_DFL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
 int dioh_seal_start(int keep_fd, struct dioh_error *err)
@@ -125,7 +126,7 @@ int dioh_seal_start(int keep_fd, struct dioh_error *err)
 		r = close_strays(keep_fd, err);
 	if (r < 0)
 		return r;
-	ignore_signals();
+	arrange_signals();
 	if (setrlimit(RLIMIT_CORE, &no_core) < 0)
 		return dioh_error_errno(err, errno, PLACE, "helper: turning core dumps off failed");
 	if (!MUST_STAY_DUMPABLE && prctl(PR_SET_DUMPABLE, 0) < 0)

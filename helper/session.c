@@ -245,17 +245,17 @@ static void wait_and_handle(struct dioh_session_state *session)
 /* I/O that does not come back must not keep the process: the manager has been told, or has gone. */
 static bool given_up(const struct dioh_session_state *session)
 {
-	uint64_t oldest_ns;
-	uint64_t limit = session->options->stuck_timeout_s * DIOH_NS_PER_S;
-	unsigned in_flight;
+	const uint64_t limit = session->options->stuck_timeout_s * DIOH_NS_PER_S;
+	const uint64_t now = dioh_now_ns();
+	struct dioh_msg_stuck waits;
 
-	if (!session->hung_up && !session->ending)
+	if ((!session->hung_up && !session->ending) || now - session->left_ns < limit)
 		return false;
-	in_flight = dioh_session_in_flight(session, &oldest_ns);
-	if (oldest_ns < limit || dioh_now_ns() - session->left_ns < limit)
+	waits = dioh_session_waits(session, now);
+	if (waits.oldest_ns < limit)
 		return false;
 	fprintf(stderr, "diohelper: %u I/Os have not come back for %" PRIu64 " seconds: leaving them, they may still land\n",
-	        in_flight, oldest_ns / DIOH_NS_PER_S);
+	        waits.in_flight, waits.oldest_ns / DIOH_NS_PER_S);
 	return true;
 }
 

@@ -162,6 +162,8 @@ void dioh_session_hang_up(struct dioh_session_state *session);
 /* Something runs on another thread. */
 bool dioh_session_busy(const struct dioh_session_state *session);
 unsigned dioh_session_in_flight(const struct dioh_session_state *session, uint64_t *ret_oldest_ns);
+/* What the disk has not answered yet, page I/O and header-path work alike: how many, and the age of the oldest. */
+struct dioh_msg_stuck dioh_session_waits(const struct dioh_session_state *session, uint64_t now);
 /* PROGRESS and STUCK, as they are due. */
 void dioh_session_tick(struct dioh_session_state *session);
 /* A worker's engine is beyond use (job handler). */

@@ -74,6 +74,15 @@ static void disown_fds(struct dioh_message *message)
 		message->fds[i] = -1;
 }
 
+/* All but those that the image does not need. */
+static void disown_image_fds(struct dioh_message *message, const struct dioh_image *image)
+{
+	for (unsigned i = 0; i < message->fd_count; i++)
+		if (message->fds[i] == image->header_fd || message->fds[i] == image->page_fd ||
+		    message->fds[i] == image->directory_fd)
+			message->fds[i] = -1;
+}
+
 int dioh_on_attach_image(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
 {
 	const struct dioh_msg_attach_image *request = (const struct dioh_msg_attach_image *)message->payload;
@@ -89,7 +98,7 @@ int dioh_on_attach_image(struct dioh_session_state *session, struct dioh_message
 		dioh_image_init(&session->image);
 		return r;
 	}
-	disown_fds(message);
+	disown_image_fds(message, &session->image);
 	session->image_attached = true;
 	reply.kind = session->image.kind;
 	reply.direct = session->image.direct;
@@ -164,6 +173,7 @@ static int open_threads(struct dioh_session_state *session, struct dioh_error *e
 		.block_bytes = session->image.block_bytes,
 		.in_flight = session->image.in_flight,
 		.direct = session->image.direct,
+		.sync_failed = &session->image.sync_failed,
 		.control = &session->control,
 		.session = &session->mailbox,
 		.broken = dioh_session_broken,

@@ -58,8 +58,7 @@ static void send_progress(struct dioh_session_state *session, uint64_t now)
 	                   (uint32_t)(sizeof(progress.head) + progress.head.count * sizeof(progress.entries[0])));
 }
 
-/* Page I/O and header-path work alike: the oldest of them, and how many. */
-static struct dioh_msg_stuck find_stuck(const struct dioh_session_state *session, uint64_t now)
+struct dioh_msg_stuck dioh_session_waits(const struct dioh_session_state *session, uint64_t now)
 {
 	struct dioh_msg_stuck stuck = { 0 };
 	uint64_t since = atomic_load(&session->control.busy_since_ns);
@@ -76,7 +75,7 @@ static struct dioh_msg_stuck find_stuck(const struct dioh_session_state *session
 static void send_stuck(struct dioh_session_state *session, uint64_t now)
 {
 	const uint64_t limit = session->options->stuck_timeout_s * DIOH_NS_PER_S;
-	const struct dioh_msg_stuck stuck = find_stuck(session, now);
+	const struct dioh_msg_stuck stuck = dioh_session_waits(session, now);
 
 	if (stuck.oldest_ns < limit || now - session->stuck_ns < limit)
 		return;

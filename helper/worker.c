@@ -92,6 +92,7 @@ void dioh_worker_submit(struct dioh_worker *worker, struct dioh_transfer *transf
 {
 	transfer->outstanding++;
 	io->begun_ns = dioh_now_ns();
+	io->uncached = worker->uncached && !io->stream;
 	io->stalls = 0;
 	io->tracked = false;
 	offer(worker, io);
@@ -143,11 +144,23 @@ static uint64_t progress_of(const struct dioh_worker *worker, const struct dioh_
 	return worker->config.direct ? dioh_align_down(n, DIOH_PAGE_BYTES) : n;
 }
 
+/* Before Linux 6.14, and on file systems that do not know it. */
+static void give_up_uncached(struct dioh_worker *worker, struct dioh_io *io)
+{
+	io->uncached = false;
+	worker->uncached = false;
+	worker->write_behind = true;
+}
+
 /* 0: again; 1: it is over, io->result says how. */
-static int settle_image_io(const struct dioh_worker *worker, struct dioh_io *io)
+static int settle_image_io(struct dioh_worker *worker, struct dioh_io *io)
 {
 	uint64_t progress;
 
+	if (io->result == -EOPNOTSUPP && io->uncached) {
+		give_up_uncached(worker, io);
+		return 0;
+	}
 	if (io->result == -EINTR || io->result == -EAGAIN) {
 		progress = 0;
 	} else if (io->result < 0) {
@@ -184,6 +197,8 @@ static void take_back(struct dioh_worker *worker, struct dioh_io *io)
 		return;
 	}
 	untrack(worker, io);
+	if (worker->write_behind && io->write && !io->stream && io->result == 0)
+		dioh_writeback_wrote(&worker->writeback, io->moved);
 	io->done(io);
 }
 
@@ -207,6 +222,20 @@ static void look_for_cancel(struct dioh_worker *worker)
 	}
 }
 
+/* Write-back failed: nobody will be told again, so every transfer that may have been hit must be. */
+static void look_for_writeback_error(struct dioh_worker *worker)
+{
+	struct dioh_error err;
+
+	if (worker->writeback.result == 0)
+		return;
+	dioh_error_errno(&err, worker->writeback.result, DIOH_PLACE(SYNC, IMAGE, 0, DIOH_OFFSET_NONE),
+	                 "image: writing it back failed, what was written may be lost");
+	atomic_store(worker->config.sync_failed, true);
+	for (struct dioh_transfer *transfer = worker->transfers; transfer; transfer = transfer->next)
+		dioh_transfer_fail(transfer, &err);
+}
+
 static void step(struct dioh_transfer *transfer, bool *more)
 {
 	enum dioh_step answer = transfer->payload->step(transfer);
@@ -226,6 +255,8 @@ static bool step_all(struct dioh_worker *worker)
 
 	for (unsigned i = 0; i < STEPS_PER_ROUND && more; i++) {
 		more = false;
+		if (dioh_writeback_full(&worker->writeback))
+			break;
 		for (struct dioh_transfer *transfer = worker->transfers; transfer; transfer = transfer->next)
 			if (runs(transfer))
 				step(transfer, &more);
@@ -257,6 +288,10 @@ static bool complete_ended(struct dioh_worker *worker)
 {
 	struct dioh_transfer **link = &worker->transfers;
 	bool any = false;
+
+	/* Its errors may be this transfer's. */
+	if (worker->writeback.running)
+		return false;
 
 	while (*link) {
 		struct dioh_transfer *transfer = *link;
@@ -315,11 +350,12 @@ static void *worker_main(void *argument)
 	pthread_barrier_wait(worker->barrier);
 	if (worker->start_result < 0)
 		return NULL;
-	while (!atomic_load(&worker->stop) || worker->transfers) {
+	while (!atomic_load(&worker->stop) || worker->transfers || worker->writeback.running) {
 		bool more;
 
 		dioh_mailbox_handle(&worker->mailbox);
 		look_for_cancel(worker);
+		look_for_writeback_error(worker);
 		more = step_all(worker);
 		abandon_failed(worker);
 		/* What has ended may have freed blocks that others wait for. */
@@ -362,6 +398,14 @@ int dioh_worker_open(struct dioh_worker *worker, const struct dioh_worker_config
 	worker->config = *config;
 	worker->waiting_last = &worker->waiting;
 	worker->flying.prev = worker->flying.next = &worker->flying;
+	worker->uncached = !config->direct && config->cache == DIOH_CACHE_NONE;
+	worker->write_behind = !config->direct && config->cache == DIOH_CACHE_KEEP;
+	worker->writeback = (struct dioh_writeback){
+		.fd = config->slots.fds[DIOH_SLOT_PAGE],
+		.drop = config->cache == DIOH_CACHE_NONE,
+		.control = &config->control->mailbox,
+		.worker = &worker->mailbox,
+	};
 	r = dioh_mailbox_open(&worker->mailbox, err);
 	if (r == 0)
 		r = dioh_bufpool_open(&worker->pool, config->block_bytes, config->in_flight, err);

@@ -12,6 +12,12 @@
 #include "bufpool.h"
 #include "control.h"
 #include "transfer.h"
+#include "writeback.h"
+
+enum dioh_cache { /* what page I/O may leave in the page cache */
+	DIOH_CACHE_NONE, /* nothing: O_DIRECT, or uncached, or written behind and dropped */
+	DIOH_CACHE_KEEP, /* all of it, but only little of it dirty: written behind */
+};
 
 struct dioh_worker_config {
 	const struct dioh_engine_ops *engine;
@@ -19,6 +25,8 @@ struct dioh_worker_config {
 	uint32_t block_bytes;
 	uint32_t in_flight;
 	bool direct;
+	enum dioh_cache cache;
+	atomic_bool *sync_failed; /* set when write-back has failed */
 	struct dioh_control *control;
 	struct dioh_mailbox *session; /* where a broken engine is reported */
 	void (*broken)(struct dioh_job *job);
@@ -38,6 +46,9 @@ struct dioh_worker {
 	atomic_uint_fast64_t oldest_ns; /* 0: none */
 
 	struct dioh_transfer *transfers;
+	bool uncached;     /* image I/O asks for RWF_DONTCACHE */
+	bool write_behind; /* it is to be had no other way */
+	struct dioh_writeback writeback;
 	struct dioh_io *waiting; /* the engine had no room; in order */
 	struct dioh_io **waiting_last;
 	struct dioh_io flying;   /* ring of image I/Os, oldest first */

@@ -1,0 +1,425 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * dropin.c - the legacy life. FD is the image, opened and positioned by whoever starts us; its access mode says which way:
+ * write-only, standard input goes into the image; read-only, the image goes to standard output. Either standard
+ * descriptor may be the image itself. FILENAME is only for messages, nothing is opened. Standard output carries nothing
+ * but data; what went wrong is one sentence on standard error, which libvirt shows to its user.
+ *
+ * It is a session without a manager: one image (layout raw), one stream, one worker, the control-I/O thread. Before the
+ * first byte is read every capability is gone; the uid stays, since root-reserved blocks and FUSE mounts look at it.
+ */
+#define _GNU_SOURCE
+#include "dropin.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "attach.h"
+#include "payload.h"
+#include "seal.h"
+#include "worker.h"
+
+/* An image that is saved to be restored at once may stay in the page cache. */
+#define KEEP_CACHE_VARIABLE "DIOHELPER_KEEP_CACHE"
+
+#define PLACE(op) DIOH_PLACE(op, IMAGE, 0, DIOH_OFFSET_NONE)
+
+struct dropin {
+	const char *program;
+	const char *name;
+	int fd;        /* the image */
+	int stream_fd; /* standard input or output */
+	bool save;
+	bool append; /* O_APPEND was set: it is off while we write, and set again */
+	uint64_t start;
+	struct dioh_image image;
+	struct dioh_image_layout layout;
+	struct dioh_mailbox mailbox;
+	struct dioh_control control;
+	struct dioh_worker worker;
+	pthread_barrier_t barrier;
+	struct dioh_transfer *transfer;
+	bool ended;
+};
+
+/* ---- signals: the first one cancels ---- */
+
+static volatile sig_atomic_t ended_by;
+static int wake_fd;
+
+static void on_signal(int signal_number)
+{
+	const uint64_t one = 1;
+	int saved = errno;
+
+	ended_by = signal_number;
+	(void)!write(wake_fd, &one, sizeof(one));
+	errno = saved;
+}
+
+static void catch_signals(struct dropin *d)
+{
+	struct sigaction action = { .sa_handler = on_signal };
+
+	wake_fd = d->mailbox.event_fd;
+	sigemptyset(&action.sa_mask);
+	sigaction(SIGTERM, &action, NULL);
+	sigaction(SIGINT, &action, NULL);
+	sigaction(SIGHUP, &action, NULL);
+}
+
+/* ---- what we were given ---- */
+
+static int fail(const struct dropin *d, const struct dioh_error *err)
+{
+	fprintf(stderr, "%s: failure with %s: %s", d->program, d->name, err->text);
+	return EXIT_FAILURE;
+}
+
+/* As libvirt's: usage on standard output if asked for, a hint otherwise. */
+static int usage(const char *program, bool asked)
+{
+	if (asked)
+		printf("Usage: %s FILENAME FD", program);
+	else
+		fprintf(stderr, "%s: try --help for more details", program);
+	return asked ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+static bool parse_fd(const char *text, int *ret_fd)
+{
+	char *end;
+	long value;
+
+	errno = 0;
+	value = strtol(text, &end, 10);
+	if (end == text || *end || errno || value < INT_MIN || value > INT_MAX)
+		return false;
+	*ret_fd = (int)value;
+	return true;
+}
+
+static int find_direction(struct dropin *d, struct dioh_error *err)
+{
+	int flags = fcntl(d->fd, F_GETFL);
+
+	if (flags < 0)
+		return dioh_error_errno(err, errno, PLACE(ATTACH), "descriptor %d cannot be used", d->fd);
+	if (flags & O_PATH)
+		return dioh_error_set(err, EBADF, PLACE(ATTACH), "descriptor %d was opened with O_PATH", d->fd);
+	if ((flags & O_ACCMODE) != O_RDONLY && (flags & O_ACCMODE) != O_WRONLY)
+		return dioh_error_set(err, EINVAL, PLACE(ATTACH), "Unable to process file with flags %d", flags & O_ACCMODE);
+	d->save = (flags & O_ACCMODE) == O_WRONLY;
+	d->append = flags & O_APPEND;
+	d->stream_fd = d->save ? STDIN_FILENO : STDOUT_FILENO;
+	if (fcntl(d->stream_fd, F_GETFL) < 0)
+		return dioh_error_errno(err, errno, DIOH_PLACE(ATTACH, STREAM, 0, DIOH_OFFSET_NONE), "standard %s is not open",
+		                        d->save ? "input" : "output");
+	return 0;
+}
+
+/* O_APPEND would send every write to the end, wherever it was meant to go. */
+static int set_append(const struct dropin *d, bool on, struct dioh_error *err)
+{
+	int flags = fcntl(d->fd, F_GETFL);
+
+	if (flags < 0 || fcntl(d->fd, F_SETFL, on ? flags | O_APPEND : flags & ~O_APPEND) < 0)
+		return dioh_error_errno(err, errno, PLACE(ATTACH), "changing O_APPEND failed");
+	return 0;
+}
+
+static int examine_image(struct dropin *d, struct dioh_error *err)
+{
+	const int flags = fcntl(d->fd, F_GETFL);
+	const struct dioh_msg_attach_image request = {
+		.fds = flags & O_DIRECT ? DIOH_IMAGE_FD_DIRECT : DIOH_IMAGE_FD_BUFFERED,
+		.direction = d->save ? DIOH_DIRECTION_SAVE : DIOH_DIRECTION_LOAD,
+		.in_flight = 1, /* of memory, of which there is none: streams have buffers of their own */
+	};
+	off_t start;
+	int r = d->append ? set_append(d, false, err) : 0;
+
+	if (r == 0)
+		r = dioh_examine_image(&request, &d->fd, &d->image, err);
+	if (r < 0)
+		return r;
+	start = lseek(d->fd, 0, d->append ? SEEK_END : SEEK_CUR);
+	if (start < 0)
+		return dioh_error_errno(err, errno, PLACE(SEEK), "asking for the file's position failed");
+	d->start = (uint64_t)start;
+	return 0;
+}
+
+/* ---- what cannot be written at an offset: pipes, sockets, character devices ---- */
+
+static bool has_offsets(const struct dropin *d)
+{
+	struct stat st;
+
+	/* A directory or something odder is for the examination to refuse. */
+	return fstat(d->fd, &st) < 0 || !(S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode) || S_ISCHR(st.st_mode));
+}
+
+static int write_all(int fd, const char *bytes, size_t count)
+{
+	while (count > 0) {
+		ssize_t n = write(fd, bytes, count);
+
+		if (n < 0 && errno == EINTR && !ended_by)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -ENOSPC;
+		bytes += n;
+		count -= (size_t)n;
+	}
+	return 0;
+}
+
+static int copy_plainly(const struct dropin *d, struct dioh_error *err)
+{
+	static char buffer[256 * 1024];
+	int from = d->save ? d->stream_fd : d->fd;
+	int to = d->save ? d->fd : d->stream_fd;
+
+	for (;;) {
+		ssize_t n = read(from, buffer, sizeof(buffer));
+		int r;
+
+		if (n < 0 && errno == EINTR && !ended_by)
+			continue;
+		if (n < 0)
+			return dioh_error_errno(err, errno, PLACE(READ), "Unable to read %s", d->save ? "standard input" : d->name);
+		if (n == 0)
+			return 0;
+		r = write_all(to, buffer, (size_t)n);
+		if (r < 0)
+			return dioh_error_errno(err, r, PLACE(WRITE), "Unable to write %s", d->save ? d->name : "standard output");
+	}
+}
+
+/* ---- the stream path ---- */
+
+static int make_layout(struct dropin *d, struct dioh_error *err)
+{
+	struct dioh_msg_entry entry = { .kind = DIOH_ENTRY_STREAM, .name = "stream", .image_offset = d->start };
+	uint64_t file_bytes;
+	int r = dioh_image_size(&d->image, &file_bytes, err);
+
+	d->layout.ops = &dioh_layout_raw;
+	d->layout.image = &d->image;
+	if (r == 0 && !d->save)
+		entry.bytes = file_bytes > d->start ? file_bytes - d->start : 0;
+	if (r == 0)
+		r = dioh_layout_allocate(&d->layout, 0, 1, err);
+	if (r == 0)
+		r = dioh_layout_put(&d->layout, &entry, 1, err);
+	if (r == 0)
+		r = d->save ? d->layout.ops->create(&d->layout, err) : d->layout.ops->open(&d->layout, 0, err);
+	return r;
+}
+
+static void completed(struct dioh_job *job)
+{
+	struct dioh_transfer *transfer = dioh_container_of(job, struct dioh_transfer, job);
+
+	((struct dropin *)transfer->owner)->ended = true;
+}
+
+static void broken(struct dioh_job *job)
+{
+	const struct dioh_worker *worker = dioh_container_of(job, struct dioh_worker, broken_job);
+
+	/* I/O may be in flight that nobody can wait for any more. */
+	fprintf(stderr, "diohelper: %s\n", worker->broken_error.text);
+	abort();
+}
+
+static int open_threads(struct dropin *d, struct dioh_error *err)
+{
+	const char *keep = getenv(KEEP_CACHE_VARIABLE);
+	struct dioh_worker_config config = {
+		.engine = dioh_engine_choose(d->image.engine, err),
+		.block_bytes = d->image.block_bytes,
+		.in_flight = d->image.in_flight,
+		.direct = d->image.direct,
+		.cache = keep && *keep && strcmp(keep, "0") != 0 ? DIOH_CACHE_KEEP : DIOH_CACHE_NONE,
+		.sync_failed = &d->image.sync_failed,
+		.control = &d->control,
+		.session = &d->mailbox,
+		.broken = broken,
+	};
+	int r = dioh_control_open(&d->control, err);
+
+	for (unsigned i = 0; i < DIOH_SLOTS_MAX; i++)
+		config.slots.fds[i] = -1;
+	config.slots.fds[DIOH_SLOT_PAGE] = d->image.page_fd;
+	config.slots.fds[DIOH_SLOT_STREAM] = d->stream_fd;
+	config.slots.fd_count = DIOH_SLOTS_MAX;
+	if (r == 0 && !config.engine)
+		r = -EOPNOTSUPP;
+	return r < 0 ? r : dioh_worker_open(&d->worker, &config, err);
+}
+
+static int start_threads(struct dropin *d, struct dioh_error *err)
+{
+	int r;
+
+	pthread_barrier_init(&d->barrier, NULL, 2);
+	r = dioh_control_start(&d->control, err);
+	if (r == 0)
+		r = dioh_worker_start(&d->worker, &d->barrier, err);
+	if (r < 0)
+		return r;
+	pthread_barrier_wait(&d->barrier);
+	if (d->worker.start_result < 0)
+		*err = d->worker.start_error;
+	return d->worker.start_result;
+}
+
+static void wait_for_transfer(struct dropin *d)
+{
+	while (!d->ended) {
+		struct pollfd wake = { .fd = d->mailbox.event_fd, .events = POLLIN };
+		uint64_t count;
+
+		if (poll(&wake, 1, -1) > 0)
+			(void)!read(d->mailbox.event_fd, &count, sizeof(count));
+		dioh_mailbox_handle(&d->mailbox);
+		if (ended_by && !atomic_exchange(&d->transfer->cancel, true))
+			dioh_mailbox_wake(&d->worker.mailbox);
+	}
+}
+
+static int move_stream(struct dropin *d, struct dioh_error *err)
+{
+	const struct dioh_stream_params params = {
+		.save = d->save,
+		.layout = &d->layout,
+		.entry = &d->layout.streams[0],
+		.fd = d->stream_fd,
+		.slot = DIOH_SLOT_STREAM,
+		.flags = DIOH_TRANSFER_NO_CHECKSUM,
+	};
+
+	d->transfer = dioh_payload_stream(&params, err);
+	if (!d->transfer)
+		return -ENOMEM;
+	d->transfer->answers = &d->mailbox;
+	d->transfer->completed = completed;
+	d->transfer->owner = d;
+	dioh_worker_begin(&d->worker, d->transfer);
+	wait_for_transfer(d);
+	if (!d->transfer->failed)
+		return 0;
+	if (ended_by)
+		return dioh_error_set(err, EINTR, PLACE(CANCEL), "ended by signal %d (%s) after %" PRIu64 " bytes",
+		                      (int)ended_by, sigabbrev_np((int)ended_by), d->transfer->figures.total_bytes);
+	*err = d->transfer->error;
+	return -err->code;
+}
+
+/* ---- the end of a save ---- */
+
+/* Where another process that has the same open file would go on. */
+static void leave_position(const struct dropin *d)
+{
+	(void)lseek(d->fd, (off_t)(d->start + d->transfer->figures.total_bytes), SEEK_SET);
+}
+
+static int sync_image(const struct dropin *d, struct dioh_error *err)
+{
+	int r;
+
+	do
+		r = fdatasync(d->fd);
+	while (r < 0 && errno == EINTR);
+	/* What cannot be synced has nothing to sync: a pipe, a read-only file. */
+	if (r < 0 && errno != EINVAL && errno != EROFS)
+		return dioh_error_errno(err, errno, PLACE(SYNC), "Unable to sync %s", d->name);
+	return 0;
+}
+
+static int finish(struct dropin *d, struct dioh_error *err)
+{
+	atomic_bool never = false;
+	struct dioh_commit commit = { .mode = DIOH_FINISH_WRITTEN, .cancelled = &never };
+	int r = d->save && d->transfer ? d->layout.ops->commit(&d->layout, &commit, err) : 0;
+
+	if (r == 0 && d->transfer)
+		leave_position(d);
+	if (r == 0 && d->append)
+		r = set_append(d, true, err);
+	if (r == 0 && d->save)
+		r = sync_image(d, err);
+	if (r == 0 && close(d->fd) < 0)
+		r = dioh_error_errno(err, errno, PLACE(SYNC), "Unable to close %s", d->name);
+	return r;
+}
+
+/* ---- the life ---- */
+
+static int prepare(struct dropin *d, bool offsets, struct dioh_error *err)
+{
+	int r = find_direction(d, err);
+
+	if (r == 0)
+		r = dioh_seal_start(d->fd, err);
+	if (r == 0)
+		r = dioh_mailbox_open(&d->mailbox, err);
+	if (r < 0)
+		return r;
+	catch_signals(d);
+	dioh_enlarge_pipe(d->stream_fd);
+	if (!offsets)
+		return 0;
+	r = examine_image(d, err);
+	if (r == 0)
+		r = make_layout(d, err);
+	if (r == 0)
+		r = open_threads(d, err);
+	return r;
+}
+
+static int run(struct dropin *d, struct dioh_error *err)
+{
+	const struct dioh_identity same = { .keep_uid = true };
+	const bool offsets = has_offsets(d);
+	uint32_t layers;
+	int r = prepare(d, offsets, err);
+
+	if (r == 0)
+		r = dioh_seal_privileges(&same, &layers, err);
+	if (r == 0 && offsets)
+		r = start_threads(d, err);
+	if (r == 0)
+		r = offsets ? move_stream(d, err) : copy_plainly(d, err);
+	return r < 0 ? r : finish(d, err);
+}
+
+int dioh_dropin_run(int argc, char **argv)
+{
+	static struct dropin d; /* zeroed, and not on the stack of a thread that others outlive */
+	struct dioh_error err;
+
+	d.program = argv[0];
+	if (argc > 1 && strcmp(argv[1], "--help") == 0)
+		return usage(d.program, true);
+	if (argc != 3)
+		return usage(d.program, false);
+	d.name = argv[1];
+	dioh_image_init(&d.image);
+	if (!parse_fd(argv[2], &d.fd)) {
+		fprintf(stderr, "%s: malformed fd %s", d.program, argv[2]);
+		return EXIT_FAILURE;
+	}
+	return run(&d, &err) < 0 ? fail(&d, &err) : EXIT_SUCCESS;
+}

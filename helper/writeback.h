@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * writeback.h - buffered writes that do not flood the page cache, where RWF_DONTCACHE is not to be had: writing behind,
+ * and dropping what has been written. One window is on its way to the disk while the next fills; who would begin a third
+ * waits. A worker's own; the waiting is done by the control-I/O thread.
+ */
+#ifndef DIOH_WRITEBACK_H
+#define DIOH_WRITEBACK_H
+
+#include <stdbool.h>
+
+#include "mailbox.h"
+
+/* Large enough that the disk sees long runs, small enough to be nothing beside a guest. */
+#define DIOH_WRITEBACK_WINDOW_BYTES (UINT64_C(16) << 20)
+
+struct dioh_writeback {
+	int fd;
+	bool drop; /* what is clean leaves the cache */
+	struct dioh_mailbox *control;
+	struct dioh_mailbox *worker;
+	uint64_t dirty_bytes; /* written since the window before was sent off */
+	bool running;
+	struct dioh_job job;
+	int result; /* the first error: it is not told again, so whoever sees it must fail */
+};
+
+/* Counts a write that has completed; sends a full window off. */
+void dioh_writeback_wrote(struct dioh_writeback *writeback, uint64_t bytes);
+
+/* No more may be written for now; the worker's mailbox wakes when that changes. */
+bool dioh_writeback_full(const struct dioh_writeback *writeback);
+
+#endif

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * stream.c - times one pipe through an I/O helper, ours or libvirt's: both have the same command line. stream.sh
+ * alternates them.
+ *
+ *      stream save|load direct|buffered PROGRAM FILE MIB
+ *
+ * Incompressible data; the pipe is enlarged as libvirt does. Prints one line: MiB/s from the start to the helper's exit
+ * (its sync is inside), the helper's CPU seconds per GiB, the most RssAnon seen of it in KiB, KiB of the file left in the
+ * page cache, milliseconds from the end of the stream to the exit.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "fixture.h"
+
+#define BUFFER_BYTES (64u << 20)
+#define PIECE_BYTES (1u << 20)
+#define PIPE_BYTES (1 << 20)
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static _Noreturn void die(const char *what)
+{
+	fixture_die(__FILE__, __LINE__, what, strerror(errno));
+}
+
+static uint8_t *random_bytes(void)
+{
+	int fd = must_memfd("bytes", BUFFER_BYTES, 0);
+	void *map;
+
+	must_fill(fd, 0, BUFFER_BYTES, 1);
+	map = mmap(NULL, BUFFER_BYTES, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
+	if (map == MAP_FAILED)
+		die("mmap");
+	return map;
+}
+
+static uint64_t most_rss_kib;
+
+static void sample_rss(int pid)
+{
+	char path[64], line[256];
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	file = fopen(path, "r");
+	while (file && fgets(line, sizeof(line), file))
+		if (strncmp(line, "RssAnon:", 8) == 0 && strtoull(line + 8, NULL, 10) > most_rss_kib)
+			most_rss_kib = strtoull(line + 8, NULL, 10);
+	if (file)
+		fclose(file);
+}
+
+static uint64_t cached_kib(const char *path)
+{
+	int fd = open(path, O_RDONLY);
+	struct stat st;
+	size_t pages;
+	unsigned char *vector;
+	uint64_t kib = 0;
+	void *map;
+
+	if (fd < 0 || fstat(fd, &st) < 0 || st.st_size == 0)
+		die(path);
+	pages = ((size_t)st.st_size + 4095) / 4096;
+	map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+	vector = malloc(pages);
+	if (map == MAP_FAILED || !vector || mincore(map, (size_t)st.st_size, vector) < 0)
+		die("mincore");
+	for (size_t i = 0; i < pages; i++)
+		kib += (vector[i] & 1) * 4;
+	munmap(map, (size_t)st.st_size);
+	free(vector);
+	close(fd);
+	return kib;
+}
+
+/* The helper with the image on one of its standard descriptors and our pipe on the other. */
+static int start(const char *program, const char *path, bool save, bool direct, int *ret_pipe)
+{
+	int ends[2];
+	int pid, image;
+
+	image = open(path, (save ? O_WRONLY | O_CREAT | O_TRUNC : O_RDONLY) | (direct ? O_DIRECT : 0), 0600);
+	if (image < 0 || pipe2(ends, O_CLOEXEC) < 0)
+		die(path);
+	(void)fcntl(ends[0], F_SETPIPE_SZ, PIPE_BYTES);
+	pid = fork();
+	if (pid < 0)
+		die("fork");
+	if (pid == 0) {
+		dup2(save ? ends[0] : image, STDIN_FILENO);
+		dup2(save ? image : ends[1], STDOUT_FILENO);
+		execl(program, "libvirt_iohelper", path, save ? "1" : "0", (char *)NULL);
+		_exit(127);
+	}
+	close(image);
+	close(ends[save ? 0 : 1]);
+	*ret_pipe = ends[save ? 1 : 0];
+	return pid;
+}
+
+static void feed(int pid, int fd, const uint8_t *data, uint64_t bytes)
+{
+	for (uint64_t done = 0; done < bytes;) {
+		ssize_t n = write(fd, data + done % BUFFER_BYTES, PIECE_BYTES);
+
+		if (n <= 0)
+			die("the helper does not read");
+		done += (uint64_t)n;
+		if (done % (256 * MIB) == 0)
+			sample_rss(pid);
+	}
+	sample_rss(pid);
+}
+
+static void drain(int pid, int fd, uint64_t bytes)
+{
+	static uint8_t data[PIECE_BYTES];
+	uint64_t done = 0;
+	ssize_t n;
+
+	while ((n = read(fd, data, sizeof(data))) > 0) {
+		if (done / (256 * MIB) != (done + (uint64_t)n) / (256 * MIB))
+			sample_rss(pid);
+		done += (uint64_t)n;
+	}
+	if (done != bytes)
+		die("the helper sent another length");
+}
+
+int main(int argc, char **argv)
+{
+	double begun, ended, exited, cpu;
+	struct rusage usage;
+	const uint8_t *data;
+	uint64_t bytes;
+	bool save;
+	int pid, fd, status;
+
+	if (argc != 6) {
+		fprintf(stderr, "usage: stream save|load direct|buffered PROGRAM FILE MIB\n");
+		return 2;
+	}
+	save = strcmp(argv[1], "save") == 0;
+	bytes = strtoull(argv[5], NULL, 10) * MIB;
+	data = random_bytes(); /* not inside the clock */
+	begun = now();
+	pid = start(argv[3], argv[4], save, strcmp(argv[2], "direct") == 0, &fd);
+	if (save)
+		feed(pid, fd, data, bytes);
+	else
+		drain(pid, fd, bytes);
+	close(fd);
+	ended = now();
+	if (wait4(pid, &status, 0, &usage) < 0 || status != 0)
+		die("the helper failed");
+	exited = now();
+	cpu = (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+	      (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
+	printf("%.1f %.4f %" PRIu64 " %" PRIu64 " %.1f\n", (double)bytes / MIB / (exited - begun),
+	       cpu / ((double)bytes / GIB), most_rss_kib, cached_kib(argv[4]), (exited - ended) * 1000);
+	return 0;
+}
