@@ -294,3 +294,9 @@ struct dioh_record_extent *dioh_layout_grow_extents(struct dioh_image_layout *la
 	memset(&entry->extents[count], 0, sizeof(entry->extents[count]));
 	return &entry->extents[count];
 }
+
+void dioh_layout_drop_extent(struct dioh_image_layout *layout, struct dioh_stream_entry *entry)
+{
+	entry->record.extent_count--;
+	layout->extents_used--;
+}

@@ -78,6 +78,7 @@ struct dioh_tables {
 
 struct dioh_layout_ops {
 	uint32_t id; /* enum dioh_layout */
+	bool starts_absent; /* pages of chunks that have not been stored since create are absent */
 	/* Lays out what has been put, checks that it can fit, invalidates durably what stands there. */
 	int (*create)(struct dioh_image_layout *layout, struct dioh_error *err);
 	/* Reads and checks an image; `flags`: enum dioh_open_flag. raw: takes the table that has been put. */
@@ -141,6 +142,9 @@ int dioh_layout_commit_sync(struct dioh_image_layout *layout, struct dioh_commit
 int dioh_layout_commit_sync_directory(struct dioh_image_layout *layout, struct dioh_commit *commit,
                                       struct dioh_error *err);
 int dioh_layout_commit_may_mark(const struct dioh_commit *commit, struct dioh_error *err);
+
+/* Takes the last extent away, which holds nothing. */
+void dioh_layout_drop_extent(struct dioh_image_layout *layout, struct dioh_stream_entry *entry);
 
 /* Room for one more extent in an entry's list. */
 struct dioh_record_extent *dioh_layout_grow_extents(struct dioh_image_layout *layout, struct dioh_stream_entry *entry,

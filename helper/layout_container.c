@@ -413,6 +413,7 @@ static int container_commit(struct dioh_image_layout *layout, struct dioh_commit
 
 const struct dioh_layout_ops dioh_layout_container = {
 	.id = DIOH_LAYOUT_CONTAINER,
+	.starts_absent = true,
 	.create = container_create,
 	.open = dioh_container_open,
 	.store_tables = container_store_tables,

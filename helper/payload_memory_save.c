@@ -247,8 +247,8 @@ enum dioh_step dioh_memory_save_step(struct dioh_transfer *transfer)
 
 	if (!span && t->cursor == t->params.length)
 		return transfer->outstanding == 0 ? DIOH_STEP_DONE : DIOH_STEP_WAIT;
-	/* Tables that read as zeros already need no span where there is nothing but hole. */
-	if (!span && t->params.tables_fresh) {
+	/* Tables that read as zeros already need no span where there is nothing but hole. (raw: old bytes stand there.) */
+	if (!span && t->params.tables_fresh && t->params.layout->ops->starts_absent) {
 		if (next_data_chunk(t, t->params.length, &at) < 0)
 			return DIOH_STEP_WAIT;
 		skip_to(t, at);

@@ -15,19 +15,32 @@ static bool wants_checksums(const struct stream_transfer *t)
 	return !(t->params.flags & DIOH_TRANSFER_NO_CHECKSUM);
 }
 
-/* Stores the extent at hand as far as it was used; takes a further one unless the stream has ended. */
+/* The extent at hand keeps what it holds of the stream; one that holds nothing goes. */
+static int store_extent(struct stream_transfer *t)
+{
+	struct dioh_image_layout *layout = t->params.layout;
+	struct dioh_stream_entry *entry = t->params.entry;
+	unsigned count = entry->record.extent_count;
+
+	if (count == 0)
+		return 0;
+	if (t->extent_used == 0) {
+		dioh_layout_drop_extent(layout, entry);
+		return 0;
+	}
+	entry->extents[count - 1].bytes = t->extent_used;
+	return layout->ops->store_extent(layout, entry, count - 1, t->checksums, &t->job_error);
+}
+
+/* Stores the extent at hand; takes a further one unless the stream has ended. */
 static void turn_extent(struct dioh_job *job) /* control-I/O thread */
 {
 	struct stream_transfer *t = dioh_container_of(job, struct stream_transfer, job);
 	struct dioh_image_layout *layout = t->params.layout;
 	struct dioh_stream_entry *entry = t->params.entry;
 	struct dioh_record_stream *record = &entry->record;
-	int r = 0;
+	int r = store_extent(t);
 
-	if (record->extent_count > 0) {
-		entry->extents[record->extent_count - 1].bytes = t->extent_used;
-		r = layout->ops->store_extent(layout, entry, record->extent_count - 1, t->checksums, &t->job_error);
-	}
 	if (r == 0 && t->ended) {
 		record->bytes = t->stream_at;
 		if (!wants_checksums(t))

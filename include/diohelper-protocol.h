@@ -401,7 +401,7 @@ enum dioh_transfer_flag {
 struct dioh_msg_memory_transfer { /* SAVE_MEMORY, LOAD_MEMORY; the reply has no payload: it has begun */
 	uint32_t memory;
 	uint32_t region;        /* the entry's number */
-	uint64_t memory_offset; /* a multiple of DIOH_CHUNK_BYTES: 4096 suffices where the memory is not hugetlb */
+	uint64_t memory_offset; /* a multiple of 4096; of DIOH_CHUNK_BYTES where the memory is hugetlb */
 	uint64_t region_offset; /* a multiple of DIOH_CHUNK_BYTES */
 	uint64_t length;        /* a multiple of DIOH_CHUNK_BYTES, or up to the region's end */
 	uint32_t flags;         /* enum dioh_transfer_flag */

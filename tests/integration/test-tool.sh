@@ -14,7 +14,7 @@ usage_error() { # PATTERN ARGUMENT...
 
 	shift
 	run 2 "$tool" "$@"
-	complains "^diohelper-tool( [a-z]+)?: .*$pattern"
+	complains "^diohelper-tool( [a-z]+)?: .*($pattern)"
 	is_silent
 	[ "$(wc -l <"$tmp/err")" = 1 ] || fail "$*: more than one line of complaint"
 }
@@ -25,7 +25,7 @@ refused() { # FILE PATTERN ARGUMENT...
 	shift 2
 	for verb in $verbs; do
 		run 1 "$tool" "$verb" "$@" "$file"
-		complains "^diohelper-tool: .*$(basename "$file"): .*$pattern"
+		complains "^diohelper-tool: .*$(basename "$file"): .*($pattern)"
 		is_silent
 	done
 }
@@ -61,6 +61,14 @@ for option in $(grep -oE '^\.B[IR]? --[a-z-]+' <<<"$page" | sed 's/.* //'); do
 	{ for verb in $verbs; do "$tool" "$verb" --long-options; done; } | grep -qxF -- "$option" ||
 		fail "the manual page has $option, which no verb has"
 done
+
+# The same for diohelper itself.
+run 0 "$DIOHELPER" --long-options
+page=$(sed 's/\\-/-/g' "$root/docs/diohelper.8")
+[ -s "$tmp/out" ] || fail "diohelper --long-options is empty"
+while read -r option; do
+	grep -qE -- "$option([ =\\\\]|\$)" <<<"$page" || fail "the manual page does not know diohelper's $option"
+done <"$tmp/out"
 
 # ---- wrong command lines ----
 
