@@ -50,7 +50,7 @@ static void unknown_types_are_refused(void **state)
 			char number[16];
 
 			snprintf(number, sizeof(number), "%u", (unsigned)types[i]);
-			raw_call_refused(&m, types[i], "12345678", i, EOPNOTSUPP, number);
+			raw_call_refused(&m, types[i], payload, i * 100, EOPNOTSUPP, number);
 			assert_int_equal(raw_status_phase(&m), sealed ? DIOH_PHASE_READY : DIOH_PHASE_ATTACH);
 		}
 		raw_hang_up(&m);
@@ -304,6 +304,28 @@ static void wrong_numbers_of_descriptors(void **state)
 	}
 }
 
+/* The first three would do; those behind them make it malformed all the same. */
+static void more_than_were_announced(void **state)
+{
+	const struct dioh_msg_attach_image image = { .fds = 7, .direction = SAVE };
+
+	(void)state;
+	for (unsigned count = 4; count <= FDS_MAX; count += 83) {
+		struct raw_manager m;
+		int fds[FDS_MAX], ends[2];
+		uint32_t id;
+
+		open_pipe(ends);
+		for (unsigned i = 0; i < count; i++)
+			fds[i] = ends[1];
+		reach_save(&m, RAW_STAGE_ATTACH);
+		id = raw_request_fds(&m, DIOH_MSG_ATTACH_IMAGE, &image, sizeof(image), fds, count);
+		raw_refused(&m, DIOH_MSG_ATTACH_IMAGE, id, EBADMSG, "descriptors");
+		raw_ends(&m, 1);
+		expect_closed(ends);
+	}
+}
+
 static void no_descriptors_behind_the_seal(void **state)
 {
 	(void)state;
@@ -382,6 +404,7 @@ int main(void)
 		cmocka_unit_test(malformed_cancels),
 		cmocka_unit_test(other_ends),
 		cmocka_unit_test(wrong_numbers_of_descriptors),
+		cmocka_unit_test(more_than_were_announced),
 		cmocka_unit_test(no_descriptors_behind_the_seal),
 		cmocka_unit_test(lost_descriptors),
 		cmocka_unit_test(refused_messages_leak_no_descriptor),

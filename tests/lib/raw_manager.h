@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * raw_manager.h - a manager that speaks the control protocol byte by byte, without the library: it can say what no library
- * would. For cmocka programs: what is not as expected fails the running test, and everything that waits has a limit.
+ * raw_manager.h - a manager that speaks the control protocol byte by byte, without the library: it can say what no
+ * library would. For cmocka programs: what is not as expected fails the running test, and all that waits has a limit.
  */
 #ifndef DIOH_RAW_MANAGER_H
 #define DIOH_RAW_MANAGER_H
@@ -18,7 +18,7 @@
 #define RAW_STREAM 0u
 #define RAW_ENTRY 5u
 #define RAW_REGION_BYTES (UINT64_C(4) << 20)
-#define RAW_STREAM_BYTES (UINT64_C(1) << 20) /* much more than a pipe holds */
+#define RAW_STREAM_BYTES (UINT64_C(3) << 20) /* more than a pipe holds, however the helper enlarges it */
 #define RAW_HEADER_BYTES 8u
 
 struct raw_options {

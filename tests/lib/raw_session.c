@@ -84,9 +84,10 @@ static const struct {
 
 size_t raw_sample(uint32_t type, uint32_t direction, void *ret_payload)
 {
-	const size_t size = samples[type / 2].size;
+	const bool known = type / 2 < sizeof(samples) / sizeof(samples[0]);
+	const size_t size = known ? samples[type / 2].size : 0;
 
-	if (size > 0) /* STATUS has none */
+	if (size > 0) /* STATUS has no payload */
 		memcpy(ret_payload, samples[type / 2].bytes, size);
 	if (type == DIOH_MSG_ATTACH_IMAGE)
 		((struct dioh_msg_attach_image *)ret_payload)->direction = direction;

@@ -172,8 +172,9 @@ static void assert_same_file(int a, int b)
 
 static void test_payloads(void **state)
 {
-	static const uint32_t sizes[] = { 0, 1, 7, 8, 4096, DIOH_PAYLOAD_BYTES_MAX - 1,
-		                          DIOH_PAYLOAD_BYTES_MAX };
+	static const uint32_t sizes[] = {
+		0, 1, 7, 8, 4096, DIOH_PAYLOAD_BYTES_MAX - 1, DIOH_PAYLOAD_BYTES_MAX
+	};
 	uint8_t *payload = malloc(DIOH_PAYLOAD_BYTES_MAX);
 	struct fixture *f = *state;
 
@@ -183,8 +184,8 @@ static void test_payloads(void **state)
 	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
 		struct dioh_msg_header header = { .type = 4, .flags = 1, .id = 9, .size = sizes[i] };
 
-		assert_int_equal(
-			dioh_channel_send(f->theirs, &header, payload, NULL, 0, 0, &f->err), 0);
+		assert_int_equal(dioh_channel_send(f->theirs, &header, payload, NULL, 0, 0, &f->err),
+		                 0);
 		assert_int_equal(dioh_channel_receive(f->ours, &f->message, 0, &f->err), 0);
 		assert_memory_equal(&f->message.header, &header, sizeof(header));
 		if (sizes[i] > 0)
@@ -204,8 +205,8 @@ static void test_descriptors(void **state)
 	struct dioh_msg_header header = { .type = 4, .id = 9 };
 
 	for (unsigned count = 0; count <= 3; count++) {
-		assert_int_equal(
-			dioh_channel_send(f->theirs, &header, NULL, fds, count, 0, &f->err), 0);
+		assert_int_equal(dioh_channel_send(f->theirs, &header, NULL, fds, count, 0, &f->err),
+		                 0);
 		assert_int_equal(dioh_channel_receive(f->ours, &f->message, 0, &f->err), 0);
 		assert_int_equal(f->message.fd_count, count);
 		for (unsigned i = 0; i < DIOH_FDS_MAX; i++) {
@@ -249,8 +250,7 @@ static void test_credentials_are_passed_over(void **state)
 	struct dioh_msg_header header = { .type = 4, .id = 9 };
 
 	assert_int_equal(setsockopt(f->ours, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)), 0);
-	assert_int_equal(dioh_channel_send(f->theirs, &header, NULL, &f->theirs, 1, 0, &f->err),
-	                 0);
+	assert_int_equal(dioh_channel_send(f->theirs, &header, NULL, &f->theirs, 1, 0, &f->err), 0);
 	assert_int_equal(dioh_channel_receive(f->ours, &f->message, 0, &f->err), 0);
 	assert_int_equal(f->message.fd_count, 1);
 	dioh_message_close_fds(&f->message);
@@ -325,7 +325,8 @@ static void test_oversized(void **state)
 
 		send_packet(f->theirs, bytes, (uint32_t)payloads[i], 1);
 		assert_malformed(f);
-		send_packet(f->theirs, bytes, DIOH_PAYLOAD_BYTES_MAX, 1); /* as if the rest were not there */
+		send_packet(f->theirs, bytes, DIOH_PAYLOAD_BYTES_MAX,
+		            1); /* as if the rest were not there */
 		assert_malformed(f);
 	}
 }
@@ -421,13 +422,13 @@ static void test_last_words(void **state)
 	struct dioh_msg_header header = { .type = 4, .id = 9 };
 
 	for (header.id = 1; header.id <= 2; header.id++)
-		assert_int_equal(
-			dioh_channel_send(f->theirs, &header, NULL, NULL, 0, 0, &f->err), 0);
+		assert_int_equal(dioh_channel_send(f->theirs, &header, NULL, NULL, 0, 0, &f->err),
+		                 0);
 	assert_int_equal(dioh_channel_send(f->ours, &header, NULL, NULL, 0, 0, &f->err), 0);
 	close_theirs(f);
 	for (uint32_t id = 1; id <= 2; id++) {
-		assert_int_equal(
-			dioh_channel_receive(f->ours, &f->message, MSG_DONTWAIT, &f->err), 0);
+		assert_int_equal(dioh_channel_receive(f->ours, &f->message, MSG_DONTWAIT, &f->err),
+		                 0);
 		assert_int_equal(f->message.header.id, id);
 	}
 	assert_int_equal(dioh_channel_receive(f->ours, &f->message, MSG_DONTWAIT, &f->err), -EPIPE);
@@ -455,8 +456,7 @@ static void test_would_block(void **state)
 	unsigned sent = 0, received = 0;
 	int r;
 
-	assert_int_equal(dioh_channel_receive(f->ours, &f->message, MSG_DONTWAIT, &f->err),
-	                 -EAGAIN);
+	assert_int_equal(dioh_channel_receive(f->ours, &f->message, MSG_DONTWAIT, &f->err), -EAGAIN);
 	assert_no_fds(&f->message);
 	assert_memory_equal(&f->message.header, &none, sizeof(none));
 	while ((r = dioh_channel_send(f->theirs, &header, payload, NULL, 0, MSG_DONTWAIT,

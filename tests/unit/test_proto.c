@@ -91,10 +91,9 @@ static const struct dioh_msg_entry stream = {
 
 static void add_requests_before_seal(void)
 {
-	struct dioh_msg_hello hello = { .version_min = 1,
-		                        .version_max = 2,
-		                        .offered = UINT64_MAX,
-		                        .required = UINT64_MAX };
+	struct dioh_msg_hello hello = {
+		.version_min = 1, .version_max = 2, .offered = UINT64_MAX, .required = UINT64_MAX
+	};
 	struct dioh_msg_attach_image image = {
 		.fds = DIOH_IMAGE_FD_BUFFERED | DIOH_IMAGE_FD_DIRECT,
 		.direction = DIOH_DIRECTION_SAVE,
@@ -326,8 +325,7 @@ static int check(const struct sample *sample, const struct dioh_msg_header *head
 	/* At an odd address: a payload need not be aligned. */
 	memcpy(exact + 1, payload, header->size);
 	r = check_at(sample->direction, sample->type, header, exact + 1, fds, &err);
-	assert_int_equal(check_at(sample->direction, sample->type, header, exact + 1, fds, NULL),
-	                 r);
+	assert_int_equal(check_at(sample->direction, sample->type, header, exact + 1, fds, NULL), r);
 	free(exact);
 	if (r == 0) {
 		assert_memory_equal(&err, &untouched, sizeof(err));
@@ -377,7 +375,7 @@ static void test_samples_are_right(void **state)
 	(void)state;
 	assert_int_equal(sample_count, 18 + 18 + 3);
 	FOR_EACH_SAMPLE(sample)
-		expect(sample, 0, check_sample(sample), "as it is, bytes", sample->size);
+	expect(sample, 0, check_sample(sample), "as it is, bytes", sample->size);
 }
 
 static void test_every_other_length(void **state)
@@ -385,7 +383,8 @@ static void test_every_other_length(void **state)
 	const struct sample *sample;
 
 	(void)state;
-	FOR_EACH_SAMPLE(sample) {
+	FOR_EACH_SAMPLE(sample)
+	{
 		struct dioh_msg_header header = header_of(sample);
 		uint32_t shortest = sample->direction == REQUEST ? 9 : 0; /* of those of any size */
 
@@ -407,7 +406,8 @@ static void test_too_long_for_any(void **state)
 	const struct sample *sample;
 
 	(void)state;
-	FOR_EACH_SAMPLE(sample) {
+	FOR_EACH_SAMPLE(sample)
+	{
 		struct dioh_msg_header header = header_of(sample);
 		struct dioh_error err;
 
@@ -424,7 +424,8 @@ static void test_every_number_of_descriptors(void **state)
 	const struct sample *sample;
 
 	(void)state;
-	FOR_EACH_SAMPLE(sample) {
+	FOR_EACH_SAMPLE(sample)
+	{
 		struct dioh_msg_header header = header_of(sample);
 
 		for (unsigned fds = 0; fds <= DIOH_FDS_MAX + 1; fds++) {
@@ -442,7 +443,8 @@ static void test_headers(void **state)
 	const struct sample *sample;
 
 	(void)state;
-	FOR_EACH_SAMPLE(sample) {
+	FOR_EACH_SAMPLE(sample)
+	{
 		for (unsigned bit = 0; bit < 32; bit++) {
 			struct dioh_msg_header header = header_of(sample);
 
@@ -461,7 +463,8 @@ static void test_ids(void **state)
 	const struct sample *sample;
 
 	(void)state;
-	FOR_EACH_SAMPLE(sample) {
+	FOR_EACH_SAMPLE(sample)
+	{
 		struct dioh_msg_header header = header_of(sample);
 
 		if (sample->direction == REQUEST)
@@ -491,9 +494,9 @@ static void test_unknown_types(void **state)
 		if (!is_request(header.type)) {
 			assert_int_equal(dioh_proto_check_request(&header, NULL, 0, &err),
 			                 -EOPNOTSUPP);
-			assert_int_equal(
-				dioh_proto_check_reply(&header, NULL, 0, header.type, ID, &err),
-				-EOPNOTSUPP);
+			assert_int_equal(dioh_proto_check_reply(&header, NULL, 0, header.type, ID,
+			                                        &err),
+			                 -EOPNOTSUPP);
 		}
 		if (header.type < DIOH_MSG_PROGRESS || header.type > DIOH_MSG_STUCK ||
 		    header.type % 2 == 0)
@@ -537,7 +540,8 @@ static void test_error_replies(void **state)
 	const struct sample *sample;
 
 	(void)state;
-	FOR_EACH_SAMPLE(sample) {
+	FOR_EACH_SAMPLE(sample)
+	{
 		struct dioh_msg_header header = header_of(sample);
 
 		if (sample->direction != REPLY)
@@ -628,9 +632,9 @@ static void run_case(const struct field_case *c)
 	expect(sample, c->expected, r, "value", c->value);
 }
 
-#define FIELD(direction, message, type, field, value, expected)                          \
-	{                                                                                \
-		direction, DIOH_MSG_##message, offsetof(struct dioh_msg_##type, field),  \
+#define FIELD(direction, message, type, field, value, expected) \
+	{ \
+		direction, DIOH_MSG_##message, offsetof(struct dioh_msg_##type, field), \
 			sizeof(((struct dioh_msg_##type *)NULL)->field), value, expected \
 	}
 
@@ -794,11 +798,9 @@ static void test_values_about_image(void **state)
 		FIELD(REQUEST, GET_TABLE, get_table, first, 1089, -EINVAL),
 		FIELD(REQUEST, READ_HEADER, read_header, bytes, 0, -EINVAL),
 		FIELD(REQUEST, READ_HEADER, read_header, bytes, 1, 0),
-		FIELD(REQUEST, READ_HEADER, read_header, bytes, DIOH_PAYLOAD_BYTES_MAX + 1,
-		      -EINVAL),
+		FIELD(REQUEST, READ_HEADER, read_header, bytes, DIOH_PAYLOAD_BYTES_MAX + 1, -EINVAL),
 		FIELD(REQUEST, READ_HEADER, read_header, offset, DIOH_HEADER_BYTES_MAX, 0),
-		FIELD(REQUEST, READ_HEADER, read_header, offset, DIOH_HEADER_BYTES_MAX + 1,
-		      -EINVAL),
+		FIELD(REQUEST, READ_HEADER, read_header, offset, DIOH_HEADER_BYTES_MAX + 1, -EINVAL),
 	};
 
 	(void)state;
@@ -1025,7 +1027,8 @@ static void test_progress_entries(void **state)
 		progress.count = count;
 		memcpy(changed.payload, &progress, sizeof(progress));
 		changed.size = sizeof(progress) + count * (uint32_t)sizeof(entry);
-		memcpy(&changed.payload[changed.size], &entry, sizeof(entry)); /* for the next round */
+		memcpy(&changed.payload[changed.size], &entry,
+		       sizeof(entry)); /* for the next round */
 		assert_int_equal(check_sample(&changed), count > DIOH_TRANSFERS_MAX ? -EINVAL : 0);
 	}
 	progress.count = 2;
@@ -1061,13 +1064,10 @@ struct entry_case {
 	int expected_got;
 };
 
-#define ENTRY(field, value, put_, got)                               \
-	{                                                            \
-		offsetof(struct dioh_msg_entry, field),              \
-			sizeof(((struct dioh_msg_entry *)0)->field), \
-			value,                                       \
-			put_,                                        \
-			got                                          \
+#define ENTRY(field, value, put_, got) \
+	{ \
+		offsetof(struct dioh_msg_entry, field), \
+			sizeof(((struct dioh_msg_entry *)0)->field), value, put_, got \
 	}
 
 static void run_entry_cases(const struct dioh_msg_entry *right, const struct entry_case *cases,
@@ -1113,7 +1113,8 @@ static void test_region_entries(void **state)
 		ENTRY(name[1], 0x1f, -EINVAL, 0),
 		ENTRY(name[1], 0x7f, -EINVAL, 0),
 		ENTRY(name[1], 0x80, 0, 0),
-		ENTRY(name[100], 'x', -EBADMSG, 0), /* what an image has behind a name is not looked at */
+		ENTRY(name[100], 'x', -EBADMSG,
+		      0), /* what an image has behind a name is not looked at */
 	};
 
 	(void)state;

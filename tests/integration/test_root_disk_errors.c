@@ -1,0 +1,327 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * test_root_disk_errors.c - a disk that answers, but not as it should: with an error, with less than it was given, or not
+ * to everybody.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "fixture.h"
+#include "sick_disk.h"
+
+#define SOON_MS 3000
+#define LIMIT_S 45 /* of the whole program: should it hang itself */
+
+static const char *const keep_uid[] = { "--keep-uid", NULL };
+
+static struct sick_disk disk;
+
+static void open_disk(void **state)
+{
+	sick_open(&disk, *state, false);
+}
+
+static void expect_error(const struct dioh_event *event, int code, uint32_t operation, uint64_t offset)
+{
+	assert_int_equal(event->error.code, code);
+	assert_int_equal(event->error.operation, operation);
+	assert_int_equal(event->error.object, DIOH_OBJECT_IMAGE);
+	assert_true(event->error.offset == offset);
+	if (!strstr(event->error.text, strerror(code)))
+		fail_msg("does not say \"%s\": %s", strerror(code), event->error.text);
+}
+
+/* ---- errors of writes ---- */
+
+/* The session can go on after it: FINISH is refused, a second save may succeed. */
+static void fail_a_page_write(int code, unsigned after)
+{
+	struct dioh_event event;
+	struct dioh_error err;
+	uint32_t finish;
+
+	sick_begin_save(&disk, keep_uid);
+	fuse_file_fault(disk.file, FUSE_WRITE, .kind = FUSE_FAULT_ERROR, .value = code,
+	                .handles = FUSE_HANDLES_DIRECT, .after = after, .times = 1);
+	sick_complete(&disk, sick_save_memory(&disk), SOON_MS, &event);
+	assert_int_equal(fuse_file_hits(disk.file, FUSE_WRITE), 1);
+	expect_error(&event, code, DIOH_OP_WRITE, fuse_file_hit_offset(disk.file, FUSE_WRITE));
+	assert_int_equal(dioh_finish(disk.session, DIOH_FINISH_DURABLE, 0, NULL, 0, &finish, &err), -ENODATA);
+	assert_int_equal(err.object, DIOH_OBJECT_REGION);
+}
+
+static void page_write_fails(void **state)
+{
+	static const int codes[] = { EIO, ENOSPC, EDQUOT };
+
+	open_disk(state);
+	for (unsigned i = 0; i < sizeof(codes) / sizeof(codes[0]); i++) {
+		fail_a_page_write(codes[i], i * 7);
+		sick_end(&disk, 1);
+		sick_image_is_refused(&disk, ENODATA);
+	}
+}
+
+static void page_write_fails_and_is_repeated(void **state)
+{
+	struct dioh_event event;
+
+	open_disk(state);
+	fail_a_page_write(ENOSPC, 3);
+	assert_int_equal(sick_complete(&disk, sick_save_memory(&disk), SOON_MS, &event), 0);
+	assert_int_equal(sick_complete(&disk, sick_finish(&disk), SOON_MS, &event), 0);
+	sick_end(&disk, 0);
+	sick_image_is_complete(&disk);
+}
+
+/* Bitmaps and checksums go by the header path. */
+static void table_write_fails(void **state)
+{
+	struct dioh_event event;
+
+	open_disk(state);
+	sick_begin_save(&disk, keep_uid);
+	fuse_file_fault(disk.file, FUSE_WRITE, .kind = FUSE_FAULT_ERROR, .value = EIO,
+	                .handles = FUSE_HANDLES_BUFFERED);
+	sick_complete(&disk, sick_save_memory(&disk), SOON_MS, &event);
+	expect_error(&event, EIO, DIOH_OP_WRITE, fuse_file_hit_offset(disk.file, FUSE_WRITE));
+	fuse_file_release(disk.file, 0);
+	sick_end(&disk, 1);
+	sick_image_is_refused(&disk, ENODATA);
+}
+
+/* ---- errors of syncs ---- */
+
+static void sync_fails(unsigned after, int code, int in_image)
+{
+	struct dioh_event event;
+
+	sick_begin_save(&disk, keep_uid);
+	assert_int_equal(sick_complete(&disk, sick_save_memory(&disk), SOON_MS, &event), 0);
+	fuse_file_fault(disk.file, FUSE_FSYNC, .kind = FUSE_FAULT_ERROR, .value = code,
+	                .handles = FUSE_HANDLES_ALL, .after = after, .times = 1);
+	sick_complete(&disk, sick_finish(&disk), SOON_MS, &event);
+	assert_int_equal(fuse_file_hits(disk.file, FUSE_FSYNC), 1);
+	expect_error(&event, code, DIOH_OP_SYNC, DIOH_OFFSET_NONE);
+	sick_end(&disk, 1);
+	if (in_image)
+		sick_image_is_refused(&disk, in_image);
+}
+
+static void data_sync_fails(void **state)
+{
+	open_disk(state);
+	sync_fails(0, EIO, ENODATA);
+	sync_fails(0, ENOSPC, ENODATA);
+}
+
+/* The mark has been written then, and whether it will be there nobody knows: only COMPLETE counts. */
+static void mark_sync_fails(void **state)
+{
+	open_disk(state);
+	sync_fails(1, EIO, 0);
+}
+
+/* What stood there cannot be invalidated: it is not touched further, and no page is accepted. */
+static void invalidating_sync_fails(void **state)
+{
+	const struct dioh_msg_entry entry = region_entry(SICK_REGION, "ram", SICK_MEMORY_BYTES);
+	const struct dioh_create_options create = { .layout = DIOH_LAYOUT_CONTAINER, .entry_count = 1,
+		                                    .entries = &entry };
+	const struct dioh_msg_memory_transfer what = { .region = SICK_REGION, .length = SICK_MEMORY_BYTES };
+	struct dioh_msg_image_reply info;
+	struct dioh_event event;
+	struct dioh_error err;
+
+	open_disk(state);
+	sick_begin_save(&disk, keep_uid);
+	assert_int_equal(sick_complete(&disk, sick_save_memory(&disk), SOON_MS, &event), 0);
+	assert_int_equal(sick_complete(&disk, sick_finish(&disk), SOON_MS, &event), 0);
+	sick_end(&disk, 0);
+
+	must(sick_attach(&disk, DIOH_DIRECTION_SAVE, keep_uid, &err), &err);
+	must_attach_memory(disk.session, 0, disk.memfd, -1);
+	must_seal(disk.session);
+	fuse_file_fault(disk.file, FUSE_FSYNC, .kind = FUSE_FAULT_ERROR, .value = EIO, .times = 1);
+	assert_int_equal(dioh_create_image(disk.session, &create, &info, &err), -EIO);
+	assert_int_equal(err.operation, DIOH_OP_SYNC);
+	assert_int_equal(err.object, DIOH_OBJECT_IMAGE);
+	assert_int_equal(dioh_save_memory(disk.session, &what, NULL, &err), -EPROTO);
+	sick_end(&disk, 1);
+}
+
+/* ---- short writes ---- */
+
+static void save_by_pieces(int piece)
+{
+	struct dioh_event event;
+
+	sick_begin_save(&disk, keep_uid);
+	fuse_file_fault(disk.file, FUSE_WRITE, .kind = FUSE_FAULT_SHORT, .value = piece,
+	                .handles = FUSE_HANDLES_DIRECT);
+	if (sick_complete(&disk, sick_save_memory(&disk), SOON_MS, &event) != 0)
+		fail_msg("pieces of %d: %s", piece, event.error.text);
+	assert_true(fuse_file_hits(disk.file, FUSE_WRITE) > SICK_MEMORY_BYTES / (unsigned)piece / 2);
+	/* An I/O is one, however many pieces it took. */
+	assert_int_equal(event.complete.io_bytes, SICK_MEMORY_BYTES);
+	assert_int_equal(event.complete.data_bytes, SICK_MEMORY_BYTES);
+	fuse_file_release(disk.file, 0);
+	assert_int_equal(sick_complete(&disk, sick_finish(&disk), SOON_MS, &event), 0);
+	sick_end(&disk, 0);
+	sick_image_is_complete(&disk);
+}
+
+static void short_writes_are_continued(void **state)
+{
+	open_disk(state);
+	save_by_pieces(512 * 1024);
+	save_by_pieces(300 * 1024 + 512); /* what is left must be aligned again */
+}
+
+/* A disk that takes a few bytes and never a page: an end must come, whichever. */
+static void hopelessly_short_writes_fail(void **state)
+{
+	struct dioh_event event;
+
+	open_disk(state);
+	sick_begin_save(&disk, keep_uid);
+	fuse_file_fault(disk.file, FUSE_WRITE, .kind = FUSE_FAULT_SHORT, .value = 512,
+	                .handles = FUSE_HANDLES_DIRECT);
+	sick_complete(&disk, sick_save_memory(&disk), SOON_MS, &event);
+	assert_int_equal(event.error.code, EIO);
+	assert_int_equal(event.error.operation, DIOH_OP_WRITE);
+	assert_int_equal(event.error.object, DIOH_OBJECT_IMAGE);
+	fuse_file_release(disk.file, 0);
+	sick_end(&disk, 1);
+	sick_image_is_refused(&disk, ENODATA);
+}
+
+static void writes_of_nothing_mean_no_space(void **state)
+{
+	struct dioh_event event;
+
+	open_disk(state);
+	sick_begin_save(&disk, keep_uid);
+	fuse_file_fault(disk.file, FUSE_WRITE, .kind = FUSE_FAULT_SHORT, .value = 0,
+	                .handles = FUSE_HANDLES_DIRECT);
+	sick_complete(&disk, sick_save_memory(&disk), SOON_MS, &event);
+	assert_int_equal(event.error.code, ENOSPC);
+	fuse_file_release(disk.file, 0);
+	sick_end(&disk, 1);
+}
+
+/* ---- errors of reads ---- */
+
+static void save_well(const char *const *args)
+{
+	struct dioh_event event;
+
+	sick_begin_save(&disk, args);
+	assert_int_equal(sick_complete(&disk, sick_save_memory(&disk), SOON_MS, &event), 0);
+	assert_int_equal(sick_complete(&disk, sick_finish(&disk), SOON_MS, &event), 0);
+	sick_end(&disk, 0);
+}
+
+static void page_read_fails(void **state)
+{
+	const struct dioh_msg_memory_transfer what = { .region = SICK_REGION, .length = SICK_MEMORY_BYTES };
+	struct dioh_event event;
+	struct dioh_error err;
+	uint32_t transfer;
+	int copy;
+
+	open_disk(state);
+	save_well(keep_uid);
+	copy = must_memfd("copy", SICK_MEMORY_BYTES, 0);
+	must(sick_begin_load(&disk, copy, keep_uid, &err), &err);
+	close(copy);
+	fuse_file_fault(disk.file, FUSE_READ, .kind = FUSE_FAULT_ERROR, .value = EIO,
+	                .handles = FUSE_HANDLES_DIRECT, .after = 5, .times = 1);
+	must(dioh_load_memory(disk.session, &what, &transfer, &err), &err);
+	sick_complete(&disk, transfer, SOON_MS, &event);
+	/* One read may have become several requests. */
+	assert_int_equal(event.error.code, EIO);
+	assert_int_equal(event.error.operation, DIOH_OP_READ);
+	assert_int_equal(event.error.object, DIOH_OBJECT_IMAGE);
+	assert_true(event.error.offset <= fuse_file_hit_offset(disk.file, FUSE_READ));
+	assert_true(event.error.offset + MIB > fuse_file_hit_offset(disk.file, FUSE_READ));
+	sick_end(&disk, 0);
+	sick_image_is_complete(&disk);
+}
+
+/* ---- who may ---- */
+
+static void nobody_may_with_allow_other(void **state)
+{
+	open_disk(state);
+	save_well(NULL);
+	sick_image_is_complete(&disk);
+}
+
+/* fstat(2) and ftruncate(2) of a mount that is root's alone are refused to others, whatever descriptor they have. */
+static void nobody_is_refused_without(void **state)
+{
+	const struct dioh_msg_entry entry = region_entry(SICK_REGION, "ram", SICK_MEMORY_BYTES);
+	const struct dioh_create_options create = { .layout = DIOH_LAYOUT_CONTAINER, .entry_count = 1,
+		                                    .entries = &entry };
+	struct dioh_msg_image_reply info;
+	struct dioh_error err;
+
+	sick_open(&disk, *state, true);
+	must(sick_attach(&disk, DIOH_DIRECTION_SAVE, NULL, &err), &err);
+	must_attach_memory(disk.session, 0, disk.memfd, -1);
+	must_seal(disk.session);
+	assert_int_equal(dioh_create_image(disk.session, &create, &info, &err), -EACCES);
+	assert_int_equal(err.object, DIOH_OBJECT_IMAGE);
+	sick_end(&disk, 1);
+	assert_int_equal(fuse_file_count(disk.file, FUSE_WRITE), 0);
+}
+
+static void keep_uid_may_without(void **state)
+{
+	struct dioh_event event;
+
+	sick_open(&disk, *state, true);
+	sick_begin_save(&disk, keep_uid);
+	assert_int_equal(sick_complete(&disk, sick_save_memory(&disk), SOON_MS, &event), 0);
+	assert_int_equal(sick_complete(&disk, sick_finish(&disk), SOON_MS, &event), 0);
+	sick_end(&disk, 0);
+}
+
+/* ---- all of them ---- */
+
+#define CASE(test, engine) { #test " (" #engine ")", test, NULL, sick_teardown, (void *)(uintptr_t)&(engine) }
+#define CASE_EACH(test) CASE(test, sick_uring), CASE(test, sick_uring_thread), CASE(test, sick_sync)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		CASE_EACH(page_write_fails),
+		CASE_EACH(page_write_fails_and_is_repeated),
+		CASE(table_write_fails, sick_uring),
+		CASE(data_sync_fails, sick_uring),
+		CASE(data_sync_fails, sick_sync),
+		CASE(mark_sync_fails, sick_uring),
+		CASE(invalidating_sync_fails, sick_uring),
+		CASE(short_writes_are_continued, sick_uring_thread),
+		CASE(short_writes_are_continued, sick_sync),
+		CASE(hopelessly_short_writes_fail, sick_sync),
+		CASE(writes_of_nothing_mean_no_space, sick_sync),
+		CASE_EACH(page_read_fails),
+		CASE(nobody_may_with_allow_other, sick_uring),
+		CASE(nobody_may_with_allow_other, sick_sync),
+		CASE(nobody_is_refused_without, sick_uring),
+		CASE(keep_uid_may_without, sick_uring),
+	};
+
+	alarm(LIMIT_S);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
