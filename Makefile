@@ -26,6 +26,8 @@ INSTALL = install
 
 SANITIZE =
 BUILD = build$(if $(SANITIZE),-sanitize)
+# One name for one directory: dependencies name their targets as they were given.
+override BUILD := $(patsubst $(CURDIR)/%,%,$(BUILD))
 MACHINE := $(shell uname -m)
 VERSION = $(shell sed -n 's/^.define DIOH_VERSION_STRING "\(.*\)"/\1/p' include/diohelper.h)
 
@@ -102,7 +104,8 @@ named = $(foreach test,$(2),$(if $(filter test-$(1)-% test_$(1)_%,$(notdir $(tes
 INTEGRATION_TESTS := $(filter $(BUILD)/tests/integration/test_%,$(INTEGRATION_PROGRAMS)) $(SCRIPTS)
 ROOT_TESTS := $(call named,root,$(INTEGRATION_TESTS))
 QEMU_TESTS := $(call named,qemu,$(INTEGRATION_TESTS))
-PLAIN_TESTS := $(filter-out $(ROOT_TESTS) $(QEMU_TESTS),$(INTEGRATION_TESTS))
+LIBVIRT_TESTS := $(call named,libvirt,$(INTEGRATION_TESTS))
+PLAIN_TESTS := $(filter-out $(ROOT_TESTS) $(QEMU_TESTS) $(LIBVIRT_TESTS),$(INTEGRATION_TESTS))
 
 # ---- how ----------------------------------------------------------------------------------------------------------------
 
@@ -209,7 +212,9 @@ bench-build: $(BENCH_PROGRAMS) ## build the benchmark programs, into build/bench
 
 RUN_ENV = BUILD='$(abspath $(BUILD))' DIOH_SANITIZE='$(SANITIZE)' V='$(V)'
 ifneq ($(SANITIZE),)
-RUN_ENV += ASAN_OPTIONS=abort_on_error=0:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1
+# 99: no test takes what a sanitizer found for the failure that it expects.
+RUN_ENV += ASAN_OPTIONS=abort_on_error=0:strict_string_checks=1:exitcode=99
+RUN_ENV += UBSAN_OPTIONS=print_stacktrace=1:exitcode=99
 RUN_ENV += TIMEOUT_FACTOR=3
 endif
 run_tests = $(RUN_ENV) tests/run
@@ -236,6 +241,10 @@ check-root: all tests | $(FIRST) ## the tests that need root
 check-qemu: all tests $(GUEST_IMAGE) | $(FIRST) ## the tests with a real QEMU
 	@$(run_tests) $(QEMU_TESTS)
 
+.PHONY: check-libvirt
+check-libvirt: all $(GUEST_IMAGE) | $(FIRST) ## the drop-in under a real libvirtd of its own; needs root, touches no host's
+	@$(run_tests) $(LIBVIRT_TESTS)
+
 .PHONY: check-asan
 check-asan: | $(FIRST) ## `make check` in a build with AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-asan check
@@ -256,7 +265,7 @@ check-clang: | $(FIRST) ## compile everything with clang, warnings being errors
 .PHONY: check-all
 check-all: all tests bench-build | $(FIRST) ## every check there is
 	@failed=; \
-	for target in check check-root check-qemu check-valgrind check-asan check-clang; do \
+	for target in check check-root check-qemu check-libvirt check-valgrind check-asan check-clang; do \
 		echo "== $$target"; \
 		$(MAKE) --no-print-directory $$target || failed="$$failed $$target"; \
 	done; \
@@ -265,6 +274,18 @@ check-all: all tests bench-build | $(FIRST) ## every check there is
 .PHONY: bench-memory
 bench-memory: all bench-build | $(FIRST) ## memory save and load against fio
 	@$(RUN_ENV) tests/bench/memory.sh
+
+.PHONY: bench-stream
+bench-stream: all bench-build | $(FIRST) ## the drop-in against libvirt's own program: streams, direct and buffered
+	@$(RUN_ENV) tests/bench/stream.sh
+
+.PHONY: bench-shapes
+bench-shapes: all bench-build | $(FIRST) ## saves of other shapes: many transfers, sparse, a manager that does not read
+	@$(RUN_ENV) tests/bench/shapes.sh
+
+.PHONY: bench-libvirt
+bench-libvirt: all $(GUEST_IMAGE) | $(FIRST) ## virsh save and restore, with libvirt's own helper and with the drop-in
+	@$(RUN_ENV) tests/bench/libvirt.sh
 
 # ---- installing -------------------------------------------------------------------------------------------------------------
 
@@ -295,6 +316,23 @@ uninstall: ## remove what install put there
 		$(foreach f,$(notdir $(DOCS)),'$(DESTDIR)$(docdir)/$(f)') \
 		$(foreach page,$(MAN_PAGES),'$(call man_dir,$(page))/$(notdir $(page))')
 	-rmdir '$(DESTDIR)$(docdir)' 2>/dev/null
+
+# A copy, never a link: AppArmor's profiles of libvirt permit exactly this path.
+IOHELPER = $(firstword $(wildcard /usr/lib/libvirt/libvirt_iohelper /usr/libexec/libvirt_iohelper))
+
+.PHONY: install-iohelper
+install-iohelper: ## put the drop-in in libvirt_iohelper's place, by dpkg-divert (Debian, Ubuntu)
+	@[ -f $(BUILD)/diohelper ] || { echo 'install-iohelper: run make first' >&2; exit 1; }
+	@[ -n '$(IOHELPER)' ] || { echo 'install-iohelper: no libvirt_iohelper is installed here' >&2; exit 1; }
+	@command -v dpkg-divert >/dev/null || { echo 'install-iohelper: this needs dpkg-divert; elsewhere see docs/drop-in.md' >&2; exit 1; }
+	dpkg-divert --local --rename --divert '$(IOHELPER).stock' --add '$(IOHELPER)'
+	$(INSTALL) -m 755 $(BUILD)/diohelper '$(IOHELPER)'
+
+.PHONY: uninstall-iohelper
+uninstall-iohelper: ## put libvirt's own libvirt_iohelper back
+	@[ -n '$(IOHELPER)' ] && [ -f '$(IOHELPER).stock' ] || { echo 'uninstall-iohelper: nothing was diverted' >&2; exit 1; }
+	rm -f '$(IOHELPER)'
+	dpkg-divert --local --rename --remove '$(IOHELPER)'
 
 .PHONY: clean
 clean: ## remove everything that was built

@@ -2,8 +2,9 @@
 /*
  * channel.c - one packet with its descriptors.
  *
- * Owns nothing between calls. The peer is not trusted: whatever it sends, a descriptor that arrives is either handed to
- * the caller or closed before the function returns. Called by the helper's session and by the library's exchange.c.
+ * Owns nothing between calls. The peer is not trusted: whatever it sends, a descriptor that arrives is either
+ * handed to the caller or closed before the function returns. Called by the helper's session and by the library's
+ * exchange.c.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -19,8 +20,8 @@
 #include <unistd.h>
 
 /*
- * The kernel's SCM_MAX_FD. With room for all of them, those that nobody wants arrive here and are closed here; with less
- * the kernel would drop them and MSG_CTRUNC would be all that there is to see.
+ * The kernel's SCM_MAX_FD. With room for all of them, those that nobody wants arrive here and are closed here; with
+ * less the kernel would drop them and MSG_CTRUNC would be all that there is to see.
  */
 #define FDS_RECEIVED_MAX 253u
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * channel.h - one message over the control socket, with its descriptors. EINTR, stray descriptors and truncation are
- * handled here only. Used by both ends.
+ * channel.h - one message over the control socket, with its descriptors. EINTR, stray descriptors and truncation
+ * are handled here only. Used by both ends.
  */
 #ifndef DIOH_CHANNEL_H
 #define DIOH_CHANNEL_H
@@ -19,20 +19,21 @@ struct dioh_message {
 };
 
 /*
- * Sends header, payload and descriptors as one packet. Returns 0; -EAGAIN (with err untouched): the socket is full and
- * `flags` had MSG_DONTWAIT; -EPIPE: the peer is gone. Never raises SIGPIPE. The descriptors stay the caller's.
+ * Sends header, payload and descriptors as one packet. Returns 0; -EAGAIN (with err untouched): the socket is full
+ * and `flags` had MSG_DONTWAIT; -EPIPE: the peer is gone. Never raises SIGPIPE. The descriptors stay the caller's.
  */
 int dioh_channel_send(int fd, const struct dioh_msg_header *header, const void *payload, const int *fds,
                       unsigned fd_count, int flags, struct dioh_error *err);
 
 /*
- * Receives one packet. Returns 0 and fills `ret_message`, whose descriptors (O_CLOEXEC) are the caller's now; -EAGAIN
- * (err untouched) with MSG_DONTWAIT; -EPIPE: the peer has closed, and all that it sent before has been received;
- * -EBADMSG: shorter than a header, longer than a message may be, its size field lies, more descriptors than
- * DIOH_FDS_MAX, or descriptors were lost (MSG_CTRUNC): every descriptor received has been closed. The packet is consumed
- * in each case but -EAGAIN. -EINTR is returned, not retried, when `flags` has no MSG_DONTWAIT.
+ * Receives one packet. Returns 0 and fills `ret_message`, whose descriptors (O_CLOEXEC) are the caller's now;
+ * -EAGAIN (err untouched) with MSG_DONTWAIT; -EPIPE: the peer has closed, and all that it sent before has been
+ * received; -EBADMSG: shorter than a header, longer than a message may be, its size field lies, more descriptors
+ * than DIOH_FDS_MAX, or descriptors were lost (MSG_CTRUNC): every descriptor received has been closed. The packet
+ * is consumed in each case but -EAGAIN. -EINTR is returned, not retried, when `flags` has no MSG_DONTWAIT.
  *
- * On failure the message has no descriptors, and its header is what came, to be answered; all zero if none came whole.
+ * On failure the message has no descriptors, and its header is what came, to be answered; all zero if none came
+ * whole.
  */
 int dioh_channel_receive(int fd, struct dioh_message *ret_message, int flags, struct dioh_error *err);
 

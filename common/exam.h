@@ -2,8 +2,8 @@
 /*
  * exam.h - the tests that proto.c and proto_reply.c make lists of. Private to these two.
  *
- * The first test that fails decides, and all after it do nothing. What makes a message malformed (EBADMSG, the end of a
- * session) therefore stands before what is only out of range (EINVAL).
+ * The first test that fails decides, and all after it do nothing. What makes a message malformed (EBADMSG, the end
+ * of a session) therefore stands before what is only out of range (EINVAL).
  */
 #ifndef DIOH_EXAM_H
 #define DIOH_EXAM_H

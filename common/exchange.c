@@ -2,14 +2,14 @@
 /*
  * exchange.c - requests and replies, and events in between.
  *
- * Owns the connection, and the events that arrived while somebody waited for a reply. At most one request is under way,
- * so a message that is no event is its reply or a breach. Neither side is trusted: the caller's requests are checked
- * before they are sent, what the helper sends before it is looked at. What is kept is bounded: a place for each transfer
- * that has been begun and whose COMPLETE has not been handed out (there are DIOH_BEGUN_MAX of them, and no transfer is
- * begun without one), the newest PROGRESS and the newest STUCK.
+ * Owns the connection, and the events that arrived while somebody waited for a reply. At most one request is under
+ * way, so a message that is no event is its reply or a breach. Neither side is trusted: the caller's requests are
+ * checked before they are sent, what the helper sends before it is looked at. What is kept is bounded: a place for
+ * each transfer that has been begun and whose COMPLETE has not been handed out (there are DIOH_BEGUN_MAX of them,
+ * and no transfer is begun without one), the newest PROGRESS and the newest STUCK.
  *
- * A connection that has failed once stays so: its error is kept and answered from then on. But events that came before
- * are handed out first: a COMPLETE may be the helper's last word.
+ * A connection that has failed once stays so: its error is kept and answered from then on. But events that came
+ * before are handed out first: a COMPLETE may be the helper's last word.
  *
  * Called by client.c.
  */
@@ -215,8 +215,8 @@ static int check_own(const struct dioh_msg_header *header, const struct dioh_req
 }
 
 /*
- * The helper reads no request while it cannot get rid of what it has to say: who waits for room must listen. At the end
- * of the connection what has arrived is taken in first.
+ * The helper reads no request while it cannot get rid of what it has to say: who waits for room must listen. At the
+ * end of the connection what has arrived is taken in first.
  */
 static int send_request(struct dioh_session *session, const struct dioh_msg_header *header,
                         const struct dioh_request *request, struct dioh_error *err)

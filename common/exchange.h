@@ -60,8 +60,8 @@ int dioh_session_new(int fd, pid_t pid, struct dioh_session **ret_session, struc
 void dioh_session_free(struct dioh_session *session);
 
 /*
- * Sends a request and waits for its reply, which is then in session->in. Interruptions are of no interest: a reply must not
- * be lost. -EINVAL: the request is malformed, and has not been sent.
+ * Sends a request and waits for its reply, which is then in session->in. Interruptions are of no interest: a reply
+ * must not be lost. -EINVAL: the request is malformed, and has not been sent.
  */
 int dioh_exchange(struct dioh_session *session, const struct dioh_request *request, struct dioh_error *err);
 
@@ -69,7 +69,9 @@ int dioh_exchange(struct dioh_session *session, const struct dioh_request *reque
 int dioh_exchange_begin(struct dioh_session *session, const struct dioh_request *request, uint32_t *ret_transfer,
                         struct dioh_error *err);
 
-/* The peer broke the protocol in a way that only the caller could see. Returns -EBADMSG, as every call from now on. */
+/*
+ * The peer broke the protocol in a way that only the caller could see. Returns -EBADMSG, as every call from now on.
+ */
 int dioh_exchange_break(struct dioh_session *session, const char *what, struct dioh_error *err);
 
 /* What dioh_poll() and dioh_wait() promise. */

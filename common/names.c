@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * names.c - the protocol's numbers as words, for sentences and for machines (JSON). Tables only; any number may be asked
- * for. Declared in proto.h.
+ * names.c - the protocol's numbers as words, for sentences and for machines (JSON). Tables only; any number may be
+ * asked for. Declared in proto.h.
  */
 #include "proto.h"
 

@@ -2,10 +2,10 @@
 /*
  * proto.c - what a well-formed request is.
  *
- * Pure functions on bytes that a manager chose: nothing in them is trusted, not even that they are aligned. A table says
- * how long each request is and how many descriptors it brings; a function per request, which is a list of tests
- * (exam.h), looks at what its fields say. docs/protocol.md has the rules. Called by the helper's session for what comes
- * in, and by the library before it sends: what a caller got wrong shall not cost him the session.
+ * Pure functions on bytes that a manager chose: nothing in them is trusted, not even that they are aligned. A table
+ * says how long each request is and how many descriptors it brings; a function per request, which is a list of
+ * tests (exam.h), looks at what its fields say. docs/protocol.md has the rules. Called by the helper's session for
+ * what comes in, and by the library before it sends: what a caller got wrong shall not cost him the session.
  */
 #include "exam.h"
 

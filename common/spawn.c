@@ -3,8 +3,9 @@
  * spawn.c - the helper as a child process.
  *
  * Owns the child between fork and exec: there, in a copy of a process that may have any number of threads, only
- * async-signal-safe calls are made, and whatever the child needs has been prepared before. Trusts its caller; the program
- * that it starts is whatever stands there under this name. Called by client.c and, for sentences, by exchange.c.
+ * async-signal-safe calls are made, and whatever the child needs has been prepared before. Trusts its caller; the
+ * program that it starts is whatever stands there under this name. Called by client.c and, for sentences, by
+ * exchange.c.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -115,8 +116,7 @@ static void reset_signals(void)
 	sigset_t none;
 
 	for (int number = 1; number < _NSIG; number++)
-		(void)sigaction(number, &action,
-		                NULL); /* not permitted for some, which are as they should be */
+		(void)sigaction(number, &action, NULL); /* refused for some, which are as they should be */
 	sigemptyset(&none);
 	(void)pthread_sigmask(SIG_SETMASK, &none, NULL);
 }

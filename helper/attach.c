@@ -385,8 +385,6 @@ static int check_memory_file(const struct dioh_msg_attach_memory *request, const
 	if (request->bytes > (uint64_t)st->st_size)
 		return dioh_error_set(err, ERANGE, place, "%s: it has %" PRIu64 " bytes, not the %" PRIu64 " announced", what,
 		                      (uint64_t)st->st_size, request->bytes);
-	memory->device = st->st_dev;
-	memory->inode = st->st_ino;
 	return 0;
 }
 

@@ -23,6 +23,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "align.h"
 #include "attach.h"
 #include "payload.h"
 #include "seal.h"
@@ -216,8 +217,11 @@ static int make_layout(struct dropin *d, struct dioh_error *err)
 
 	d->layout.ops = &dioh_layout_raw;
 	d->layout.image = &d->image;
-	if (r == 0 && !d->save)
-		entry.bytes = file_bytes > d->start ? file_bytes - d->start : 0;
+	if (r == 0 && !d->save) {
+		/* Behind the end there is nothing to read, which is no error. */
+		entry.image_offset = dioh_min(d->start, file_bytes);
+		entry.bytes = file_bytes - entry.image_offset;
+	}
 	if (r == 0)
 		r = dioh_layout_allocate(&d->layout, 0, 1, err);
 	if (r == 0)
@@ -243,11 +247,20 @@ static void broken(struct dioh_job *job)
 	abort();
 }
 
+/*
+ * A write to the page cache is a copy. io_uring has a thread of the kernel make it, since it might wait: that is a copy by
+ * a cold processor, and one more thread beside the writer of the pipe and us.
+ */
+static uint32_t wanted_engine(const struct dropin *d)
+{
+	return d->save && !d->image.direct ? DIOH_ENGINE_SYNC : d->image.engine;
+}
+
 static int open_threads(struct dropin *d, struct dioh_error *err)
 {
 	const char *keep = getenv(KEEP_CACHE_VARIABLE);
 	struct dioh_worker_config config = {
-		.engine = dioh_engine_choose(d->image.engine, err),
+		.engine = dioh_engine_choose(wanted_engine(d), err),
 		.block_bytes = d->image.block_bytes,
 		.in_flight = d->image.in_flight,
 		.direct = d->image.direct,
@@ -323,11 +336,27 @@ static int move_stream(struct dropin *d, struct dioh_error *err)
 	if (ended_by)
 		return dioh_error_set(err, EINTR, PLACE(CANCEL), "ended by signal %d (%s) after %" PRIu64 " bytes",
 		                      (int)ended_by, sigabbrev_np((int)ended_by), d->transfer->figures.total_bytes);
+	/*
+	 * What is on a device may be longer than the stream that was saved there: only its reader knows the end, and leaves.
+	 */
+	if (!d->save && d->image.kind == DIOH_IMAGE_BLOCK_DEVICE && d->transfer->error.code == EPIPE)
+		return 0;
 	*err = d->transfer->error;
 	return -err->code;
 }
 
 /* ---- the end of a save ---- */
+
+/* What a save that failed leaves is no longer than what came: the steps in which a file grows are ours alone. */
+static void cut_failed(struct dropin *d)
+{
+	struct dioh_error ignored;
+	uint64_t came = d->transfer ? d->transfer->figures.total_bytes : 0;
+	uint64_t end = dioh_max(d->start + came, d->layout.file_bytes_kept);
+
+	if (d->save && d->image.kind == DIOH_IMAGE_REGULAR && d->layout.extents_end > end)
+		(void)dioh_image_resize(&d->image, end, &ignored);
+}
 
 /* Where another process that has the same open file would go on. */
 static void leave_position(const struct dropin *d)
@@ -402,7 +431,14 @@ static int run(struct dropin *d, struct dioh_error *err)
 		r = start_threads(d, err);
 	if (r == 0)
 		r = offsets ? move_stream(d, err) : copy_plainly(d, err);
-	return r < 0 ? r : finish(d, err);
+	/* Lets go of the image: whoever waits for our end may unmount it then. */
+	if (d->worker.running)
+		dioh_worker_stop(&d->worker);
+	if (r == 0)
+		return finish(d, err);
+	if (offsets)
+		cut_failed(d);
+	return r;
 }
 
 int dioh_dropin_run(int argc, char **argv)

@@ -46,6 +46,7 @@ struct dioh_io {
 	uint64_t begun_ns;
 	unsigned stalls;
 	bool tracked;
+	bool cancelled; /* not to be tried again */
 	struct dioh_io *prev;
 	struct dioh_io *next;
 	/* The engine's own. */

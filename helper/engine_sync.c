@@ -17,6 +17,7 @@
 struct sync_engine {
 	struct dioh_io_engine base;
 	int fds[DIOH_SLOTS_MAX];
+	bool unblocked[DIOH_SLOTS_MAX]; /* O_NONBLOCK was set by us: others may have the same open file */
 	unsigned depth;
 	unsigned queued;
 	struct dioh_io *waiting;    /* not yet tried, or a stream that is not ready; in order */
@@ -52,8 +53,8 @@ static int sync_start(struct dioh_io_engine *base, struct dioh_error *err)
 	for (unsigned i = DIOH_SLOT_STREAM; i < DIOH_SLOTS_MAX; i++) {
 		int flags = engine->fds[i] >= 0 ? fcntl(engine->fds[i], F_GETFL) : -1;
 
-		if (flags >= 0)
-			(void)fcntl(engine->fds[i], F_SETFL, flags | O_NONBLOCK);
+		if (flags >= 0 && !(flags & O_NONBLOCK))
+			engine->unblocked[i] = fcntl(engine->fds[i], F_SETFL, flags | O_NONBLOCK) == 0;
 	}
 	return 0;
 }
@@ -165,8 +166,13 @@ static void sync_cancel(struct dioh_io_engine *base, struct dioh_io *io)
 
 static void sync_close_slot(struct dioh_io_engine *base, unsigned slot)
 {
+	struct sync_engine *engine = (struct sync_engine *)base;
+	int flags = engine->unblocked[slot] ? fcntl(engine->fds[slot], F_GETFL) : -1;
+
+	if (flags >= 0)
+		(void)fcntl(engine->fds[slot], F_SETFL, flags & ~O_NONBLOCK);
 	/* The descriptor itself is the session's to close. */
-	((struct sync_engine *)base)->fds[slot] = -1;
+	engine->fds[slot] = -1;
 }
 
 static void sync_close(struct dioh_io_engine *base)

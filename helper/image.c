@@ -169,6 +169,16 @@ int dioh_image_resize(struct dioh_image *image, uint64_t bytes, struct dioh_erro
 	return 0;
 }
 
+int dioh_image_extend(struct dioh_image *image, uint64_t start, uint64_t end, struct dioh_error *err)
+{
+	if (image->direct && fallocate(image->header_fd, 0, (off_t)start, (off_t)(end - start)) == 0) {
+		atomic_store(&image->metadata_changed, true);
+		return 0;
+	}
+	/* No such call, no room for it all, or the page cache gathers what is to be allocated: the writes themselves will do. */
+	return dioh_image_resize(image, end, err);
+}
+
 int dioh_image_size(struct dioh_image *image, uint64_t *ret_bytes, struct dioh_error *err)
 {
 	struct stat st;

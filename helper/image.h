@@ -54,6 +54,13 @@ int dioh_image_erase(struct dioh_image *image, uint64_t offset, uint64_t count, 
 /* Regular files: sets the size. */
 int dioh_image_resize(struct dioh_image *image, uint64_t bytes, struct dioh_error *err);
 
+/*
+ * Regular files: makes it end at `end`, for a save that is going to fill all from `start` on. Direct writes find their
+ * blocks allocated then, where the file system can do that: the kernel carries them out at once and needs no thread that
+ * may wait for it.
+ */
+int dioh_image_extend(struct dioh_image *image, uint64_t start, uint64_t end, struct dioh_error *err);
+
 /* Regular files: its size now; devices: the capacity. */
 int dioh_image_size(struct dioh_image *image, uint64_t *ret_bytes, struct dioh_error *err);
 

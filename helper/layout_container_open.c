@@ -195,6 +195,21 @@ static int check_region_areas(struct dioh_image_layout *layout, const struct dio
 	return r;
 }
 
+static int check_stream_areas(struct dioh_image_layout *layout, const struct dioh_stream_entry *entry,
+                              struct dioh_error *err)
+{
+	char owner[64];
+	struct dioh_area_sum sum;
+	int r = 0;
+
+	snprintf(owner, sizeof(owner), "stream %" PRIu32 "'s ", entry->record.number);
+	if (!(entry->record.flags & DIOH_REGION_CHECKSUMS))
+		return 0;
+	for (unsigned i = 0; i < entry->record.extent_count && r == 0; i++)
+		r = check_area(layout, &entry->extents[i].checksums, owner, "checksums", &sum, err);
+	return r;
+}
+
 static int check_areas(struct dioh_image_layout *layout, struct dioh_error *err)
 {
 	struct dioh_area_sum sum;
@@ -202,6 +217,8 @@ static int check_areas(struct dioh_image_layout *layout, struct dioh_error *err)
 
 	for (unsigned i = 0; i < layout->region_count && r == 0; i++)
 		r = check_region_areas(layout, &layout->regions[i].record, err);
+	for (unsigned i = 0; i < layout->stream_count && r == 0; i++)
+		r = check_stream_areas(layout, &layout->streams[i], err);
 	return r;
 }
 

@@ -30,7 +30,9 @@ static int by_first(const void *a, const void *b)
 {
 	const struct span *x = a, *y = b;
 
-	return x->first < y->first ? -1 : x->first > y->first;
+	if (x->first != y->first)
+		return x->first < y->first ? -1 : 1;
+	return x->end > y->end ? -1 : x->end < y->end; /* what is empty, a stream to be saved, lies inside the other */
 }
 
 static unsigned collect_spans(const struct dioh_image_layout *layout, struct span *spans)
@@ -76,6 +78,19 @@ static int check_overlap(struct dioh_image_layout *layout, struct dioh_error *er
 	return 0;
 }
 
+/* Streams that are to be saved have no length yet by which they could overlap. */
+static int check_streams_apart(const struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	for (unsigned i = 0; i < layout->stream_count; i++)
+		for (unsigned k = 0; k < i; k++)
+			if (layout->streams[i].image_offset == layout->streams[k].image_offset)
+				return dioh_error_set(err, EINVAL, PLACE(PARSE, layout->streams[i].image_offset),
+				                      "image: streams %" PRIu32 " and %" PRIu32 " are both to begin at %" PRIu64,
+				                      layout->streams[k].record.number, layout->streams[i].record.number,
+				                      layout->streams[i].image_offset);
+	return 0;
+}
+
 static int check_regions(struct dioh_image_layout *layout, struct dioh_error *err)
 {
 	for (unsigned i = 0; i < layout->region_count; i++) {
@@ -109,6 +124,8 @@ static int raw_create(struct dioh_image_layout *layout, struct dioh_error *err)
 {
 	int r = check_regions(layout, err);
 
+	if (r == 0)
+		r = check_streams_apart(layout, err);
 	if (r == 0)
 		r = check_capacity(layout, err);
 	if (r == 0 && layout->image->kind == DIOH_IMAGE_REGULAR && layout->image_bytes > layout->file_bytes_kept)
@@ -256,7 +273,8 @@ static int raw_add_extent(struct dioh_image_layout *layout, struct dioh_stream_e
 		                        PLACE(WRITE, offset),
 		                        "image: stream %" PRIu32 " has no room beyond %" PRIu64, entry->record.number, offset);
 	if (layout->image->kind == DIOH_IMAGE_REGULAR && end > layout->extents_end) {
-		int r = dioh_image_resize(layout->image, dioh_layout_at(layout, end), err);
+		int r = dioh_image_extend(layout->image, dioh_layout_at(layout, dioh_max(offset, layout->extents_end)),
+		                          dioh_layout_at(layout, end), err);
 
 		/* Near a limit (RLIMIT_FSIZE) the whole step does not fit, but the stream may: its writes will tell. */
 		if (r < 0 && r != -EFBIG)

@@ -154,15 +154,15 @@ int dioh_memory_pread(const struct dioh_memory *memory, void *bytes, uint64_t co
 	return 0;
 }
 
-static int check_end(const struct dioh_memory *memory, uint64_t end, struct dioh_error *err)
+int dioh_memory_check_end(const struct dioh_memory *memory, uint64_t end, uint32_t operation, struct dioh_error *err)
 {
-	uint64_t bytes;
-	int r = dioh_memory_bytes(memory, &bytes, err);
+	struct dioh_place place = { operation, DIOH_OBJECT_MEMORY, memory->number, 0 };
+	int r = dioh_memory_bytes(memory, &place.offset, err);
 
-	if (r == 0 && end > bytes)
-		r = dioh_error_set(err, EFAULT, PLACE(WRITE, bytes),
+	if (r == 0 && end > place.offset)
+		r = dioh_error_set(err, EFAULT, &place,
 		                   "memory %" PRIu32 ": it ends at %" PRIu64 ": it was truncated meanwhile", memory->number,
-		                   bytes);
+		                   place.offset);
 	return r;
 }
 
@@ -170,7 +170,7 @@ int dioh_memory_pwrite(const struct dioh_memory *memory, const void *bytes, uint
                        struct dioh_error *err)
 {
 	uint64_t done = 0;
-	int r = check_end(memory, offset + count, err);
+	int r = dioh_memory_check_end(memory, offset + count, DIOH_OP_WRITE, err);
 
 	while (r == 0 && done < count) {
 		ssize_t n = pwrite(memory->fd, (const char *)bytes + done, count - done, (off_t)(offset + done));

@@ -20,8 +20,6 @@ struct dioh_memory {
 	uint32_t advice;
 	uint64_t page_bytes;  /* what a mapping is made of: 4096, or the huge page size */
 	uint64_t limit_bytes; /* given at attach; 0: none */
-	dev_t device;
-	ino_t inode;
 };
 
 /* A stretch of data that has been looked up: [data, hole); what lies between `from` and `data` is a hole. */
@@ -78,6 +76,9 @@ int dioh_memory_pread(const struct dioh_memory *memory, void *bytes, uint64_t co
  */
 int dioh_memory_pwrite(const struct dioh_memory *memory, const void *bytes, uint64_t count, uint64_t offset,
                        struct dioh_error *err);
+
+/* EFAULT if the memory ends before `end`: it was cut short, and what SEEK_DATA calls a hole there is none. */
+int dioh_memory_check_end(const struct dioh_memory *memory, uint64_t end, uint32_t operation, struct dioh_error *err);
 
 /*
  * Makes a range zero: punched where that is to be had, so that nothing is allocated; else zeros are written to what is

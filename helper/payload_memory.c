@@ -26,6 +26,17 @@ void dioh_memory_fail(struct memory_transfer *t, const struct dioh_error *err)
 	dioh_transfer_fail(&t->base, err);
 }
 
+enum dioh_step dioh_memory_done(struct memory_transfer *t)
+{
+	struct dioh_error err;
+
+	if (dioh_memory_check_end(t->params.memory, t->params.memory_offset + t->params.length,
+	                          t->params.save ? DIOH_OP_READ : DIOH_OP_WRITE, &err) == 0)
+		return DIOH_STEP_DONE;
+	dioh_memory_fail(t, &err);
+	return DIOH_STEP_WAIT;
+}
+
 /* ---- spans ---- */
 
 static uint64_t span_chunks_max(const struct memory_transfer *t)

@@ -2,10 +2,11 @@
 /*
  * payload_memory.h - private to payload_memory.c (spans, windows, runs), payload_memory_save.c, payload_memory_load.c.
  *
- * A transfer is walked in spans of at most 1 GiB, each with its piece of the region's bitmap and checksums; two may be
- * open, so that one drains while the next begins. A span is walked in units: what one block of the worker's budget stands
- * for (a chunk, or more where I/O blocks are larger). Memory is mapped a unit at a time: unmapping more at once would hold
- * up the worker for longer than the I/O in flight lasts, and page tables stay small.
+ * A transfer is walked in spans of at most 1 GiB, each with its piece of the region's bitmap and checksums. Several may
+ * be open: some drain while the next begins, and where each holds little data, together they keep the disk busy. A span
+ * is walked in units: what one block of the worker's budget stands for (a chunk, or more where I/O blocks are larger).
+ * Memory is mapped a unit at a time: unmapping more at once would hold up the worker for longer than the I/O in flight
+ * lasts, and page tables stay small.
  *
  *      save:  [open span] -> unit: data? selected? zero? checksum -> runs -> I/O ... -> [store tables] -> [close]
  *      load:  [open span] -> [load tables] -> unit: runs -> I/O -> checksum ... -> [close]
@@ -18,7 +19,7 @@
 #include "worker.h"
 
 #define DIOH_SPAN_BYTES (UINT64_C(1) << 30) /* 32 KiB of bitmap, 4 KiB of checksums */
-#define DIOH_SPANS 2u
+#define DIOH_SPANS 8u
 
 enum span_state { SPAN_FREE, SPAN_LOADING, SPAN_OPEN, SPAN_STORING };
 
@@ -88,6 +89,9 @@ bool dioh_block_io_done(struct dioh_io *io);
 void dioh_block_end(struct dioh_block *block);
 
 void dioh_memory_fail(struct memory_transfer *t, const struct dioh_error *err);
+
+/* The last step: DONE, unless the memory has become shorter, which holes and absent pages do not show. */
+enum dioh_step dioh_memory_done(struct memory_transfer *t);
 
 /* The steps of the two directions. */
 enum dioh_step dioh_memory_save_step(struct dioh_transfer *transfer);

@@ -334,7 +334,7 @@ enum dioh_step dioh_memory_load_step(struct dioh_transfer *transfer)
 
 	if (!span && t->cursor == t->params.length) {
 		flush_erase(t);
-		return transfer->outstanding == 0 && !transfer->failed ? DIOH_STEP_DONE : DIOH_STEP_WAIT;
+		return transfer->outstanding == 0 && !transfer->failed ? dioh_memory_done(t) : DIOH_STEP_WAIT;
 	}
 	if (!span) {
 		span = dioh_span_open(t);

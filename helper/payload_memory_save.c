@@ -246,7 +246,7 @@ enum dioh_step dioh_memory_save_step(struct dioh_transfer *transfer)
 	uint64_t at;
 
 	if (!span && t->cursor == t->params.length)
-		return transfer->outstanding == 0 ? DIOH_STEP_DONE : DIOH_STEP_WAIT;
+		return transfer->outstanding == 0 ? dioh_memory_done(t) : DIOH_STEP_WAIT;
 	/* Tables that read as zeros already need no span where there is nothing but hole. (raw: old bytes stand there.) */
 	if (!span && t->params.tables_fresh && t->params.layout->ops->starts_absent) {
 		if (next_data_chunk(t, t->params.length, &at) < 0)

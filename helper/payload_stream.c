@@ -12,6 +12,9 @@
 
 #include "align.h"
 
+#define BUFFERS_BYTES (DIOH_STREAM_BUFFERS * DIOH_STREAM_BUFFER_BYTES)
+#define HUGE_PAGE_BYTES (UINT64_C(2) << 20)
+
 /* ---- image I/O of a buffer ---- */
 
 struct parts { /* of a buffer's data */
@@ -225,16 +228,14 @@ static void stream_abandon(struct dioh_transfer *transfer)
 	struct stream_transfer *t = (struct stream_transfer *)transfer;
 
 	if (t->stream_io)
-		transfer->worker->engine->ops->cancel(transfer->worker->engine, t->stream_io);
+		dioh_worker_cancel(transfer->worker, t->stream_io);
 }
 
 static void free_buffers(struct stream_transfer *t)
 {
-	for (unsigned i = 0; i < DIOH_STREAM_BUFFERS; i++) {
-		if (t->buffers[i].pages)
-			munmap(t->buffers[i].pages, DIOH_STREAM_BUFFER_BYTES);
-		t->buffers[i].pages = NULL;
-	}
+	if (t->pages)
+		munmap(t->pages, BUFFERS_BYTES + HUGE_PAGE_BYTES);
+	t->pages = NULL;
 	free(t->checksums);
 	t->checksums = NULL;
 }
@@ -262,15 +263,20 @@ static const struct dioh_payload_ops load_ops = {
 
 static bool allocate(struct stream_transfer *t)
 {
-	t->checksums = calloc(1, DIOH_PAGE_BYTES);
-	for (unsigned i = 0; i < DIOH_STREAM_BUFFERS; i++) {
-		void *map = mmap(NULL, DIOH_STREAM_BUFFER_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	void *map = mmap(NULL, BUFFERS_BYTES + HUGE_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint8_t *first;
 
-		if (map == MAP_FAILED)
-			return false;
+	if (map == MAP_FAILED)
+		return false;
+	t->pages = map;
+	first = t->pages + (dioh_align_up((uintptr_t)map, HUGE_PAGE_BYTES) - (uintptr_t)map);
+	/* Faster, where it can be had: a buffer is then one piece of memory to the disk, not 256. */
+	(void)madvise(first, BUFFERS_BYTES, MADV_HUGEPAGE);
+	for (unsigned i = 0; i < DIOH_STREAM_BUFFERS; i++) {
 		t->buffers[i].owner = t;
-		t->buffers[i].pages = map;
+		t->buffers[i].pages = first + i * DIOH_STREAM_BUFFER_BYTES;
 	}
+	t->checksums = calloc(1, DIOH_PAGE_BYTES);
 	return t->checksums != NULL;
 }
 

@@ -45,6 +45,7 @@ struct stream_buffer {
 struct stream_transfer {
 	struct dioh_transfer base;
 	struct dioh_stream_params params;
+	uint8_t *pages; /* of all buffers: one mapping */
 	struct stream_buffer buffers[DIOH_STREAM_BUFFERS];
 	uint64_t stream_at; /* next byte to be read from the source */
 	bool ended;         /* the source has no more */
@@ -58,6 +59,9 @@ struct stream_transfer {
 	uint64_t extent_used;
 	uint32_t *checksums; /* of its chunks: one 4 KiB page */
 	bool closed;         /* save: the last extent has been stored */
+	bool no_room;        /* save: no further extent is to be had: the stream must end here */
+	struct dioh_error room_error;
+	uint8_t probe;
 	struct dioh_job job;
 	bool job_runs;
 	int job_result;

@@ -22,7 +22,7 @@ static int store_extent(struct stream_transfer *t)
 	struct dioh_stream_entry *entry = t->params.entry;
 	unsigned count = entry->record.extent_count;
 
-	if (count == 0)
+	if (count == 0 || t->no_room) /* none, or stored already */
 		return 0;
 	if (t->extent_used == 0) {
 		dioh_layout_drop_extent(layout, entry);
@@ -32,13 +32,22 @@ static int store_extent(struct stream_transfer *t)
 	return layout->ops->store_extent(layout, entry, count - 1, t->checksums, &t->job_error);
 }
 
+/* That there is no room is no error yet: the stream may end just here. */
+static void take_extent(struct stream_transfer *t)
+{
+	struct dioh_image_layout *layout = t->params.layout;
+	struct dioh_stream_entry *entry = t->params.entry;
+
+	t->no_room = layout->ops->add_extent(layout, entry, &t->room_error) < 0;
+	if (!t->no_room)
+		t->extent = entry->extents[entry->record.extent_count - 1];
+}
+
 /* Stores the extent at hand; takes a further one unless the stream has ended. */
 static void turn_extent(struct dioh_job *job) /* control-I/O thread */
 {
 	struct stream_transfer *t = dioh_container_of(job, struct stream_transfer, job);
-	struct dioh_image_layout *layout = t->params.layout;
-	struct dioh_stream_entry *entry = t->params.entry;
-	struct dioh_record_stream *record = &entry->record;
+	struct dioh_record_stream *record = &t->params.entry->record;
 	int r = store_extent(t);
 
 	if (r == 0 && t->ended) {
@@ -46,9 +55,7 @@ static void turn_extent(struct dioh_job *job) /* control-I/O thread */
 		if (!wants_checksums(t))
 			record->flags &= ~(uint32_t)DIOH_REGION_CHECKSUMS;
 	} else if (r == 0) {
-		r = layout->ops->add_extent(layout, entry, &t->job_error);
-		if (r == 0)
-			t->extent = entry->extents[record->extent_count - 1];
+		take_extent(t);
 	}
 	t->extent_used = 0;
 	memset(t->checksums, 0, DIOH_PAGE_BYTES);
@@ -111,6 +118,18 @@ static void read_done(struct dioh_io *io)
 		buffer->state = BUFFER_FREE;
 }
 
+/* A byte for which there is no room, or the end. */
+static void probe_done(struct dioh_io *io)
+{
+	struct stream_transfer *t = io->owner;
+
+	if (!dioh_stream_io_done(t, io))
+		return;
+	t->ended = io->result == 0;
+	if (!t->ended)
+		dioh_transfer_fail(&t->base, &t->room_error);
+}
+
 static bool all_free(const struct stream_transfer *t)
 {
 	for (unsigned i = 0; i < DIOH_STREAM_BUFFERS; i++)
@@ -139,6 +158,10 @@ enum dioh_step dioh_stream_save_step(struct dioh_transfer *transfer)
 		return end_step(t);
 	if (t->stream_io || t->job_runs)
 		return DIOH_STEP_WAIT;
+	if (t->no_room) {
+		dioh_stream_io(t, &t->probe, sizeof(t->probe), probe_done);
+		return DIOH_STEP_WAIT;
+	}
 	buffer = filling(t);
 	if (!buffer && t->extent_used == t->extent.bytes) {
 		dioh_stream_ask(t, turn_extent);

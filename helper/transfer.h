@@ -47,6 +47,7 @@ struct dioh_transfer {
 
 	/* The worker's until it has completed. */
 	struct dioh_transfer *next;
+	unsigned turn_steps;  /* done in its present turn among the others */
 	unsigned outstanding; /* I/Os and jobs under way */
 	bool failed;
 	bool abandoned;

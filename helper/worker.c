@@ -13,6 +13,12 @@
 /* Steps between two looks at the engine, so that completions are not left lying while memory is all holes. */
 #define STEPS_PER_ROUND 32u
 
+/*
+ * A transfer's turn: so many blocks before another comes first. Four regions were saved 6 to 15 % slower with turns of
+ * one than with 8, in four runs on a busy machine; with 32 no better than with 8.
+ */
+#define TURN_STEPS 8u
+
 /* An I/O that makes no progress this often in a row is given up: the device is lying. */
 #define STALLS_MAX 64u
 
@@ -95,6 +101,7 @@ void dioh_worker_submit(struct dioh_worker *worker, struct dioh_transfer *transf
 	io->uncached = worker->uncached && !io->stream;
 	io->stalls = 0;
 	io->tracked = false;
+	io->cancelled = false;
 	offer(worker, io);
 }
 
@@ -189,7 +196,7 @@ static void take_back(struct dioh_worker *worker, struct dioh_io *io)
 	bool over;
 
 	if (io->stream)
-		over = io->result != -EINTR && io->result != -EAGAIN;
+		over = io->cancelled || (io->result != -EINTR && io->result != -EAGAIN);
 	else
 		over = settle_image_io(worker, io) == 1;
 	if (!over) {
@@ -198,7 +205,35 @@ static void take_back(struct dioh_worker *worker, struct dioh_io *io)
 	}
 	untrack(worker, io);
 	if (worker->write_behind && io->write && !io->stream && io->result == 0)
-		dioh_writeback_wrote(&worker->writeback, io->moved);
+		/* Continued or not, an I/O ends where it was to end. */
+		dioh_writeback_wrote(&worker->writeback, io->offset + io->bytes - io->moved, io->moved);
+	io->done(io);
+}
+
+/* Takes an I/O back that the engine has not been given yet. */
+static bool withdraw(struct dioh_worker *worker, struct dioh_io *io)
+{
+	struct dioh_io **link = &worker->waiting;
+
+	while (*link && *link != io)
+		link = &(*link)->engine_next;
+	if (!*link)
+		return false;
+	*link = io->engine_next;
+	if (worker->waiting_last == &io->engine_next)
+		worker->waiting_last = link;
+	return true;
+}
+
+void dioh_worker_cancel(struct dioh_worker *worker, struct dioh_io *io)
+{
+	io->cancelled = true;
+	if (!withdraw(worker, io)) {
+		worker->engine->ops->cancel(worker->engine, io);
+		return;
+	}
+	untrack(worker, io);
+	io->result = -ECANCELED;
 	io->done(io);
 }
 
@@ -236,30 +271,56 @@ static void look_for_writeback_error(struct dioh_worker *worker)
 		dioh_transfer_fail(transfer, &err);
 }
 
-static void step(struct dioh_transfer *transfer, bool *more)
+/* true: there is more to do at once. */
+static bool step(struct dioh_transfer *transfer)
 {
 	enum dioh_step answer = transfer->payload->step(transfer);
 
 	if (transfer->failed)
-		return;
-	if (answer == DIOH_STEP_DONE)
-		transfer->done = true;
-	else if (answer == DIOH_STEP_MORE)
-		*more = true;
+		return false;
+	transfer->done = answer == DIOH_STEP_DONE;
+	return answer == DIOH_STEP_MORE;
 }
 
-/* Steps every transfer in turn. true: there was more to do when the round was over. */
+/*
+ * Steps every transfer once. Whatever block becomes free next is for the first in the list that can use it; one that
+ * has had its turn goes behind all others. true: one has more to do.
+ */
+static bool step_each(struct dioh_worker *worker)
+{
+	struct dioh_transfer *served = NULL;
+	struct dioh_transfer **served_last = &served;
+	struct dioh_transfer **link = &worker->transfers;
+	bool more = false;
+
+	while (*link) {
+		struct dioh_transfer *transfer = *link;
+		bool again = runs(transfer) && step(transfer);
+
+		more |= again;
+		if (!again || ++transfer->turn_steps < TURN_STEPS) {
+			link = &transfer->next;
+			continue;
+		}
+		transfer->turn_steps = 0;
+		*link = transfer->next;
+		transfer->next = NULL;
+		*served_last = transfer;
+		served_last = &transfer->next;
+	}
+	*link = served;
+	return more;
+}
+
+/* Steps the transfers in turn. true: there was more to do when the rounds were over. */
 static bool step_all(struct dioh_worker *worker)
 {
 	bool more = true;
 
 	for (unsigned i = 0; i < STEPS_PER_ROUND && more; i++) {
-		more = false;
 		if (dioh_writeback_full(&worker->writeback))
-			break;
-		for (struct dioh_transfer *transfer = worker->transfers; transfer; transfer = transfer->next)
-			if (runs(transfer))
-				step(transfer, &more);
+			return false;
+		more = step_each(worker);
 		worker->engine->ops->submit(worker->engine);
 	}
 	return more;
@@ -336,6 +397,16 @@ static int run_engine(struct dioh_worker *worker, bool wait)
 	return 0;
 }
 
+/*
+ * A ring that is closed lets go of its files some time later, even after the process has gone: a file system could not be
+ * unmounted, nor a device be detached, right after us. Emptying the table lets go of them now.
+ */
+static void close_slots(struct dioh_worker *worker)
+{
+	for (unsigned slot = 0; slot < DIOH_SLOTS_MAX; slot++)
+		worker->engine->ops->close_slot(worker->engine, slot);
+}
+
 static void report_broken(struct dioh_worker *worker)
 {
 	worker->broken_job.handle = worker->config.broken;
@@ -365,6 +436,7 @@ static void *worker_main(void *argument)
 			return NULL;
 		}
 	}
+	close_slots(worker);
 	return NULL;
 }
 

@@ -77,6 +77,9 @@ void dioh_worker_begin(struct dioh_worker *worker, struct dioh_transfer *transfe
 /* Starts an I/O of a transfer; io->done follows, always through the worker's loop. */
 void dioh_worker_submit(struct dioh_worker *worker, struct dioh_transfer *transfer, struct dioh_io *io);
 
+/* Has an I/O on a stream end soon, whether the engine has it already or not: io->done follows, at once or later. */
+void dioh_worker_cancel(struct dioh_worker *worker, struct dioh_io *io);
+
 /* Has the control-I/O thread handle a job, which ends by posting it back with dioh_worker_answer(). */
 void dioh_worker_ask(struct dioh_worker *worker, struct dioh_transfer *transfer, struct dioh_job *job,
                      void (*work)(struct dioh_job *job));

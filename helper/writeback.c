@@ -5,38 +5,59 @@
 #include <errno.h>
 #include <fcntl.h>
 
+#include "align.h"
+
 static void written(struct dioh_job *job) /* worker thread */
 {
 	dioh_container_of(job, struct dioh_writeback, job)->running = false;
 }
 
 /*
- * sync_file_range(2): waits for the window before, starts this one. Its errors are the file's write-back errors, and
- * having been told here they are not told to fdatasync(2) on the same descriptor. Where the file system knows no such
- * call, nothing is lost but the even pace.
+ * sync_file_range(2). Its errors are the file's write-back errors, and having been told here they are not told to
+ * fdatasync(2) on the same descriptor. Where the file system knows no such call, nothing is lost but the even pace.
  */
-static void write_behind(struct dioh_job *job) /* control-I/O thread */
+static void sync_window(struct dioh_writeback *writeback, const struct dioh_writeback_window *window, unsigned flags)
 {
-	struct dioh_writeback *writeback = dioh_container_of(job, struct dioh_writeback, job);
 	int r;
 
+	if (window->start == window->end) /* none yet; to the system call it would be all of the file */
+		return;
 	do
-		r = sync_file_range(writeback->fd, 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE);
+		r = sync_file_range(writeback->fd, (off_t)window->start, (off_t)(window->end - window->start), flags);
 	while (r < 0 && errno == EINTR);
 	if (r < 0 && errno != ENOSYS && errno != EINVAL && errno != ESPIPE && errno != EOPNOTSUPP)
 		writeback->result = -errno;
-	if (writeback->drop)
-		(void)posix_fadvise(writeback->fd, 0, 0, POSIX_FADV_DONTNEED); /* a hint */
+}
+
+/* Starts this window, and only then waits for the one before: the disk has something to do at any time. */
+static void write_behind(struct dioh_job *job) /* control-I/O thread */
+{
+	struct dioh_writeback *writeback = dioh_container_of(job, struct dioh_writeback, job);
+	const struct dioh_writeback_window *before = &writeback->before;
+
+	sync_window(writeback, &writeback->sent, SYNC_FILE_RANGE_WRITE);
+	sync_window(writeback, before, SYNC_FILE_RANGE_WAIT_BEFORE);
+	if (writeback->drop && before->start < before->end)
+		(void)posix_fadvise(writeback->fd, (off_t)before->start, (off_t)(before->end - before->start),
+		                    POSIX_FADV_DONTNEED); /* a hint */
+	writeback->before = writeback->sent;
 	job->handle = written;
 	dioh_mailbox_post(writeback->worker, job);
 }
 
-void dioh_writeback_wrote(struct dioh_writeback *writeback, uint64_t bytes)
+void dioh_writeback_wrote(struct dioh_writeback *writeback, uint64_t offset, uint64_t bytes)
 {
+	struct dioh_writeback_window *filling = &writeback->filling;
+
+	if (writeback->dirty_bytes == 0)
+		*filling = (struct dioh_writeback_window){ offset, offset };
+	filling->start = dioh_min(filling->start, offset);
+	filling->end = dioh_max(filling->end, offset + bytes);
 	writeback->dirty_bytes += bytes;
 	if (writeback->running || writeback->dirty_bytes < DIOH_WRITEBACK_WINDOW_BYTES)
 		return;
 	writeback->dirty_bytes = 0;
+	writeback->sent = *filling;
 	writeback->running = true;
 	writeback->job.handle = write_behind;
 	dioh_mailbox_post(writeback->control, &writeback->job);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * fake_helper.h - a helper that is not one, for tests of the library: a thread that plays a script at the other end of a
- * socket pair; and the client at this end, as a cmocka fixture.
+ * fake_helper.h - a helper that is not one, for tests of the library: a thread that plays a script at the other end
+ * of a socket pair; and the client at this end, as a cmocka fixture.
  *
- * A script makes no assertions, since cmocka's work in the test's own thread only: what goes wrong in it is kept, hangs
- * up, and fails the test in client_end_fake(). When the script is over the client must be the one to hang up.
+ * A script makes no assertions, since cmocka's work in the test's own thread only: what goes wrong in it is kept,
+ * hangs up, and fails the test in client_end_fake(). When the script is over the client must be the one to hang up.
  */
 #ifndef DIOH_FAKE_HELPER_H
 #define DIOH_FAKE_HELPER_H
@@ -48,7 +48,10 @@ void fake_complete(struct fake *fake, uint32_t id, int code, uint64_t total_byte
 void fake_progress(struct fake *fake, uint32_t count, uint64_t done_bytes);
 void fake_stuck(struct fake *fake, uint32_t in_flight);
 
-/* Take a request and answer it: HELLO; STATUS, as client_ask_status() wants it; one that begins a transfer, whose id it is. */
+/*
+ * Take a request and answer it: HELLO; STATUS, as client_ask_status() wants it; one that begins a transfer, whose
+ * id it is.
+ */
 void fake_greet(struct fake *fake);
 void fake_status(struct fake *fake);
 uint32_t fake_accept(struct fake *fake, uint32_t type);

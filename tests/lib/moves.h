@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * moves.h - sessions of a real helper for tests that move bytes: the ways an image can be reached, entries, pieces. What
- * differs between two ways must make no difference to what comes back. Needs what fixture.h has.
+ * moves.h - sessions of a real helper for tests that move bytes: the ways an image can be reached, entries, pieces.
+ * What differs between two ways must make no difference to what comes back. Needs what fixture.h has.
  */
 #ifndef DIOH_MOVES_H
 #define DIOH_MOVES_H

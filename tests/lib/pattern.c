@@ -8,9 +8,11 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "align.h"
@@ -73,6 +75,23 @@ bool same_pattern(int fd, uint64_t offset, uint64_t bytes, uint64_t seed)
 }
 
 /* ---- peers ---- */
+
+void must_ends(enum peer_kind kind, int *ends)
+{
+	const int flags = kind == PEER_NONBLOCKING_PIPE ? O_CLOEXEC | O_NONBLOCK : O_CLOEXEC;
+	int r = kind == PEER_SOCKET ? socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) : pipe2(ends, flags);
+
+	if (r < 0)
+		fixture_die(__FILE__, __LINE__, "must_ends", strerror(errno));
+}
+
+int must_new_file(const char *name, unsigned number)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "%s-%u", name, number);
+	return must_open(fixture_path(path), O_RDWR | O_CREAT | O_TRUNC);
+}
 
 static size_t next_piece(const struct peer *peer, uint64_t *state)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * pattern.h - bytes that follow from a seed and their place, and threads that write them into a stream or expect them from
- * one. The threads make no assertions; what they found is looked at when they are joined.
+ * pattern.h - bytes that follow from a seed and their place, and threads that write them into a stream or expect them
+ * from one. The threads make no assertions; what they found is looked at when they are joined.
  */
 #ifndef DIOH_PATTERN_H
 #define DIOH_PATTERN_H
@@ -17,6 +17,13 @@ void pattern_fill(uint8_t *bytes, size_t count, uint64_t seed, uint64_t at);
 /* Writes them to a file at an offset; whether they stand there. A difference is printed. */
 void must_write_pattern(int fd, uint64_t offset, uint64_t bytes, uint64_t seed);
 bool same_pattern(int fd, uint64_t offset, uint64_t bytes, uint64_t seed);
+
+enum peer_kind { PEER_PIPE, PEER_SOCKET, PEER_FILE, PEER_NONBLOCKING_PIPE };
+
+/* ends[0] is read from, ends[1] written to. */
+void must_ends(enum peer_kind kind, int *ends);
+/* A new, empty file of the test's directory. */
+int must_new_file(const char *name, unsigned number);
 
 struct peer {
 	int fd; /* closed when it is done */

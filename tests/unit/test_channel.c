@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * test_channel.c - common/channel.c over real socket pairs: what arrives, what is refused, and that no descriptor is ever
- * left open. Every test counts the process' descriptors before and after.
+ * test_channel.c - common/channel.c over real socket pairs: what arrives, what is refused, and that no descriptor
+ * is ever left open. Every test counts the process' descriptors before and after.
  */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * test_client.c - the public API, call by call: what a helper is sent, and what becomes of its replies. The helper is a
- * thread that plays a script (tests/lib/fake_helper.h). Events are test_events.c's business, dioh_spawn() is
+ * test_client.c - the public API, call by call: what a helper is sent, and what becomes of its replies. The helper
+ * is a thread that plays a script (tests/lib/fake_helper.h). Events are test_events.c's business, dioh_spawn() is
  * test_spawn.c's.
  */
 #include <setjmp.h>

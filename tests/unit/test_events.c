@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * test_events.c - the public API when things do not come in turn: events before replies, ends and breaches at any moment,
- * signals, full sockets. The helper is a thread that plays a script (tests/lib/fake_helper.h).
+ * test_events.c - the public API when things do not come in turn: events before replies, ends and breaches at any
+ * moment, signals, full sockets. The helper is a thread that plays a script (tests/lib/fake_helper.h).
  */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * test_proto.c - common/proto.c and proto_reply.c: each message as it should be, and each way in which it may not be.
+ * test_proto.c - common/proto.c and proto_reply.c: each message as it should be, and each way in which it may not
+ * be.
  *
- * A message that is right is kept for each type; every case changes one thing of it. Payloads stand in allocations of
- * exactly their size, so that AddressSanitizer and valgrind see a byte read too many. The random run prints its seed;
- * DIOH_TEST_SEED=N repeats it.
+ * A message that is right is kept for each type; every case changes one thing of it. Payloads stand in allocations
+ * of exactly their size, so that AddressSanitizer and valgrind see a byte read too many. The random run prints its
+ * seed; DIOH_TEST_SEED=N repeats it.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -311,7 +312,10 @@ static int check_at(enum direction direction, uint32_t type, const struct dioh_m
 	return dioh_proto_check_event(header, payload, fds, err);
 }
 
-/* Also: success leaves err alone, failure fills it with a sentence that names the message, and NULL changes nothing. */
+/*
+ * Also: success leaves err alone, failure fills it with a sentence that names the message, and NULL changes
+ * nothing.
+ */
 static int check(const struct sample *sample, const struct dioh_msg_header *header,
                  const uint8_t *payload, unsigned fds)
 {
