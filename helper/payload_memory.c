@@ -95,6 +95,34 @@ void dioh_span_close(struct span *span)
 	span->state = SPAN_FREE;
 }
 
+void dioh_span_ask(struct span *span, enum span_state state, void (*work)(struct dioh_job *job))
+{
+	struct memory_transfer *t = span->owner;
+	const bool checksums = !(t->params.flags & DIOH_TRANSFER_NO_CHECKSUM);
+
+	span->state = state;
+	span->tables = (struct dioh_tables){
+		.region = t->params.region,
+		.first_chunk = dioh_region_at(t, span->first) / DIOH_CHUNK_BYTES,
+		.chunks = (unsigned)dioh_div_up(span->bytes, DIOH_CHUNK_BYTES),
+		.bitmap = span->bitmap,
+		.checksums = checksums ? span->checksums : NULL,
+		.fresh = t->params.tables_fresh,
+	};
+	span->job_begun_ns = dioh_now_ns();
+	dioh_worker_ask(t->base.worker, &t->base, &span->job, work);
+}
+
+void dioh_span_answered(struct span *span)
+{
+	struct memory_transfer *t = span->owner;
+
+	t->base.figures.table_ns += dioh_now_ns() - span->job_begun_ns;
+	if (span->job_result < 0)
+		dioh_memory_fail(t, &span->job_error);
+	dioh_worker_settle(&t->base);
+}
+
 /* ---- units ---- */
 
 uint8_t *dioh_block_map(struct dioh_block *block, struct dioh_error *err)

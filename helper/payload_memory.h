@@ -57,6 +57,9 @@ struct span *dioh_span_current(struct memory_transfer *t);
 /* Takes a free span for the cursor; NULL: none, or the transfer has failed. */
 struct span *dioh_span_open(struct memory_transfer *t);
 void dioh_span_close(struct span *span);
+/* Has the control-I/O thread do `work` on the span's tables; the answer begins with dioh_span_answered(). */
+void dioh_span_ask(struct span *span, enum span_state state, void (*work)(struct dioh_job *job));
+void dioh_span_answered(struct span *span);
 /* Page number in the span of a byte of the transfer. */
 static inline unsigned dioh_span_page(const struct span *span, uint64_t at)
 {

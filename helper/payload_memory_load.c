@@ -19,13 +19,9 @@
 static void span_loaded(struct dioh_job *job)
 {
 	struct span *span = dioh_container_of(job, struct span, job);
-	struct memory_transfer *t = span->owner;
 
-	t->base.figures.table_ns += dioh_now_ns() - span->job_begun_ns;
-	if (span->job_result < 0)
-		dioh_memory_fail(t, &span->job_error);
+	dioh_span_answered(span);
 	span->state = SPAN_OPEN;
-	dioh_worker_settle(&t->base);
 }
 
 static void load_span(struct dioh_job *job) /* control-I/O thread */
@@ -35,23 +31,6 @@ static void load_span(struct dioh_job *job) /* control-I/O thread */
 
 	span->job_result = layout->ops->load_tables(layout, &span->tables, &span->job_error);
 	dioh_worker_answer(span->owner->base.worker, job, span_loaded);
-}
-
-static void ask_tables(struct span *span)
-{
-	struct memory_transfer *t = span->owner;
-	bool checksums = !(t->params.flags & DIOH_TRANSFER_NO_CHECKSUM);
-
-	span->state = SPAN_LOADING;
-	span->tables = (struct dioh_tables){
-		.region = t->params.region,
-		.first_chunk = dioh_region_at(t, span->first) / DIOH_CHUNK_BYTES,
-		.chunks = (unsigned)dioh_div_up(span->bytes, DIOH_CHUNK_BYTES),
-		.bitmap = span->bitmap,
-		.checksums = checksums ? span->checksums : NULL,
-	};
-	span->job_begun_ns = dioh_now_ns();
-	dioh_worker_ask(t->base.worker, &t->base, &span->job, load_span);
 }
 
 static void finish_span(struct span *span)
@@ -339,7 +318,7 @@ enum dioh_step dioh_memory_load_step(struct dioh_transfer *transfer)
 	if (!span) {
 		span = dioh_span_open(t);
 		if (span)
-			ask_tables(span);
+			dioh_span_ask(span, SPAN_LOADING, load_span);
 		return DIOH_STEP_WAIT;
 	}
 	if (span->state != SPAN_OPEN)

@@ -14,13 +14,9 @@
 static void span_stored(struct dioh_job *job)
 {
 	struct span *span = dioh_container_of(job, struct span, job);
-	struct memory_transfer *t = span->owner;
 
-	t->base.figures.table_ns += dioh_now_ns() - span->job_begun_ns;
-	if (span->job_result < 0)
-		dioh_memory_fail(t, &span->job_error);
+	dioh_span_answered(span);
 	dioh_span_close(span);
-	dioh_worker_settle(&t->base);
 }
 
 static void store_span(struct dioh_job *job) /* control-I/O thread */
@@ -34,22 +30,8 @@ static void store_span(struct dioh_job *job) /* control-I/O thread */
 
 static void finish_span(struct span *span)
 {
-	struct memory_transfer *t = span->owner;
-	bool checksums = !(t->params.flags & DIOH_TRANSFER_NO_CHECKSUM);
-
-	if (!span->walked || span->units > 0 || span->state != SPAN_OPEN || t->base.failed)
-		return;
-	span->state = SPAN_STORING;
-	span->tables = (struct dioh_tables){
-		.region = t->params.region,
-		.first_chunk = dioh_region_at(t, span->first) / DIOH_CHUNK_BYTES,
-		.chunks = (unsigned)dioh_div_up(span->bytes, DIOH_CHUNK_BYTES),
-		.bitmap = span->bitmap,
-		.checksums = checksums ? span->checksums : NULL,
-		.fresh = t->params.tables_fresh,
-	};
-	span->job_begun_ns = dioh_now_ns();
-	dioh_worker_ask(t->base.worker, &t->base, &span->job, store_span);
+	if (span->walked && span->units == 0 && span->state == SPAN_OPEN && !span->owner->base.failed)
+		dioh_span_ask(span, SPAN_STORING, store_span);
 }
 
 /* ---- a unit ---- */

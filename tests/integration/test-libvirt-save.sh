@@ -111,15 +111,19 @@ make_device() {
 	losetup --detach "$device"
 }
 
-save_to_device() { # [SAVE-OPTION]
+# libvirt's own helper goes on copying when QEMU has read its stream's end, and dies of SIGPIPE: virsh then reports a
+# failure although the guest runs.
+save_to_device() { # [SAVE-OPTION [RESTORE-OPTION]]
+	[ -z "${2:-}" ] || [ -z "${DIOH_LIBVIRT_STOCK:-}" ] || return 0
 	mark_helper
 	lv save ${1:+"$1"} witness "$device"
 	helper_ran "$device" 1
 	guest_is_off
-	lv restore "$device"
+	lv restore ${2:+"$2"} "$device"
+	read_by_helper "$device" "${2:-}"
 	guest_goes_on
 	no_helper
-	case_done "save onto a block device, $(option_name "${1:-}"), restore"
+	case_done "block device: save $(option_name "${1:-}"), restore $(option_name "${2:-}")"
 }
 
 # A witness that sleeps proves nothing: a byte of the page at 32 MiB is changed in the image. It is found by the page's
@@ -161,6 +165,7 @@ save_is_over
 if make_device; then
 	save_to_device
 	save_to_device --bypass-cache
+	save_to_device --bypass-cache --bypass-cache
 else
 	echo "not done: save onto a block device: $(head -n 1 "$tmp/err")"
 fi
