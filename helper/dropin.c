@@ -248,8 +248,8 @@ static void broken(struct dioh_job *job)
 }
 
 /*
- * A write to the page cache is a copy. io_uring has a thread of the kernel make it, since it might wait: that is a copy by
- * a cold processor, and one more thread beside the writer of the pipe and us.
+ * A write to the page cache is a copy. io_uring has a thread of the kernel make it, since it might wait: that is one
+ * more thread, with a cold cache, beside the writer of the pipe and us.
  */
 static uint32_t wanted_engine(const struct dropin *d)
 {

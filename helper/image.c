@@ -175,7 +175,7 @@ int dioh_image_extend(struct dioh_image *image, uint64_t start, uint64_t end, st
 		atomic_store(&image->metadata_changed, true);
 		return 0;
 	}
-	/* No such call, no room for it all, or the page cache gathers what is to be allocated: the writes themselves will do. */
+	/* No such call, no room for all of it, or the page cache gathers what is to be allocated: writing will do. */
 	return dioh_image_resize(image, end, err);
 }
 

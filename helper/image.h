@@ -56,8 +56,8 @@ int dioh_image_resize(struct dioh_image *image, uint64_t bytes, struct dioh_erro
 
 /*
  * Regular files: makes it end at `end`, for a save that is going to fill all from `start` on. Direct writes find their
- * blocks allocated then, where the file system can do that: the kernel carries them out at once and needs no thread that
- * may wait for it.
+ * blocks allocated then, where the file system can do that: the kernel carries them out at once, without a thread that
+ * may wait for the allocation.
  */
 int dioh_image_extend(struct dioh_image *image, uint64_t start, uint64_t end, struct dioh_error *err);
 

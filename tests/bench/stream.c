@@ -54,9 +54,9 @@ static uint8_t *random_bytes(void)
 }
 
 /*
- * In a virtual machine memory that is free may have gone back to the host, and costs a fault there when it is used: a
- * lottery of up to 1.5 s/GiB for whoever fills the page cache. What a file has just given back costs everybody the same.
- * It goes before it is written to the disk.
+ * In a virtual machine free memory may have gone back to the host, and costs a fault there when it is used: a lottery
+ * of up to 1.5 s/GiB for whoever fills the page cache. What a file has just given back costs everybody the same. That
+ * file goes before it is written to the disk.
  */
 static void warm_page_cache(const char *path, const uint8_t *data, uint64_t bytes)
 {

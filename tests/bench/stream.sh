@@ -33,6 +33,7 @@ show() { # FILE EXPRESSION FORMAT: the median with the smallest and largest
 	local m low high
 
 	read -r m low high < <(median "$1" "$2")
+	# shellcheck disable=SC2059 # a format is what it is
 	printf "$3 ($3 to $3)" "$m" "$low" "$high"
 }
 
@@ -78,13 +79,14 @@ report() { # TITLE FILE RATE-FLOOR RATE-TARGET CPU-FLOOR CPU-TARGET
 	check "of its CPU time" "$2" "\$$((cpu + 5)) / \$$cpu" %.2f at-most "$5" "$6"
 	check "RssAnon, MiB" "$2" "\$$((rss + 5)) / 1024" %.1f at-most 24 24
 	echo "    CPU s/GiB stock $(show "$2" "\$$cpu" %.3f), ours $(show "$2" "\$$((cpu + 5))" %.3f)"
-	echo "    ms from the end of the stream to exit: stock $(show "$2" "\$$exit_ms" %.1f), ours $(show "$2" "\$$((exit_ms + 5))" %.1f)"
+	echo "    ms from the end of the stream to exit:" \
+		"stock $(show "$2" "\$$exit_ms" %.1f), ours $(show "$2" "\$$((exit_ms + 5))" %.1f)"
 }
 
 direct() {
 	local i stock_save ours_save stock_load ours_load
 
-	: >"$dir/save" >"$dir/load"
+	rm -f "$dir/save" "$dir/load"
 	for ((i = 0; i < pairs; i++)); do
 		stock_save=$(run "save direct" "$stock")
 		stock_load=$(run "load direct" "$stock")
@@ -96,7 +98,8 @@ direct() {
 	report "O_DIRECT save" "$dir/save" 1.3 1.5 0.75 0.5
 	report "O_DIRECT load" "$dir/load" 1.15 1.15 0.75 0.5
 	if [ "$(awk '{ print NF; exit }' "$dir/load")" = 11 ]; then
-		echo "    fio reads $(show "$dir/load" '$11' %.0f) MiB/s; ours is $(show "$dir/load" "\$$((rate + 5)) / \$11" %.2f) of that"
+		echo "    fio reads $(show "$dir/load" "\$11" %.0f) MiB/s; ours is" \
+			"$(show "$dir/load" "\$$((rate + 5)) / \$11" %.2f) of that"
 	else
 		echo "    not compared with fio: it is not installed"
 	fi
@@ -106,7 +109,7 @@ direct() {
 buffered() {
 	local i lines
 
-	: >"$dir/uncached" >"$dir/kept"
+	rm -f "$dir/uncached" "$dir/kept"
 	for ((i = 0; i < pairs; i++)); do
 		lines=("$(run "save buffered" "$stock")" "$(run "load buffered" "$stock")")
 		lines+=("$(run "save buffered" "$ours")" "$(run "load buffered" "$ours")")

@@ -20,7 +20,8 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 HELPER = os.path.abspath(os.environ.get("DIOHELPER") or os.path.join(HERE, "../../build/diohelper"))
-STOCK = next((p for p in ("/usr/lib/libvirt/libvirt_iohelper", "/usr/libexec/libvirt_iohelper") if os.access(p, os.X_OK)), None)
+STOCK_PATHS = ("/usr/lib/libvirt/libvirt_iohelper", "/usr/libexec/libvirt_iohelper")
+STOCK = next((path for path in STOCK_PATHS if os.access(path, os.X_OK)), None)
 LIMIT_S = 20  # of one run: what takes longer hangs
 
 KIB = 1 << 10
@@ -331,6 +332,15 @@ def status_of(pid, task=None):
     path = f"/proc/{pid}/status" if task is None else f"/proc/{pid}/task/{task}/status"
     with open(path, encoding="ascii") as file:
         return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+
+
+def rings_of(pid):
+    """How many io_uring instances it has open; None: that takes root, since it cannot be looked into."""
+    try:
+        links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    except PermissionError:
+        return None
+    return sum("io_uring" in link for link in links)
 
 
 def forbid_io_uring():

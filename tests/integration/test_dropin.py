@@ -16,7 +16,8 @@ sys.dont_write_bytecode = True  # no __pycache__ in the source tree
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import dropin  # noqa: E402 (the path had to be set first)
-from dropin import Case, KIB, MIB, Outcome, Says, Text, Where, content, end, load, open_image, put, save, start  # noqa: E402
+from dropin import Case, KIB, MIB, Outcome, Says, Text, Where  # noqa: E402
+from dropin import content, end, load, open_image, put, save, start  # noqa: E402
 
 SIZES = [0, 1, 511, 512, 513, 4095, 4096, 4097, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, MIB - 1, MIB, MIB + 1, 3 * MIB + 777]
 OFFSETS = [1, 512, 4096, 0x11921]
@@ -38,6 +39,7 @@ def fresh(data=b"", name="image"):
 
 
 OK = {"status": 0, "error": ""}
+ANY = Where("any", lambda _: True)
 
 
 def failing(pattern, **more):
@@ -68,7 +70,7 @@ def offset_cases(direct):
     mode = "direct" if direct else "buffered"
     stock, why = (None, None)
     if direct:
-        stock, why = {"status": 1, "error": Says(""), "image": OLD, "output": b"", "position": Where("any", lambda _: True)}, NEEDS_EMPTY
+        stock, why = {"status": 1, "error": Says(""), "image": OLD, "output": b"", "position": ANY}, NEEDS_EMPTY
     for offset in OFFSETS:
         for size in SIZES_AT_OFFSETS:
             data = DATA[:size]
@@ -82,7 +84,7 @@ def offset_cases(direct):
         yield Case(f"save at {offset}, the end of older bytes, {mode}",
                    lambda p, old=old, offset=offset: save(p, fresh(old), [DATA], offset, direct),
                    {**OK, "image": old + DATA, "position": offset + len(DATA)},
-                   {"status": 1, "error": Says(""), "image": old, "position": Where("any", lambda _: True)} if stock else None, why)
+                   {"status": 1, "error": Says(""), "image": old, "position": ANY} if stock else None, why)
         yield Case(f"load from {offset}, {mode}",
                    lambda p, offset=offset: load(p, fresh(OLD), offset, direct),
                    {**OK, "output": OLD[offset:], "position": len(OLD)},
@@ -187,12 +189,13 @@ def save_from_a_socket(p):
     ours, theirs = socket.socketpair()
     image = open_image(fresh(), os.O_WRONLY)
     process = start(p, [path(), "1"], theirs.fileno(), image)
-    theirs.close()
     os.close(image)
     feeder = dropin.Feeder(ours.detach(), [DATA])
     outcome = end(process)
     feeder.join()
-    return Outcome(outcome, image=content(path()))
+    blocks = os.get_blocking(theirs.fileno())  # others may have the same open file
+    theirs.close()
+    return Outcome(outcome, image=content(path()), blocks=blocks)
 
 
 def save_from_a_file(p):
@@ -268,8 +271,8 @@ def slow_writes(p):
 
 def writer_that_dies(p):
     image = open_image(fresh(), os.O_WRONLY)
-    writer = subprocess.Popen([sys.executable, "-c", "import os, time; os.write(1, b'x' * 50000); os.write(2, b'.'); time.sleep(60)"],
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    script = "import os, time; os.write(1, b'x' * 50000); os.write(2, b'.'); time.sleep(60)"
+    writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process = start(p, [path(), "1"], writer.stdout.fileno(), image)
     writer.stdout.close()
     writer.stderr.read(1)
@@ -408,6 +411,7 @@ def seal_while_it_waits(direct):
         dropin.wait_until(lambda: sealed(process.pid) and len(os.listdir(f"/proc/{process.pid}/task")) >= 3, "its threads")
         tasks = os.listdir(f"/proc/{process.pid}/task")
         statuses = [dropin.status_of(process.pid, task) for task in tasks]
+        rings = dropin.rings_of(process.pid)
         if os.geteuid() == 0:
             bounding = {status["CapBnd"].strip("0") for status in statuses}
         else:
@@ -415,13 +419,15 @@ def seal_while_it_waits(direct):
         feeder = dropin.Feeder(sink, [DATA])
         outcome = end(process)
         feeder.join()
-        return Outcome(outcome, seals=[seal_of(status) for status in statuses], bounding=bounding, image=content(path()))
+        return Outcome(outcome, seals=[seal_of(status) for status in statuses], bounding=bounding, rings=rings,
+                       image=content(path()))
     return run
 
 
 def all_sealed(seals):
     uids = "\t".join(str(os.geteuid()) for _ in range(4))
-    wanted = {"NoNewPrivs": "1", "CapInh": "0" * 16, "CapPrm": "0" * 16, "CapEff": "0" * 16, "CapAmb": "0" * 16, "Uid": uids}
+    none = "0" * 16
+    wanted = {"NoNewPrivs": "1", "CapInh": none, "CapPrm": none, "CapEff": none, "CapAmb": none, "Uid": uids}
     return len(seals) >= 3 and all(seal == wanted for seal in seals)
 
 
@@ -450,6 +456,10 @@ def by_its_own_name(words):
     return run
 
 
+def is_our_message(text):
+    return text.startswith(("diohelper: ", "diohelper-tool: "))
+
+
 HINT = {"status": 1, "error": Text("PROG: try --help for more details"), "output": b""}
 DIES = "a signal ends libvirt's without a word"
 
@@ -467,14 +477,16 @@ def other_cases():
     yield Case("/dev/null, load", load_from_dev_null, OK)
     yield Case("FIFO, save", save_to_a_fifo, {**OK, "output": DATA})
     yield Case("FIFO, load", load_from_a_fifo, {**OK, "output": DATA})
-    yield Case("socket as standard input", save_from_a_socket, {**OK, "image": DATA})
+    yield Case("socket as standard input", save_from_a_socket, {**OK, "image": DATA, "blocks": True})
     yield Case("file as standard input", save_from_a_file, {**OK, "image": DATA[100:]})
     yield Case("file as standard output", load_into_a_file, {**OK, "output": b"x" * 50 + DATA})
     yield Case("standard input that does not block", pipe_that_does_not_block, {**OK, "image": DATA},
                {"status": 1, "error": Says(""), "image": b""}, "libvirt's takes an empty pipe with O_NONBLOCK for an error")
     yield Case("tmpfs, behind a header", memory_file, {**OK, "image": b"header" + DATA})
-    yield Case("standard input closed", closed_standard(0, True), failing("standard input is not open.*Bad file descriptor", image=b"old"))
-    yield Case("standard output closed", closed_standard(1, False), failing("standard output is not open.*Bad file descriptor"))
+    yield Case("standard input closed", closed_standard(0, True),
+               failing("standard input is not open.*Bad file descriptor", image=b"old"))
+    yield Case("standard output closed", closed_standard(1, False),
+               failing("standard output is not open.*Bad file descriptor"))
     yield Case("standard error closed", without_stderr, {"status": 0, "image": DATA})
 
     yield Case("tiny writes", tiny_writes, {**OK, "image": DATA[:20006]})
@@ -482,7 +494,8 @@ def other_cases():
     yield Case("writer that dies", writer_that_dies, {**OK, "image": b"x" * 50000})
     for name, function in (("reader that goes", vanishing_reader(5000)), ("reader that reads nothing", vanishing_reader(0)),
                            ("reader that never was", reader_that_never_was)):
-        yield Case(name, function, failing("reader has gone after \\d+ bytes"), {"status": -signal.SIGPIPE, "error": ""}, DIES)
+        yield Case(name, function, failing("reader has gone after \\d+ bytes"),
+                   {"status": -signal.SIGPIPE, "error": ""}, DIES)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         yield Case(f"{dropin.signal_name(number)} while saving", signal_while_saving(number),
@@ -492,7 +505,7 @@ def other_cases():
     yield Case("SIGTERM while loading", signal_while_loading, failing("ended by signal 15 \\(TERM\\) after \\d+ bytes"),
                {"status": -signal.SIGTERM, "error": ""}, DIES)
     yield Case("SIGPIPE from outside", signal_while_saving(signal.SIGPIPE), {**OK, "image": DATA[:60000]},
-               {"status": -signal.SIGPIPE, "error": "", "image": Where("any", lambda _: True)}, DIES)
+               {"status": -signal.SIGPIPE, "error": "", "image": ANY}, DIES)
     for mode in (False, True):
         if mode and not direct_works:
             continue
@@ -500,23 +513,26 @@ def other_cases():
                    failing("write of \\d+ bytes at \\d+ failed: File too large",
                            image=Where("no longer than the limit", lambda image: len(image) <= 2 * MIB)),
                    {"status": -signal.SIGXFSZ, "error": ""}, DIES)
-        yield Case(f"RLIMIT_FSIZE that is just enough, {'direct' if mode else 'buffered'}", file_size_limit(len(DATA), mode),
-                   {**OK, "image": DATA}, {"status": 1, "error": Says(""), "image": Where("any", lambda _: True)} if mode else None,
+        yield Case(f"RLIMIT_FSIZE that is just enough, {'direct' if mode else 'buffered'}",
+                   file_size_limit(len(DATA), mode), {**OK, "image": DATA},
+                   {"status": 1, "error": Says(""), "image": ANY} if mode else None,
                    "libvirt's pads beyond the limit" if mode else None)
 
     ignored = "libvirt's knows no such variable, and leaves everything in the page cache"
     for value in (None, "0", ""):
         yield Case(f"page cache after a save, {value!r}", save_and_look_at_the_cache(value),
                    {**OK, "cached": Where("64 MiB at most", lambda cached: cached <= 64 * MIB)},
-                   {"cached": Where("any", lambda _: True)}, ignored)
+                   {"cached": ANY}, ignored)
     yield Case("page cache after a save that is to keep it", save_and_look_at_the_cache("1"),
                {**OK, "cached": Where("nearly all", lambda cached: cached >= CACHE_TEST_BYTES * 0.9)},
-               {"cached": Where("any", lambda _: True)}, ignored)
+               {"cached": ANY}, ignored)
     for mode in (False, True):
         if mode and not direct_works:
             continue
         yield Case(f"sealed before the first byte, {'direct' if mode else 'buffered'}", seal_while_it_waits(mode),
-                   {**OK, "seals": Where("all sealed", all_sealed), "bounding": {""}, "image": DATA}, False,
+                   {**OK, "seals": Where("all sealed", all_sealed), "bounding": {""}, "image": DATA,
+                    "rings": Where("none where io_uring is forbidden", lambda rings: not (rings and io_uring_forbidden))},
+                   False,
                    "libvirt's keeps the daemon's privileges")
 
     yield Case("no arguments", arguments(), HINT)
@@ -528,25 +544,29 @@ def other_cases():
         yield Case(f"malformed descriptor {word!r}", arguments("x", word),
                    {"status": 1, "error": Text(f"PROG: malformed fd {word}"), "output": b""},
                    {"error": Text("PROG: malformed fd (null)")}, "libvirt's names the wrong argument")
-    yield Case("closed descriptor", arguments("x", "77"), failing("failure with x: descriptor 77 .*Bad file descriptor", output=b""))
-    yield Case("negative descriptor", arguments("x", "-1"), failing("failure with x: descriptor -1 .*Bad file descriptor", output=b""))
+    yield Case("closed descriptor", arguments("x", "77"),
+               failing("failure with x: descriptor 77 .*Bad file descriptor", output=b""))
+    yield Case("negative descriptor", arguments("x", "-1"),
+               failing("failure with x: descriptor -1 .*Bad file descriptor", output=b""))
 
     own = "this is our own command line"
     yield Case("diohelper FILENAME FD", by_its_own_name(None), {**OK, "image": DATA}, False, own)
     for words in ([], ["x"], ["x", "-1"], ["x", "1", "y"]):
         yield Case(f"diohelper {' '.join(words)}", by_its_own_name(words),
-                   {"status": 2, "error": Where("a message", lambda text: text.startswith(("diohelper: ", "diohelper-tool: "))), "output": b""},
+                   {"status": 2, "error": Where("a message", is_our_message), "output": b""},
                    False, own)
 
 
 def without_io_uring(cases, program):
     """In a child, since a filter cannot be taken off again."""
+    global io_uring_forbidden
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         failed = 1
         try:
             dropin.forbid_io_uring()
+            io_uring_forbidden = True
             program.name = "ours without io_uring"
             failed = dropin.run_cases(cases, [program])
         finally:
@@ -555,6 +575,7 @@ def without_io_uring(cases, program):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+io_uring_forbidden = False
 direct_works = dropin.supports_direct(directory.name)
 
 

@@ -76,7 +76,8 @@ def save_into(how_much, direct):
 
 def full_cases(direct):
     mode = "direct" if direct else "buffered"
-    yield Case(f"all that is there for everybody, {mode}", save_into(lambda free, _: free - MIB, direct), {**OK, "right": True})
+    yield Case(f"all that is there for everybody, {mode}", save_into(lambda free, _: free - MIB, direct),
+               {**OK, "right": True})
     yield Case(f"into the blocks reserved for root, {mode}",
                save_into(lambda free, with_reserve: (free + with_reserve) // 2, direct), {**OK, "right": True})
     yield Case(f"more than there is, {mode}", save_into(lambda _, with_reserve: with_reserve + 3 * MIB, direct),
@@ -141,14 +142,16 @@ def device_cases():
         mode = "direct" if direct else "buffered"
         even = 3 * MIB
         yield Case(f"device of 4 KiB sectors, save 5001, {mode}", save_to_device(5001, 0, direct, 4096, 4 * MIB),
-                   {**OK, "image": saved(5001, 0, 4 * MIB)}, {"image": ANY} if direct else None, padding if direct else None)
+                   {**OK, "image": saved(5001, 0, 4 * MIB)},
+                   {"image": ANY} if direct else None, padding if direct else None)
         yield Case(f"device that is just large enough, {mode}", save_to_device(even, 0, direct, 512, even),
                    {**OK, "image": DATA[:even]})
         yield Case(f"device that ends within a padding, {mode}", save_to_device(MIB + 512, 0, direct, 512, MIB + 512),
                    {**OK, "image": DATA[:MIB + 512]}, {"status": 1, "error": Says(""), "image": ANY} if direct else None,
                    padding if direct else None)
         yield Case(f"device that is too small, {mode}", save_to_device(even + 1, 0, direct, 512, even),
-                   {"status": 1, "error": Says("No space left on device|no room"), "image": Where("the device's bytes", lambda b: len(b) == even)})
+                   {"status": 1, "error": Says("No space left on device|no room"),
+                    "image": Where("the device's bytes", lambda b: len(b) == even)})
 
 
 def have_loop_devices():

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * test_root_dropin_errors.c - the drop-in, and libvirt's own program where it is installed, over a disk that answers with
- * errors: both exit with 1 and say why; ours names the operation too.
+ * test_root_dropin_errors.c - the drop-in, and libvirt's own program where it is installed, over a disk that answers
+ * with errors: both exit with 1 and say why; ours names the operation too.
  */
 #include <setjmp.h>
 #include <stdarg.h>
