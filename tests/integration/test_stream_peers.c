@@ -195,6 +195,9 @@ static uint64_t now_ms(void)
 	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
+/* At once, that is: not when the silent peer speaks. Generous, since the machine may be busy. */
+#define PROMPT_MS 10000
+
 static void expect_cancelled(struct moves *m, uint32_t id)
 {
 	uint64_t begun = now_ms();
@@ -203,7 +206,7 @@ static void expect_cancelled(struct moves *m, uint32_t id)
 	must(dioh_cancel(m->session, id, &in_flight, &m->err), &m->err);
 	assert_int_equal(moves_wait(m, id), -ECANCELED);
 	assert_int_equal(m->err.code, ECANCELED);
-	assert_true(now_ms() - begun < 1000);
+	assert_true(now_ms() - begun < PROMPT_MS);
 	moves_assert_alive(m);
 }
 
@@ -285,7 +288,7 @@ static void expect_all_cancelled(struct moves *m, const uint32_t *ids)
 	for (unsigned left = WAITING; left > 0;) {
 		struct dioh_event event;
 
-		assert_true(now_ms() - begun < 5000); /* PROGRESS comes as long as one runs */
+		assert_true(now_ms() - begun < 2 * PROMPT_MS); /* PROGRESS comes as long as one runs */
 		assert_int_equal(dioh_poll(m->session, &event, 5000, &m->err), 1);
 		if (event.type != DIOH_EVENT_COMPLETE)
 			continue;
@@ -352,7 +355,7 @@ static void hang_up(const struct way *way)
 	moves_begin_stream(&m, 0, 3, 0);
 	begun = now_ms();
 	moves_end(&m, 1);
-	assert_true(now_ms() - begun < 1000);
+	assert_true(now_ms() - begun < PROMPT_MS);
 	close(ends[1]);
 }
 

@@ -102,6 +102,8 @@ static void pause_now(const struct peer *peer)
 {
 	if (peer->pause_us)
 		usleep(peer->pause_us);
+	while (peer->gate && peer->moved >= PEER_GATE_BYTES && !atomic_load(peer->gate))
+		usleep(1000);
 }
 
 static ssize_t write_all(int fd, const uint8_t *bytes, size_t count)

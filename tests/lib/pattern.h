@@ -7,6 +7,7 @@
 #define DIOH_PATTERN_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -25,12 +26,15 @@ void must_ends(enum peer_kind kind, int *ends);
 /* A new, empty file of the test's directory. */
 int must_new_file(const char *name, unsigned number);
 
+#define PEER_GATE_BYTES (UINT64_C(2) << 20)
+
 struct peer {
 	int fd; /* closed when it is done */
 	uint64_t seed;
 	uint64_t bytes;      /* of a reader: those that it takes before it goes away */
 	unsigned piece_max;  /* pieces of 1 to so many bytes; 0: 64 KiB each */
 	unsigned pause_us;   /* after each piece */
+	const atomic_bool *gate; /* NULL, or: after PEER_GATE_BYTES it waits until this is set */
 	pthread_t thread;
 	uint64_t moved;
 	bool right;          /* reader: nothing else came */
