@@ -9,7 +9,7 @@
  *                  libcap-ng clearing the bounding set on the way); then every capability set; then NO_NEW_PRIVS. All of
  *                  it acts on the calling thread only, hence before any other thread exists: they inherit it.
  *   3. threads     workers start, each enables its own ring; a barrier; and only then would a system call filter follow
- *                  (session_seal.c).
+ *                  (session_attach.c).
  *
  * Securebits, Landlock, ring restrictions, seccomp and labels have their places in 2 and 3 and are not there yet: the
  * reply to SEAL says so.
