@@ -40,7 +40,7 @@ struct dropin {
 	int fd;        /* the image */
 	int stream_fd; /* standard input or output */
 	bool save;
-	bool append; /* O_APPEND was set: it is off while we write, and set again */
+	int flags; /* F_GETFL as found: put back at the end */
 	uint64_t start;
 	struct dioh_image image;
 	struct dioh_image_layout layout;
@@ -111,7 +111,7 @@ static bool parse_fd(const char *text, int *ret_fd)
 
 static int find_direction(struct dropin *d, struct dioh_error *err)
 {
-	int flags = fcntl(d->fd, F_GETFL);
+	const int flags = d->flags = fcntl(d->fd, F_GETFL);
 
 	if (flags < 0)
 		return dioh_error_errno(err, errno, PLACE(ATTACH), "descriptor %d cannot be used", d->fd);
@@ -120,7 +120,6 @@ static int find_direction(struct dropin *d, struct dioh_error *err)
 	if ((flags & O_ACCMODE) != O_RDONLY && (flags & O_ACCMODE) != O_WRONLY)
 		return dioh_error_set(err, EINVAL, PLACE(ATTACH), "Unable to process file with flags %d", flags & O_ACCMODE);
 	d->save = (flags & O_ACCMODE) == O_WRONLY;
-	d->append = flags & O_APPEND;
 	d->stream_fd = d->save ? STDIN_FILENO : STDOUT_FILENO;
 	if (fcntl(d->stream_fd, F_GETFL) < 0)
 		return dioh_error_errno(err, errno, DIOH_PLACE(ATTACH, STREAM, 0, DIOH_OFFSET_NONE), "standard %s is not open",
@@ -128,32 +127,53 @@ static int find_direction(struct dropin *d, struct dioh_error *err)
 	return 0;
 }
 
-/* O_APPEND would send every write to the end, wherever it was meant to go. */
-static int set_append(const struct dropin *d, bool on, struct dioh_error *err)
+static bool keeps_cache(void)
 {
-	int flags = fcntl(d->fd, F_GETFL);
+	const char *keep = getenv(KEEP_CACHE_VARIABLE);
 
-	if (flags < 0 || fcntl(d->fd, F_SETFL, on ? flags | O_APPEND : flags & ~O_APPEND) < 0)
-		return dioh_error_errno(err, errno, PLACE(ATTACH), "changing O_APPEND failed");
+	return keep && *keep && strcmp(keep, "0") != 0;
+}
+
+/*
+ * O_APPEND would send every write to the end, wherever it was meant to go. O_DIRECT, where it can be had, takes less of the
+ * processor than a copy into the page cache, from which the bytes would have to be dropped again.
+ */
+static int set_flags(const struct dropin *d, int *ret_flags, struct dioh_error *err)
+{
+	const int flags = d->flags & ~O_APPEND;
+
+	*ret_flags = flags | O_DIRECT;
+	if (d->save && !(flags & O_DIRECT) && !keeps_cache() && fcntl(d->fd, F_SETFL, flags | O_DIRECT) == 0)
+		return 0;
+	*ret_flags = flags;
+	if (flags != d->flags && fcntl(d->fd, F_SETFL, flags) < 0)
+		return dioh_error_errno(err, errno, PLACE(ATTACH), "turning O_APPEND off failed");
+	return 0;
+}
+
+static int restore_flags(const struct dropin *d, struct dioh_error *err)
+{
+	if (fcntl(d->fd, F_SETFL, d->flags) < 0)
+		return dioh_error_errno(err, errno, PLACE(ATTACH), "putting the descriptor's flags back failed");
 	return 0;
 }
 
 static int examine_image(struct dropin *d, struct dioh_error *err)
 {
-	const int flags = fcntl(d->fd, F_GETFL);
-	const struct dioh_msg_attach_image request = {
-		.fds = flags & O_DIRECT ? DIOH_IMAGE_FD_DIRECT : DIOH_IMAGE_FD_BUFFERED,
+	struct dioh_msg_attach_image request = {
 		.direction = d->save ? DIOH_DIRECTION_SAVE : DIOH_DIRECTION_LOAD,
 		.in_flight = 1, /* of memory, of which there is none: streams have buffers of their own */
 	};
 	off_t start;
-	int r = d->append ? set_append(d, false, err) : 0;
+	int flags;
+	int r = set_flags(d, &flags, err);
 
+	request.fds = flags & O_DIRECT ? DIOH_IMAGE_FD_DIRECT : DIOH_IMAGE_FD_BUFFERED;
 	if (r == 0)
 		r = dioh_examine_image(&request, &d->fd, &d->image, err);
 	if (r < 0)
 		return r;
-	start = lseek(d->fd, 0, d->append ? SEEK_END : SEEK_CUR);
+	start = lseek(d->fd, 0, d->flags & O_APPEND ? SEEK_END : SEEK_CUR);
 	if (start < 0)
 		return dioh_error_errno(err, errno, PLACE(SEEK), "asking for the file's position failed");
 	d->start = (uint64_t)start;
@@ -258,13 +278,12 @@ static uint32_t wanted_engine(const struct dropin *d)
 
 static int open_threads(struct dropin *d, struct dioh_error *err)
 {
-	const char *keep = getenv(KEEP_CACHE_VARIABLE);
 	struct dioh_worker_config config = {
 		.engine = dioh_engine_choose(wanted_engine(d), err),
 		.block_bytes = d->image.block_bytes,
 		.in_flight = d->image.in_flight,
 		.direct = d->image.direct,
-		.cache = keep && *keep && strcmp(keep, "0") != 0 ? DIOH_CACHE_KEEP : DIOH_CACHE_NONE,
+		.cache = keeps_cache() ? DIOH_CACHE_KEEP : DIOH_CACHE_NONE,
 		.sync_failed = &d->image.sync_failed,
 		.control = &d->control,
 		.session = &d->mailbox,
@@ -385,8 +404,8 @@ static int finish(struct dropin *d, struct dioh_error *err)
 
 	if (r == 0 && d->transfer)
 		leave_position(d);
-	if (r == 0 && d->append)
-		r = set_append(d, true, err);
+	if (r == 0 && d->transfer)
+		r = restore_flags(d, err);
 	if (r == 0 && d->save)
 		r = sync_image(d, err);
 	if (r == 0 && close(d->fd) < 0)
@@ -436,8 +455,10 @@ static int run(struct dropin *d, struct dioh_error *err)
 		dioh_worker_stop(&d->worker);
 	if (r == 0)
 		return finish(d, err);
-	if (offsets)
+	if (offsets) {
 		cut_failed(d);
+		(void)restore_flags(d, NULL);
+	}
 	return r;
 }
 
