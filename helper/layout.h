@@ -51,6 +51,7 @@ struct dioh_image_layout {
 	unsigned streams_put;
 	/* What follows is the operations' own. */
 	struct dioh_record_head head;
+	uint64_t record_offset; /* where the head stands */
 	unsigned extents_used;
 	uint64_t extents_end; /* where the next extent may go */
 	uint64_t file_bytes_kept; /* raw: the file's size before us */

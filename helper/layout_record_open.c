@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * layout_container_open.c - reading a container. Every byte of it may come from somebody hostile: the head and the tables
+ * layout_record_open.c - reading an integrity record. Every byte of it may come from somebody hostile: the head and the tables
  * are checked by common/record.c, areas by their checksums, before anything follows them. Nothing is held that grows with
  * what an image claims but its tables, which have limits.
  */
@@ -13,7 +13,7 @@
 
 #include "align.h"
 #include "cleanup.h"
-#include "layout_container.h"
+#include "layout_record.h"
 #include "pages.h"
 #include "record.h"
 
@@ -24,8 +24,8 @@
 
 /* ---- reading areas ---- */
 
-int dioh_container_sum_area(struct dioh_image_layout *layout, const struct dioh_record_area *area, struct dioh_area_sum *ret_sum,
-                    struct dioh_error *err)
+int dioh_record_sum_area(struct dioh_image_layout *layout, const struct dioh_record_area *area,
+                         struct dioh_area_sum *ret_sum, struct dioh_error *err)
 {
 	DIOH_AUTO_FREE uint8_t *piece = malloc(PIECE_BYTES);
 
@@ -50,7 +50,7 @@ int dioh_container_sum_area(struct dioh_image_layout *layout, const struct dioh_
 static int check_area(struct dioh_image_layout *layout, const struct dioh_record_area *area, const char *owner,
                       const char *what, struct dioh_area_sum *ret_sum, struct dioh_error *err)
 {
-	int r = dioh_container_sum_area(layout, area, ret_sum, err);
+	int r = dioh_record_sum_area(layout, area, ret_sum, err);
 
 	if (r < 0)
 		return r;
@@ -222,21 +222,17 @@ static int check_areas(struct dioh_image_layout *layout, struct dioh_error *err)
 	return r;
 }
 
-int dioh_container_open(struct dioh_image_layout *layout, uint32_t flags, struct dioh_error *err)
+int dioh_record_open(struct dioh_image_layout *layout, uint32_t flags, struct dioh_error *err)
 {
 	uint64_t file_bytes;
 	int r = dioh_layout_file_bytes(layout, &file_bytes, err);
 
-	if (r < 0)
-		return r;
-	if (file_bytes < sizeof(layout->head))
-		return dioh_error_set(err, EBADMSG, PLACE(PARSE, 0),
-		                      "image: %" PRIu64 " bytes are too few for an image: not one of ours, or truncated",
-		                      file_bytes);
-	r = dioh_image_pread(layout->image, &layout->head, sizeof(layout->head), dioh_layout_at(layout, 0), err);
+	if (r == 0)
+		r = dioh_image_pread(layout->image, &layout->head, sizeof(layout->head),
+		                     dioh_layout_at(layout, layout->record_offset), err);
 	if (r == 0)
 		r = dioh_record_check_head(&layout->head, file_bytes, err);
-	if (r == 0 && layout->head.layout != DIOH_LAYOUT_CONTAINER)
+	if (r == 0 && layout->head.layout != layout->ops->id)
 		r = dioh_error_set(err, EOPNOTSUPP, PLACE(PARSE, offsetof(struct dioh_record_head, layout)),
 		                   "image: its record speaks of layout %" PRIu32 ", which is not served here",
 		                   layout->head.layout);
@@ -255,7 +251,5 @@ int dioh_container_open(struct dioh_image_layout *layout, uint32_t flags, struct
 	layout->header_offset = layout->head.header.offset;
 	layout->header_bytes = layout->head.header.bytes;
 	layout->image_bytes = layout->head.image_bytes;
-	layout->inspect_only = flags & DIOH_OPEN_INSPECT;
-	layout->ready = true;
 	return 0;
 }
