@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* payload_stream.c - see payload_stream.h: buffers, their image I/O, I/O on the stream. */
+/* payload_stream.c - see payload_stream.h: buffers and their image I/O. */
 #define _GNU_SOURCE
 #include "payload_stream.h"
 
@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "align.h"
 
@@ -145,71 +144,7 @@ void dioh_stream_image_io(struct stream_buffer *buffer, void (*image_done)(struc
 		dioh_worker_ask(t->base.worker, &t->base, &buffer->job, move_ends);
 }
 
-/* ---- I/O on the stream ---- */
-
-void dioh_stream_io(struct stream_transfer *t, uint8_t *data, uint64_t bytes, void (*done)(struct dioh_io *io))
-{
-	t->iov = (struct iovec){ data, bytes };
-	t->io = (struct dioh_io){
-		.write = !t->params.save,
-		.stream = true,
-		.slot = t->params.slot,
-		.iov = &t->iov,
-		.iov_count = 1,
-		.bytes = bytes,
-		.owner = t,
-		.done = done,
-	};
-	t->stream_io = &t->io;
-	dioh_worker_submit(t->base.worker, &t->base, &t->io);
-}
-
-bool dioh_stream_io_done(struct stream_transfer *t, struct dioh_io *io)
-{
-	struct dioh_error err;
-
-	t->stream_io = NULL;
-	dioh_worker_settle(&t->base);
-	if (t->base.failed)
-		return false;
-	if (io->result >= 0)
-		return true;
-	if (io->result == -EPIPE)
-		dioh_error_set(&err, EPIPE, DIOH_PLACE(WRITE, STREAM, t->params.stream, t->base.figures.total_bytes),
-		               "stream %" PRIu32 ": its reader has gone after %" PRIu64 " bytes", t->params.stream,
-		               t->base.figures.total_bytes);
-	else
-		dioh_error_errno(&err, (int)io->result,
-		                 &(const struct dioh_place){ io->write ? DIOH_OP_WRITE : DIOH_OP_READ, DIOH_OBJECT_STREAM,
-		                                             t->params.stream, t->base.figures.total_bytes },
-		                 "stream %" PRIu32 ": %s after %" PRIu64 " bytes failed", t->params.stream,
-		                 io->write ? "write" : "read", t->base.figures.total_bytes);
-	dioh_transfer_fail(&t->base, &err);
-	return false;
-}
-
-/* ---- jobs ---- */
-
-static void answered(struct dioh_job *job)
-{
-	struct stream_transfer *t = dioh_container_of(job, struct stream_transfer, job);
-
-	t->job_runs = false;
-	if (t->job_result < 0)
-		dioh_transfer_fail(&t->base, &t->job_error);
-	dioh_worker_settle(&t->base);
-}
-
-void dioh_stream_ask(struct stream_transfer *t, void (*work)(struct dioh_job *job))
-{
-	t->job_runs = true;
-	dioh_worker_ask(t->base.worker, &t->base, &t->job, work);
-}
-
-void dioh_stream_answer(struct stream_transfer *t)
-{
-	dioh_worker_answer(t->base.worker, &t->job, answered);
-}
+/* ---- the transfer ---- */
 
 struct stream_buffer *dioh_stream_free_buffer(struct stream_transfer *t)
 {
@@ -221,14 +156,11 @@ struct stream_buffer *dioh_stream_free_buffer(struct stream_transfer *t)
 	return buffer;
 }
 
-/* ---- the transfer ---- */
-
 static void stream_abandon(struct dioh_transfer *transfer)
 {
 	struct stream_transfer *t = (struct stream_transfer *)transfer;
 
-	if (t->stream_io)
-		dioh_worker_cancel(transfer->worker, t->stream_io);
+	dioh_port_abandon(&t->port);
 }
 
 static void free_buffers(struct stream_transfer *t)
@@ -244,8 +176,7 @@ static void stream_close(struct dioh_transfer *transfer)
 {
 	struct stream_transfer *t = (struct stream_transfer *)transfer;
 
-	transfer->worker->engine->ops->close_slot(transfer->worker->engine, t->params.slot);
-	close(t->params.fd);
+	dioh_port_close(&t->port);
 	free_buffers(t);
 }
 
@@ -286,6 +217,8 @@ struct dioh_transfer *dioh_payload_stream(const struct dioh_stream_params *param
 
 	if (t) {
 		t->params = *params;
+		dioh_port_init(&t->port, &t->base, params);
+		t->errand.transfer = &t->base;
 		t->base.payload = params->save ? &save_ops : &load_ops;
 		if (!params->save)
 			atomic_store(&t->base.total_bytes, params->entry->record.bytes);

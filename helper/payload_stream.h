@@ -13,7 +13,9 @@
 #ifndef DIOH_PAYLOAD_STREAM_H
 #define DIOH_PAYLOAD_STREAM_H
 
+#include "errand.h"
 #include "payload.h"
+#include "stream_port.h"
 #include "worker.h"
 
 #define DIOH_STREAM_BUFFERS 4u
@@ -49,9 +51,7 @@ struct stream_transfer {
 	struct stream_buffer buffers[DIOH_STREAM_BUFFERS];
 	uint64_t stream_at; /* next byte to be read from the source */
 	bool ended;         /* the source has no more */
-	struct dioh_io *stream_io; /* under way on the stream, or NULL */
-	struct dioh_io io;
-	struct iovec iov;
+	struct dioh_stream_port port;
 	/* The extent at hand. */
 	bool extent_valid;
 	unsigned extent_index;
@@ -62,10 +62,7 @@ struct stream_transfer {
 	bool no_room;        /* save: no further extent is to be had: the stream must end here */
 	struct dioh_error room_error;
 	uint8_t probe;
-	struct dioh_job job;
-	bool job_runs;
-	int job_result;
-	struct dioh_error job_error;
+	struct dioh_errand errand;
 	unsigned drain_next; /* load: buffer to be written next */
 	unsigned fill_next;
 };
@@ -77,15 +74,6 @@ uint64_t dioh_stream_place(struct stream_buffer *buffer, uint64_t image_at);
 
 /* Moves the buffer's data to or from its place in the image; image_done follows, unless the transfer has failed. */
 void dioh_stream_image_io(struct stream_buffer *buffer, void (*image_done)(struct stream_buffer *buffer));
-
-/* One I/O on the stream itself: `bytes` at `data`. */
-void dioh_stream_io(struct stream_transfer *t, uint8_t *data, uint64_t bytes, void (*done)(struct dioh_io *io));
-/* Its end: errors become the transfer's. Answers false if the transfer has failed. */
-bool dioh_stream_io_done(struct stream_transfer *t, struct dioh_io *io);
-
-/* The control-I/O thread's turn; `back` runs in the worker's thread. */
-void dioh_stream_ask(struct stream_transfer *t, void (*work)(struct dioh_job *job));
-void dioh_stream_answer(struct stream_transfer *t);
 
 enum dioh_step dioh_stream_save_step(struct dioh_transfer *transfer);
 enum dioh_step dioh_stream_load_step(struct dioh_transfer *transfer);

@@ -12,7 +12,7 @@
 
 static void next_extent(struct dioh_job *job) /* control-I/O thread */
 {
-	struct stream_transfer *t = dioh_container_of(job, struct stream_transfer, job);
+	struct stream_transfer *t = dioh_container_of(job, struct stream_transfer, errand.job);
 	struct dioh_image_layout *layout = t->params.layout;
 	const struct dioh_stream_entry *entry = t->params.entry;
 
@@ -21,12 +21,12 @@ static void next_extent(struct dioh_job *job) /* control-I/O thread */
 	t->extent_valid = t->extent_index < entry->record.extent_count;
 	t->ended = !t->extent_valid;
 	t->extent_used = 0;
-	t->job_result = 0;
+	t->errand.result = 0;
 	if (t->extent_valid) {
 		t->extent = entry->extents[t->extent_index];
-		t->job_result = layout->ops->load_extent(layout, entry, t->extent_index, t->checksums, &t->job_error);
+		t->errand.result = layout->ops->load_extent(layout, entry, t->extent_index, t->checksums, &t->errand.error);
 	}
-	dioh_stream_answer(t);
+	dioh_errand_answer(&t->errand);
 }
 
 /* ---- buffers ---- */
@@ -78,7 +78,7 @@ static void write_done(struct dioh_io *io)
 	struct stream_transfer *t = io->owner;
 	struct stream_buffer *buffer = &t->buffers[t->drain_next];
 
-	if (!dioh_stream_io_done(t, io))
+	if (!dioh_port_moved(&t->port, io))
 		return;
 	buffer->drained += (uint64_t)io->result;
 	t->base.figures.total_bytes += (uint64_t)io->result;
@@ -94,10 +94,10 @@ static void drain(struct stream_transfer *t)
 {
 	struct stream_buffer *buffer = &t->buffers[t->drain_next];
 
-	if (t->stream_io || (buffer->state != BUFFER_FULL && buffer->state != BUFFER_DRAINING))
+	if (t->port.under_way || (buffer->state != BUFFER_FULL && buffer->state != BUFFER_DRAINING))
 		return;
 	buffer->state = BUFFER_DRAINING;
-	dioh_stream_io(t, buffer->data + buffer->drained, buffer->bytes - buffer->drained, write_done);
+	dioh_port_move(&t->port, buffer->data + buffer->drained, buffer->bytes - buffer->drained, write_done);
 }
 
 enum dioh_step dioh_stream_load_step(struct dioh_transfer *transfer)
@@ -105,13 +105,13 @@ enum dioh_step dioh_stream_load_step(struct dioh_transfer *transfer)
 	struct stream_transfer *t = (struct stream_transfer *)transfer;
 
 	drain(t);
-	if (t->job_runs)
+	if (t->errand.runs)
 		return DIOH_STEP_WAIT;
 	if (t->ended)
 		return transfer->outstanding == 0 && t->buffers[t->drain_next].state == BUFFER_FREE ? DIOH_STEP_DONE
 		                                                                                    : DIOH_STEP_WAIT;
 	if (!t->extent_valid || t->extent_used == t->extent.bytes) {
-		dioh_stream_ask(t, next_extent);
+		dioh_errand_ask(&t->errand, next_extent);
 		return DIOH_STEP_WAIT;
 	}
 	return fill(t) ? DIOH_STEP_MORE : DIOH_STEP_WAIT;

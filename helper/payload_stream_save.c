@@ -29,7 +29,7 @@ static int store_extent(struct stream_transfer *t)
 		return 0;
 	}
 	entry->extents[count - 1].bytes = t->extent_used;
-	return layout->ops->store_extent(layout, entry, count - 1, t->checksums, &t->job_error);
+	return layout->ops->store_extent(layout, entry, count - 1, t->checksums, &t->errand.error);
 }
 
 /* That there is no room is no error yet: the stream may end just here. */
@@ -46,7 +46,7 @@ static void take_extent(struct stream_transfer *t)
 /* Stores the extent at hand; takes a further one unless the stream has ended. */
 static void turn_extent(struct dioh_job *job) /* control-I/O thread */
 {
-	struct stream_transfer *t = dioh_container_of(job, struct stream_transfer, job);
+	struct stream_transfer *t = dioh_container_of(job, struct stream_transfer, errand.job);
 	struct dioh_record_stream *record = &t->params.entry->record;
 	int r = store_extent(t);
 
@@ -59,8 +59,8 @@ static void turn_extent(struct dioh_job *job) /* control-I/O thread */
 	}
 	t->extent_used = 0;
 	memset(t->checksums, 0, DIOH_PAGE_BYTES);
-	t->job_result = r;
-	dioh_stream_answer(t);
+	t->errand.result = r;
+	dioh_errand_answer(&t->errand);
 }
 
 /* ---- buffers ---- */
@@ -104,7 +104,7 @@ static void read_done(struct dioh_io *io)
 	struct stream_transfer *t = io->owner;
 	struct stream_buffer *buffer = filling(t);
 
-	if (!dioh_stream_io_done(t, io))
+	if (!dioh_port_moved(&t->port, io))
 		return;
 	buffer->bytes += (uint64_t)io->result;
 	t->extent_used += (uint64_t)io->result;
@@ -123,7 +123,7 @@ static void probe_done(struct dioh_io *io)
 {
 	struct stream_transfer *t = io->owner;
 
-	if (!dioh_stream_io_done(t, io))
+	if (!dioh_port_moved(&t->port, io))
 		return;
 	t->ended = io->result == 0;
 	if (!t->ended)
@@ -140,12 +140,12 @@ static bool all_free(const struct stream_transfer *t)
 
 static enum dioh_step end_step(struct stream_transfer *t)
 {
-	if (!all_free(t) || t->job_runs)
+	if (!all_free(t) || t->errand.runs)
 		return DIOH_STEP_WAIT;
 	if (t->closed)
 		return DIOH_STEP_DONE;
 	t->closed = true;
-	dioh_stream_ask(t, turn_extent);
+	dioh_errand_ask(&t->errand, turn_extent);
 	return DIOH_STEP_WAIT;
 }
 
@@ -156,15 +156,15 @@ enum dioh_step dioh_stream_save_step(struct dioh_transfer *transfer)
 
 	if (t->ended)
 		return end_step(t);
-	if (t->stream_io || t->job_runs)
+	if (t->port.under_way || t->errand.runs)
 		return DIOH_STEP_WAIT;
 	if (t->no_room) {
-		dioh_stream_io(t, &t->probe, sizeof(t->probe), probe_done);
+		dioh_port_move(&t->port, &t->probe, sizeof(t->probe), probe_done);
 		return DIOH_STEP_WAIT;
 	}
 	buffer = filling(t);
 	if (!buffer && t->extent_used == t->extent.bytes) {
-		dioh_stream_ask(t, turn_extent);
+		dioh_errand_ask(&t->errand, turn_extent);
 		return DIOH_STEP_WAIT;
 	}
 	if (!buffer) {
@@ -174,6 +174,6 @@ enum dioh_step dioh_stream_save_step(struct dioh_transfer *transfer)
 		buffer->state = BUFFER_FILLING;
 		dioh_stream_place(buffer, t->extent.offset + t->extent_used);
 	}
-	dioh_stream_io(t, buffer->data + buffer->bytes, room_in(t, buffer), read_done);
+	dioh_port_move(&t->port, buffer->data + buffer->bytes, room_in(t, buffer), read_done);
 	return DIOH_STEP_WAIT;
 }

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "stream_port.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <unistd.h>
+
+#include "worker.h"
+
+void dioh_port_init(struct dioh_stream_port *port, struct dioh_transfer *transfer,
+                    const struct dioh_stream_params *params)
+{
+	port->transfer = transfer;
+	port->number = params->stream;
+	port->fd = params->fd;
+	port->slot = params->slot;
+	port->write = !params->save;
+}
+
+void dioh_port_move(struct dioh_stream_port *port, uint8_t *data, uint64_t bytes, void (*done)(struct dioh_io *io))
+{
+	port->iov = (struct iovec){ data, bytes };
+	port->io = (struct dioh_io){
+		.write = port->write,
+		.stream = true,
+		.slot = port->slot,
+		.iov = &port->iov,
+		.iov_count = 1,
+		.bytes = bytes,
+		.owner = port->transfer,
+		.done = done,
+	};
+	port->under_way = &port->io;
+	dioh_worker_submit(port->transfer->worker, port->transfer, &port->io);
+}
+
+bool dioh_port_moved(struct dioh_stream_port *port, struct dioh_io *io)
+{
+	struct dioh_transfer *transfer = port->transfer;
+	const uint64_t moved = transfer->figures.total_bytes;
+	struct dioh_error err;
+
+	port->under_way = NULL;
+	dioh_worker_settle(transfer);
+	if (transfer->failed)
+		return false;
+	if (io->result >= 0)
+		return true;
+	if (io->result == -EPIPE)
+		dioh_error_set(&err, EPIPE, DIOH_PLACE(WRITE, STREAM, port->number, moved),
+		               "stream %" PRIu32 ": its reader has gone after %" PRIu64 " bytes", port->number, moved);
+	else
+		dioh_error_errno(&err, (int)io->result,
+		                 &(const struct dioh_place){ io->write ? DIOH_OP_WRITE : DIOH_OP_READ, DIOH_OBJECT_STREAM,
+		                                             port->number, moved },
+		                 "stream %" PRIu32 ": %s after %" PRIu64 " bytes failed", port->number,
+		                 io->write ? "write" : "read", moved);
+	dioh_transfer_fail(transfer, &err);
+	return false;
+}
+
+void dioh_port_abandon(struct dioh_stream_port *port)
+{
+	if (port->under_way)
+		dioh_worker_cancel(port->transfer->worker, port->under_way);
+}
+
+void dioh_port_close(struct dioh_stream_port *port)
+{
+	struct dioh_io_engine *engine = port->transfer->worker->engine;
+
+	engine->ops->close_slot(engine, port->slot);
+	close(port->fd);
+}
