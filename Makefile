@@ -70,7 +70,8 @@ TEST_LIBS = -lcmocka $(HELPER_LIBS) $(TOOL_LIBS)
 # ---- sources ----------------------------------------------------------------------------------------------------------
 
 # The private codecs read and compute image bytes: for the helper and tests only. The rest of common/ is the library.
-CODEC_SRC := common/container_format.c common/pages.c common/record.c
+CODEC_SRC := $(addprefix common/,container_format.c libvirt_header.c mapped_ram_format.c pages.c qemu_stream.c record.c \
+	record_span.c record_tables.c)
 LIB_SRC := $(filter-out $(CODEC_SRC),$(wildcard common/*.c))
 HELPER_SRC := $(wildcard helper/*.c)
 TOOL_SRC := $(wildcard tool/*.c)

@@ -166,16 +166,17 @@ static void check_write_header(struct exam *x)
 static void check_open_image(struct exam *x)
 {
 	struct dioh_msg_open_image open;
-	bool raw;
+	bool raw, mapped_ram;
 
 	TAKE(x, open);
 	raw = open.layout == DIOH_LAYOUT_RAW;
+	mapped_ram = open.layout == DIOH_LAYOUT_MAPPED_RAM;
 	within(x, "layout", open.layout, DIOH_LAYOUT_DETECT, DIOH_LAYOUT_MAPPED_RAM);
 	known(x, "flags", open.flags, OPEN_FLAGS);
 	check_counts(x, open.region_count, open.stream_count, open.header_bytes);
-	zero_unless(x, "region_count", open.region_count, raw, "layout is raw");
+	zero_unless(x, "region_count", open.region_count, raw || mapped_ram, "layout is raw or mapped-ram");
 	zero_unless(x, "stream_count", open.stream_count, raw, "layout is raw");
-	zero_unless(x, "header_bytes", open.header_bytes, raw, "layout is raw");
+	zero_unless(x, "header_bytes", open.header_bytes, raw || mapped_ram, "layout is raw or mapped-ram");
 }
 
 static void check_get_table(struct exam *x)

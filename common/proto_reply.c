@@ -78,12 +78,15 @@ static void check_open_image_reply(struct exam *x)
 	struct dioh_msg_open_image_reply open;
 
 	TAKE(x, open);
-	reserved(x, open.reserved);
+	terminated(x, "domain_uuid", open.domain_uuid, sizeof(open.domain_uuid));
+	terminated(x, "domain_name", open.domain_name, sizeof(open.domain_name));
 	within(x, "layout", open.layout, DIOH_LAYOUT_RAW, DIOH_LAYOUT_MAPPED_RAM);
 	within(x, "state", open.state, DIOH_STATE_UNKNOWN, DIOH_STATE_WRITTEN);
 	check_counts(x, open.region_count, open.stream_count, open.header_bytes);
 	within(x, "image_bytes", open.image_bytes, 0, DIOH_OFFSET_MAX);
 	within(x, "ready", open.ready, 0, 1);
+	within(x, "header_kind", open.header_kind, DIOH_HEADER_OPAQUE, DIOH_HEADER_LIBVIRT);
+	known(x, "header_flags", open.header_flags, DIOH_HEADER_COMPLETE | DIOH_HEADER_WAS_RUNNING);
 }
 
 /* The name is an image's: any bytes but none. */
@@ -92,7 +95,7 @@ static void check_got_entry(struct exam *x, const struct dioh_msg_entry *entry)
 	reserved(x, entry->reserved);
 	terminated(x, "name", entry->name, sizeof(entry->name));
 	check_entry(x, entry);
-	known(x, "flags", entry->flags, DIOH_ENTRY_GUEST_ADDRESS | DIOH_ENTRY_CHECKSUMS);
+	known(x, "flags", entry->flags, DIOH_ENTRY_GUEST_ADDRESS | DIOH_ENTRY_CHECKSUMS | DIOH_ENTRY_IN_STREAM);
 	if (entry->kind == DIOH_ENTRY_REGION)
 		within(x, "present_bytes", entry->present_bytes, 0, entry->bytes);
 }

@@ -9,10 +9,12 @@
 
 #include "align.h"
 #include "clock.h"
+#include "layout_mapped_ram.h"
 
 #define PLACE(op, offset) DIOH_PLACE(op, IMAGE, 0, offset)
 
-static const struct dioh_layout_ops *const layouts[] = { &dioh_layout_raw, &dioh_layout_container };
+static const struct dioh_layout_ops *const layouts[] = { &dioh_layout_raw, &dioh_layout_container,
+	                                            &dioh_layout_mapped_ram };
 
 const struct dioh_layout_ops *dioh_layout_find(uint32_t id)
 {
@@ -20,6 +22,21 @@ const struct dioh_layout_ops *dioh_layout_find(uint32_t id)
 		if (layouts[i]->id == id)
 			return layouts[i];
 	return NULL;
+}
+
+int dioh_layout_detect(struct dioh_image *image, uint32_t *ret_id, struct dioh_error *err)
+{
+	uint8_t start[16];
+	uint64_t file_bytes;
+	int r = dioh_image_size(image, &file_bytes, err);
+
+	*ret_id = DIOH_LAYOUT_CONTAINER;
+	if (r < 0 || file_bytes < sizeof(start) || image->base_offset > file_bytes - sizeof(start))
+		return r;
+	r = dioh_image_pread(image, start, sizeof(start), image->base_offset, err);
+	if (r == 0 && dioh_mapped_ram_is(start, sizeof(start)))
+		*ret_id = DIOH_LAYOUT_MAPPED_RAM;
+	return r;
 }
 
 int dioh_layout_file_bytes(struct dioh_image_layout *layout, uint64_t *ret_bytes, struct dioh_error *err)
@@ -32,22 +49,7 @@ int dioh_layout_file_bytes(struct dioh_image_layout *layout, uint64_t *ret_bytes
 	return r;
 }
 
-int dioh_layout_allocate(struct dioh_image_layout *layout, unsigned region_count, unsigned stream_count,
-                         struct dioh_error *err)
-{
-	dioh_layout_free(layout);
-	layout->regions = calloc(region_count + 1, sizeof(*layout->regions));
-	layout->streams = calloc(stream_count + 1, sizeof(*layout->streams));
-	if (!layout->regions || !layout->streams) {
-		dioh_layout_free(layout);
-		return dioh_error_errno(err, ENOMEM, PLACE(NONE, DIOH_OFFSET_NONE), "image: room for its tables");
-	}
-	layout->region_count = region_count;
-	layout->stream_count = stream_count;
-	return 0;
-}
-
-void dioh_layout_free(struct dioh_image_layout *layout)
+static void free_tables(struct dioh_image_layout *layout)
 {
 	for (unsigned i = 0; i < layout->stream_count; i++)
 		free(layout->streams[i].extents);
@@ -57,6 +59,28 @@ void dioh_layout_free(struct dioh_image_layout *layout)
 	layout->streams = NULL;
 	layout->region_count = layout->regions_put = 0;
 	layout->stream_count = layout->streams_put = 0;
+}
+
+int dioh_layout_allocate(struct dioh_image_layout *layout, unsigned region_count, unsigned stream_count,
+                         struct dioh_error *err)
+{
+	free_tables(layout);
+	layout->regions = calloc(region_count + 1, sizeof(*layout->regions));
+	layout->streams = calloc(stream_count + 1, sizeof(*layout->streams));
+	if (!layout->regions || !layout->streams) {
+		free_tables(layout);
+		return dioh_error_errno(err, ENOMEM, PLACE(NONE, DIOH_OFFSET_NONE), "image: room for its tables");
+	}
+	layout->region_count = region_count;
+	layout->stream_count = stream_count;
+	return 0;
+}
+
+void dioh_layout_free(struct dioh_image_layout *layout)
+{
+	free_tables(layout);
+	dioh_mapped_ram_free(layout->mapped_ram);
+	layout->mapped_ram = NULL;
 }
 
 struct dioh_region *dioh_layout_region(struct dioh_image_layout *layout, uint32_t number)
@@ -164,7 +188,8 @@ static void get_region(const struct dioh_record_region *record, struct dioh_msg_
 	entry->kind = DIOH_ENTRY_REGION;
 	entry->number = record->number;
 	entry->flags = (record->flags & DIOH_REGION_GUEST_ADDRESS ? DIOH_ENTRY_GUEST_ADDRESS : 0) |
-	               (record->flags & DIOH_REGION_CHECKSUMS ? DIOH_ENTRY_CHECKSUMS : 0);
+	               (record->flags & DIOH_REGION_CHECKSUMS ? DIOH_ENTRY_CHECKSUMS : 0) |
+	               (record->flags & DIOH_REGION_IN_STREAM ? DIOH_ENTRY_IN_STREAM : 0);
 	entry->bytes = record->bytes;
 	entry->guest_address = record->guest_address;
 	entry->image_offset = record->pages_offset;
@@ -177,8 +202,8 @@ static void get_stream(const struct dioh_stream_entry *stream, struct dioh_msg_e
 	entry->kind = DIOH_ENTRY_STREAM;
 	entry->number = stream->record.number;
 	entry->flags = stream->record.flags & DIOH_REGION_CHECKSUMS ? DIOH_ENTRY_CHECKSUMS : 0;
-	entry->bytes = stream->record.bytes;
-	entry->present_bytes = stream->record.bytes;
+	entry->bytes = stream->load_bytes ? stream->load_bytes : stream->record.bytes;
+	entry->present_bytes = entry->bytes;
 	entry->image_offset = stream->record.extent_count > 0 ? stream->extents[0].offset : stream->image_offset;
 	memcpy(entry->name, stream->record.name, sizeof(entry->name));
 }

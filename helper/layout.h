@@ -25,12 +25,31 @@ struct dioh_stream_entry {
 	uint64_t image_offset; /* raw */
 	struct dioh_record_extent *extents;
 	unsigned extents_room;
+	uint64_t load_bytes; /* mapped-ram: what a load gives, which is not what stands there */
 	bool busy;  /* a save runs; session thread */
 	bool begun; /* a save has begun; session thread */
 	bool saved; /* it has completed; session thread */
 };
 
 struct dioh_layout_ops;
+struct dioh_mapped_ram;
+
+/* What is known of the manager's header: libvirt's is. */
+struct dioh_header_info {
+	uint32_t kind; /* enum dioh_header_kind */
+	uint32_t format;
+	uint32_t flags; /* enum dioh_header_flag */
+	uint64_t memory_bytes;
+	char uuid[40];
+	char name[DIOH_NAME_BYTES];
+};
+
+/* The attached stream that brings QEMU's device state. */
+struct dioh_device_state {
+	int fd;
+	uint32_t stream;              /* its number */
+	const atomic_bool *abandoned; /* the session has no use any more for what is being waited for */
+};
 
 struct dioh_image_layout {
 	const struct dioh_layout_ops *ops;
@@ -43,6 +62,7 @@ struct dioh_image_layout {
 	uint64_t header_offset;
 	uint64_t header_bytes;
 	uint64_t header_written; /* bytes from 0 that have come */
+	struct dioh_header_info header_info;
 	struct dioh_region *regions;
 	unsigned region_count; /* announced */
 	unsigned regions_put;  /* come so far */
@@ -55,6 +75,8 @@ struct dioh_image_layout {
 	unsigned extents_used;
 	uint64_t extents_end; /* where the next extent may go */
 	uint64_t file_bytes_kept; /* raw: the file's size before us */
+	struct dioh_device_state device_state; /* mapped-ram, save */
+	struct dioh_mapped_ram *mapped_ram;
 };
 
 /* FINISH. */
@@ -80,6 +102,9 @@ struct dioh_tables {
 struct dioh_layout_ops {
 	uint32_t id; /* enum dioh_layout */
 	bool starts_absent; /* pages of chunks that have not been stored since create are absent */
+	bool is_qemus; /* its stream is QEMU's: payload_qemu.h moves it */
+	/* What create() needs from a stream, if anything: waits for it, and touches no image. */
+	int (*prepare)(struct dioh_image_layout *layout, struct dioh_error *err);
 	/* Lays out what has been put, checks that it can fit, invalidates durably what stands there. */
 	int (*create)(struct dioh_image_layout *layout, struct dioh_error *err);
 	/* Reads and checks an image; `flags`: enum dioh_open_flag. raw: takes the table that has been put. */
@@ -99,6 +124,10 @@ struct dioh_layout_ops {
 
 extern const struct dioh_layout_ops dioh_layout_raw;
 extern const struct dioh_layout_ops dioh_layout_container;
+extern const struct dioh_layout_ops dioh_layout_mapped_ram;
+
+/* What an image begins like (enum dioh_layout): a guess that its open() then proves. */
+int dioh_layout_detect(struct dioh_image *image, uint32_t *ret_id, struct dioh_error *err);
 
 /* NULL: not in this build. */
 const struct dioh_layout_ops *dioh_layout_find(uint32_t id);
@@ -114,6 +143,7 @@ int dioh_layout_file_bytes(struct dioh_image_layout *layout, uint64_t *ret_bytes
 /* Makes room for the announced entries, in place of what there was. */
 int dioh_layout_allocate(struct dioh_image_layout *layout, unsigned region_count, unsigned stream_count,
                          struct dioh_error *err);
+/* All that the layout holds. */
 void dioh_layout_free(struct dioh_image_layout *layout);
 
 /* Takes entries of PUT_TABLE: all or none. EINVAL: more than announced; EEXIST: a number or name twice. */

@@ -233,8 +233,9 @@ int dioh_record_write_tables(struct dioh_image_layout *layout, struct dioh_error
 		r = dioh_record_write_streams(layout, &layout->head.streams.crc32c, err);
 	if (r == 0)
 		r = write_extents(layout, &layout->head.extents.crc32c, err);
-	if (r == 0)
-		r = dioh_record_sum_area(layout, &layout->head.header, &header, err);
+	if (r < 0 || layout->head.layout != DIOH_LAYOUT_CONTAINER)
+		return r;
+	r = dioh_record_sum_area(layout, &layout->head.header, &header, err);
 	if (r == 0)
 		layout->head.header.crc32c = header.crc;
 	return r;

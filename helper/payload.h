@@ -36,6 +36,9 @@ struct dioh_stream_params {
 /* Ranges have been checked by the session. NULL: out of memory, err set. Freed by free(3) once it has travelled back. */
 struct dioh_transfer *dioh_payload_memory(const struct dioh_memory_params *params, struct dioh_error *err);
 struct dioh_transfer *dioh_payload_stream(const struct dioh_stream_params *params, struct dioh_error *err);
+/* mapped-ram: composes QEMU's stream into the image (save), or makes it of what is there (load). */
+struct dioh_transfer *dioh_payload_qemu_save(const struct dioh_stream_params *params, struct dioh_error *err);
+struct dioh_transfer *dioh_payload_qemu_load(const struct dioh_stream_params *params, struct dioh_error *err);
 
 /* Counts an image I/O that has ended in a transfer's figures. */
 void dioh_payload_count_io(struct dioh_transfer *transfer, const struct dioh_io *io, uint64_t bytes);

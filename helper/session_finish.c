@@ -17,7 +17,11 @@ static int check_regions(const struct dioh_image_layout *layout, struct dioh_err
 {
 	for (unsigned i = 0; i < layout->region_count; i++) {
 		const struct dioh_record_region *record = &layout->regions[i].record;
-		uint64_t gap = dioh_intervals_first_gap(&layout->regions[i].covered, 0);
+		uint64_t gap;
+
+		if (record->flags & DIOH_REGION_IN_STREAM)
+			continue;
+		gap = dioh_intervals_first_gap(&layout->regions[i].covered, 0);
 
 		if (gap < dioh_div_up(record->bytes, DIOH_CHUNK_BYTES))
 			return dioh_error_set(err, ENODATA, DIOH_PLACE(FINISH, REGION, record->number, gap * DIOH_CHUNK_BYTES),

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "align.h"
+#include "clock.h"
 #include "proto.h"
 #include "session.h"
 
@@ -87,11 +88,27 @@ static void fill_image_reply(struct dioh_session_state *session)
 
 /* ---- creating ---- */
 
+/* Waiting for a stream is not waiting for the disk: nothing is stuck meanwhile. */
+static int prepare(struct dioh_session_state *session, struct dioh_error *err)
+{
+	struct dioh_image_layout *layout = &session->layout;
+	int r;
+
+	if (!layout->ops->prepare)
+		return 0;
+	atomic_store(&session->control.busy_since_ns, 0);
+	r = layout->ops->prepare(layout, err);
+	atomic_store(&session->control.busy_since_ns, dioh_now_ns());
+	return r;
+}
+
 static int create(struct dioh_session_state *session, struct dioh_error *err)
 {
 	struct dioh_image_layout *layout = &session->layout;
-	int r = layout->ops->create(layout, err);
+	int r = prepare(session, err);
 
+	if (r == 0)
+		r = layout->ops->create(layout, err);
 	if (r < 0) {
 		session->stage = IMAGE_BROKEN;
 		return r;
@@ -117,6 +134,8 @@ static void fill_open_reply(struct dioh_session_state *session)
 	const struct dioh_image_layout *layout = &session->layout;
 	struct dioh_msg_open_image_reply *reply = (struct dioh_msg_open_image_reply *)session->request->reply;
 
+	const struct dioh_header_info *info = &layout->header_info;
+
 	*reply = (struct dioh_msg_open_image_reply){
 		.layout = layout->ops->id,
 		.state = layout->state,
@@ -126,7 +145,13 @@ static void fill_open_reply(struct dioh_session_state *session)
 		.image_bytes = layout->image_bytes,
 		.compatible_features = layout->compatible,
 		.ready = session->stage == IMAGE_READY,
+		.header_kind = info->kind,
+		.header_format = info->format,
+		.header_flags = info->flags,
+		.domain_memory_bytes = info->memory_bytes,
 	};
+	memcpy(reply->domain_uuid, info->uuid, sizeof(reply->domain_uuid));
+	memcpy(reply->domain_name, info->name, sizeof(reply->domain_name));
 	session->request->reply_size = sizeof(*reply);
 }
 
@@ -152,6 +177,8 @@ static void do_create(struct dioh_job *job)
 	int r = begin_layout(session, message->layout, message->region_count, message->stream_count,
 	                     message->header_bytes, &request->error);
 
+	session->layout.device_state = (struct dioh_device_state){ session->streams[message->stream].fd, message->stream,
+		                                                   &session->stream_abandoned };
 	if (r == 0) {
 		session->stage = IMAGE_TABLE;
 		session->opening = false;
@@ -168,15 +195,17 @@ static void do_open(struct dioh_job *job)
 	struct dioh_request *request = dioh_container_of(job, struct dioh_request, job);
 	struct dioh_session_state *session = request->session;
 	const struct dioh_msg_open_image *message = (const struct dioh_msg_open_image *)request->payload;
-	const bool raw = message->layout == DIOH_LAYOUT_RAW;
-	/* There is one layout with a record so far: that is what an unknown image is tried as. */
-	const uint32_t id = message->layout == DIOH_LAYOUT_DETECT ? DIOH_LAYOUT_CONTAINER : message->layout;
-	int r = begin_layout(session, id, message->region_count, message->stream_count, message->header_bytes,
-	                     &request->error);
+	uint32_t id = message->layout;
+	int r = 0;
 
+	if (id == DIOH_LAYOUT_DETECT)
+		r = dioh_layout_detect(&session->image, &id, &request->error);
+	if (r == 0)
+		r = begin_layout(session, id, message->region_count, message->stream_count, message->header_bytes,
+		                 &request->error);
 	session->opening = true;
 	session->open_flags = message->flags;
-	if (r == 0 && raw && !dioh_layout_table_complete(&session->layout))
+	if (r == 0 && !dioh_layout_table_complete(&session->layout))
 		session->stage = IMAGE_TABLE;
 	else if (r == 0)
 		r = open_image(session, &request->error);
@@ -312,7 +341,15 @@ static int wrong_stage(const struct dioh_session_state *session, const struct di
 
 int dioh_on_create_image(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
 {
-	return session->stage == IMAGE_NONE ? ask(session, message, do_create) : wrong_stage(session, message, err);
+	const struct dioh_msg_create_image *create_image = (const struct dioh_msg_create_image *)message->payload;
+
+	if (session->stage != IMAGE_NONE)
+		return wrong_stage(session, message, err);
+	if (create_image->layout == DIOH_LAYOUT_MAPPED_RAM && session->streams[create_image->stream].fd < 0)
+		return dioh_error_set(err, ENOENT, PLACE, "CREATE_IMAGE: stream %" PRIu32 " was not attached",
+		                      create_image->stream);
+	atomic_store(&session->stream_abandoned, false);
+	return ask(session, message, do_create);
 }
 
 int dioh_on_open_image(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)

@@ -130,6 +130,18 @@ static int find_memory(struct dioh_session_state *session, const struct dioh_msg
 	return 0;
 }
 
+static int check_region_source(const struct dioh_session_state *session, const struct dioh_region *region,
+                               struct dioh_error *err)
+{
+	const struct dioh_record_region *record = &region->record;
+
+	if (session->image.direction == DIOH_DIRECTION_LOAD || !(record->flags & DIOH_REGION_IN_STREAM))
+		return 0;
+	return dioh_error_set(err, EINVAL, DIOH_PLACE(PROTOCOL, REGION, record->number, DIOH_OFFSET_NONE),
+	                      "region %" PRIu32 " \"%.64s\": its pages come with QEMU's stream: it was not in the table",
+	                      record->number, record->name);
+}
+
 static int check_region_range(const struct dioh_region *region, const struct dioh_msg_memory_transfer *what,
                               struct dioh_error *err)
 {
@@ -280,7 +292,9 @@ int dioh_on_memory_transfer(struct dioh_session_state *session, struct dioh_mess
 	region = dioh_layout_region(&session->layout, what->region);
 	if (!region)
 		return dioh_error_set(err, ENOENT, PLACE, "region %" PRIu32 " is not in the image's table", what->region);
-	r = check_region_range(region, what, err);
+	r = check_region_source(session, region, err);
+	if (r == 0)
+		r = check_region_range(region, what, err);
 	if (r == 0)
 		r = check_memory_range(memory, what, err);
 	if (r == 0)
@@ -321,8 +335,20 @@ static int check_stream(struct dioh_session_state *session, const struct dioh_ms
 		return dioh_error_set(err, entry->busy ? EBUSY : EEXIST, PLACE,
 		                      "stream entry %" PRIu32 " %s: an entry is saved once", what->entry,
 		                      entry->busy ? "is being saved" : "has been saved into already");
+	if (session->layout.ops->is_qemus && session->image.direction == DIOH_DIRECTION_SAVE &&
+	    what->stream != session->layout.device_state.stream)
+		return dioh_error_set(err, EINVAL, PLACE,
+		                      "stream %" PRIu32 " is not the one that CREATE_IMAGE named for the device state, %" PRIu32,
+		                      what->stream, session->layout.device_state.stream);
 	*ret_entry = entry;
 	return 0;
+}
+
+static struct dioh_transfer *new_stream_transfer(const struct dioh_stream_params *params, struct dioh_error *err)
+{
+	if (!params->layout->ops->is_qemus)
+		return dioh_payload_stream(params, err);
+	return params->save ? dioh_payload_qemu_save(params, err) : dioh_payload_qemu_load(params, err);
 }
 
 int dioh_on_stream_transfer(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
@@ -343,7 +369,7 @@ int dioh_on_stream_transfer(struct dioh_session_state *session, struct dioh_mess
 	params.save = running->save;
 	params.fd = session->streams[what->stream].fd;
 	params.slot = DIOH_SLOT_STREAM + what->stream;
-	transfer = dioh_payload_stream(&params, err);
+	transfer = new_stream_transfer(&params, err);
 	if (!transfer) {
 		free(running);
 		return -ENOMEM;
@@ -443,6 +469,7 @@ void dioh_session_cancel_all(struct dioh_session_state *session)
 	for (struct dioh_running *running = session->running; running; running = running->next)
 		cancel(running);
 	atomic_store(&session->finish.cancel, true);
+	atomic_store(&session->stream_abandoned, true);
 }
 
 int dioh_on_cancel(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)

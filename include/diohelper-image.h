@@ -19,7 +19,7 @@
 #define DIOH_RECORD_HEAD_BYTES 4096u
 #define DIOH_EXTENTS_MAX 8192u                          /* of all streams together */
 #define DIOH_EXTENT_BYTES_MAX (UINT64_C(1) << 30)       /* so that an extent's checksums fit one 4 KiB page */
-#define DIOH_PAGES_ALIGNMENT (UINT64_C(1) << 20)        /* container: page areas */
+#define DIOH_PAGES_ALIGNMENT (UINT64_C(1) << 20)        /* container: page areas; mapped-ram: 4096 */
 
 /* Incompatible features: a reader that does not know one must refuse the image. None is defined yet. */
 #define DIOH_RECORD_INCOMPATIBLE_KNOWN UINT64_C(0)
@@ -32,7 +32,7 @@ struct dioh_record_area {
 	uint32_t reserved;
 };
 
-/* The first 4096 bytes of a container. */
+/* The first 4096 bytes of a container; in mapped-ram at the first multiple of 4096 behind region 0's bitmap. */
 struct dioh_record_head {
 	char magic[16];
 	uint32_t version;
@@ -46,7 +46,7 @@ struct dioh_record_head {
 	uint32_t stream_count;
 	uint32_t extent_count;
 	uint64_t image_bytes; /* up to the end of the last area, page area or extent */
-	struct dioh_record_area header;  /* the manager's bytes */
+	struct dioh_record_area header;  /* the manager's bytes; mapped-ram: without a CRC */
 	struct dioh_record_area regions; /* struct dioh_record_region[region_count] */
 	struct dioh_record_area streams; /* struct dioh_record_stream[stream_count] */
 	struct dioh_record_area extents; /* struct dioh_record_extent[extent_count] */
@@ -57,6 +57,7 @@ struct dioh_record_head {
 enum dioh_record_region_flag {
 	DIOH_REGION_GUEST_ADDRESS = 1u << 0, /* guest_address is known */
 	DIOH_REGION_CHECKSUMS = 1u << 1,     /* the checksums area is valid for every chunk */
+	DIOH_REGION_IN_STREAM = 1u << 2,     /* mapped-ram: its pages came with QEMU's stream, not from a memory */
 };
 
 struct dioh_record_region {
@@ -84,7 +85,7 @@ struct dioh_record_stream {
 
 struct dioh_record_extent {
 	uint64_t offset;
-	uint64_t bytes; /* a multiple of 1 MiB but for a stream's last extent */
+	uint64_t bytes; /* container: a multiple of 1 MiB but for a stream's last extent */
 	struct dioh_record_area checksums; /* u32 per 1 MiB of the extent */
 };
 

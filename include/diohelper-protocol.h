@@ -291,6 +291,7 @@ enum dioh_entry_kind { DIOH_ENTRY_REGION = 1, DIOH_ENTRY_STREAM = 2 };
 enum dioh_entry_flag {
 	DIOH_ENTRY_GUEST_ADDRESS = 1u << 0, /* guest_address is known */
 	DIOH_ENTRY_CHECKSUMS = 1u << 1,     /* GET_TABLE: every chunk has a checksum */
+	DIOH_ENTRY_IN_STREAM = 1u << 2,     /* GET_TABLE, mapped-ram: the stream brings this region's pages too */
 };
 
 struct dioh_msg_entry {
@@ -347,9 +348,20 @@ enum dioh_open_flag {
 struct dioh_msg_open_image {
 	uint32_t layout;       /* enum dioh_layout */
 	uint32_t flags;        /* enum dioh_open_flag */
-	uint32_t region_count; /* raw only: entries that PUT_TABLE brings */
+	/* Entries that PUT_TABLE brings. raw: all; mapped-ram: regions that are to be loaded into memory, or 0; else 0. */
+	uint32_t region_count;
 	uint32_t stream_count; /* raw only */
-	uint64_t header_bytes; /* raw only */
+	uint64_t header_bytes; /* raw; mapped-ram: 0: libvirt's header is looked for, else there is none */
+};
+
+enum dioh_header_kind { /* of the manager's header */
+	DIOH_HEADER_OPAQUE = 0,
+	DIOH_HEADER_LIBVIRT = 1, /* libvirt's save image: 92 bytes, XML, cookie */
+};
+
+enum dioh_header_flag { /* libvirt's */
+	DIOH_HEADER_COMPLETE = 1u << 0,
+	DIOH_HEADER_WAS_RUNNING = 1u << 1,
 };
 
 enum dioh_image_state {
@@ -367,8 +379,13 @@ struct dioh_msg_open_image_reply {
 	uint64_t header_bytes;
 	uint64_t image_bytes;
 	uint64_t compatible_features; /* of the record */
-	uint32_t ready; /* 0: raw, PUT_TABLE has yet to come */
-	uint32_t reserved;
+	uint32_t ready;         /* 0: PUT_TABLE has yet to come */
+	uint32_t header_kind;   /* enum dioh_header_kind; what follows is libvirt's, and 0 or empty otherwise */
+	uint32_t header_format; /* of what stands behind the header: 0 raw, 1 gzip, 2 bzip2, 3 xz, 4 lzop, 5 zstd, 6 sparse */
+	uint32_t header_flags;  /* enum dioh_header_flag */
+	uint64_t domain_memory_bytes;
+	char domain_uuid[40];
+	char domain_name[DIOH_NAME_BYTES];
 };
 
 struct dioh_msg_get_table {

@@ -187,11 +187,12 @@ int dioh_write_header(struct dioh_session *session, uint64_t offset, const void 
                       struct dioh_error *err);
 
 struct dioh_open_options {
-	uint32_t layout; /* enum dioh_layout; DETECT knows container */
+	uint32_t layout; /* enum dioh_layout; DETECT knows container and mapped-ram */
 	uint32_t flags;  /* enum dioh_open_flag */
-	uint32_t entry_count; /* raw: as in dioh_create_options */
+	/* raw: as in dioh_create_options; mapped-ram: regions that will be loaded into memory, by QEMU's names */
+	uint32_t entry_count;
 	const struct dioh_msg_entry *entries;
-	uint64_t header_bytes;
+	uint64_t header_bytes; /* raw; mapped-ram: 0: libvirt's header is looked for */
 };
 
 /*

@@ -395,7 +395,7 @@ static void tables_that_are_refused(void **state)
 
 static void images_that_are_refused(void **state)
 {
-	struct dioh_msg_create_image create = { .layout = DIOH_LAYOUT_MAPPED_RAM };
+	struct dioh_msg_create_image create = { .layout = DIOH_LAYOUT_MAPPED_RAM, .stream = DIOH_STREAMS_MAX - 1 };
 	struct dioh_msg_open_image open_it = { .layout = DIOH_LAYOUT_MAPPED_RAM };
 	const char *path = fixture_path("empty");
 	struct dioh_msg_error error;
@@ -403,13 +403,14 @@ static void images_that_are_refused(void **state)
 
 	(void)state;
 	reach(&m, SAVE, RAW_STAGE_SEALED);
-	raw_call_refused(&m, DIOH_MSG_CREATE_IMAGE, &create, sizeof(create), EOPNOTSUPP, "mapped-ram");
+	raw_call_refused(&m, DIOH_MSG_CREATE_IMAGE, &create, sizeof(create), ENOENT, "was not attached");
+	create.stream = 0;
 	create.layout = DIOH_LAYOUT_DETECT;
 	raw_call_refused(&m, DIOH_MSG_CREATE_IMAGE, &create, sizeof(create), EINVAL, "layout");
 	leave(&m, 0);
 	close(raw_open_image(path, SAVE));
 	raw_reach(&m, NULL, path, LOAD, RAW_STAGE_SEALED);
-	raw_call_refused(&m, DIOH_MSG_OPEN_IMAGE, &open_it, sizeof(open_it), EOPNOTSUPP, "mapped-ram");
+	raw_call_refused(&m, DIOH_MSG_OPEN_IMAGE, &open_it, sizeof(open_it), EBADMSG, "too few");
 	open_it.layout = DIOH_LAYOUT_DETECT;
 	for (open_it.flags = 0; open_it.flags <= 3; open_it.flags++) {
 		error = raw_call_refused(&m, DIOH_MSG_OPEN_IMAGE, &open_it, sizeof(open_it), EBADMSG, "image");

@@ -289,9 +289,7 @@ static void hello_features(void **state)
 	struct dioh_msg_hello hello = { .version_min = 1, .version_max = 1 };
 
 	(void)state;
-	hello.required = DIOH_FEATURE_STREAM | DIOH_FEATURE_LAYOUT_MAPPED_RAM;
-	expect_no_hello(&hello, ENOTSUP, "mapped-ram");
-	hello.required = DIOH_FEATURE_LABEL;
+	hello.required = DIOH_FEATURE_STREAM | DIOH_FEATURE_LABEL;
 	expect_no_hello(&hello, ENOTSUP, "label");
 	hello.required = UINT64_C(1) << 63; /* permitted, and refused by its number */
 	expect_no_hello(&hello, ENOTSUP, "0x8000000000000000");
@@ -334,8 +332,8 @@ static void library_checks_hello_too(void **state)
 	assert_int_equal(connect_to(&answer, &err), -ENOTSUP);
 	assert_non_null(strstr(err.text, "0x10000000000"));
 	options.program = fixture_helper();
-	assert_int_equal(dioh_spawn(&options, DIOH_FEATURE_LAYOUT_MAPPED_RAM, &session, &err), -ENOTSUP);
-	assert_non_null(strstr(err.text, "mapped-ram"));
+	assert_int_equal(dioh_spawn(&options, DIOH_FEATURE_LABEL, &session, &err), -ENOTSUP);
+	assert_non_null(strstr(err.text, "label"));
 }
 
 static void hello_takes_a_pidfd_only(void **state)

@@ -667,7 +667,6 @@ static void test_reserved(void **state)
 		FIELD(REPLY, CREATE_IMAGE, image_reply, reserved, 0, -EBADMSG),
 		FIELD(REPLY, PUT_TABLE, image_reply, reserved, 0, -EBADMSG),
 		FIELD(REPLY, WRITE_HEADER, image_reply, reserved, 0, -EBADMSG),
-		FIELD(REPLY, OPEN_IMAGE, open_image_reply, reserved, 0, -EBADMSG),
 		FIELD(REPLY, STATUS, status_reply, reserved, 0, -EBADMSG),
 		FIELD(REPLY, CANCEL, cancel_reply, reserved, 0, -EBADMSG),
 		FIELD(EVENT, COMPLETE, complete, error.reserved, 0, -EBADMSG),
@@ -1096,7 +1095,8 @@ static void test_region_entries(void **state)
 		ENTRY(kind, 3, -EINVAL, -EINVAL),
 		ENTRY(number, UINT32_MAX, 0, 0),
 		ENTRY(flags, DIOH_ENTRY_GUEST_ADDRESS | DIOH_ENTRY_CHECKSUMS, -EINVAL, 0),
-		ENTRY(flags, DIOH_ENTRY_GUEST_ADDRESS | 4, -EINVAL, -EINVAL),
+		ENTRY(flags, DIOH_ENTRY_GUEST_ADDRESS | DIOH_ENTRY_IN_STREAM, -EINVAL, 0),
+		ENTRY(flags, DIOH_ENTRY_GUEST_ADDRESS | 8, -EINVAL, -EINVAL),
 		ENTRY(flags, 0, -EINVAL, 0), /* with an address */
 		ENTRY(reserved, 1, -EBADMSG, -EBADMSG),
 		ENTRY(bytes, 0, -EINVAL, -EINVAL),

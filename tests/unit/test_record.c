@@ -332,9 +332,14 @@ static void test_head_identity(void **state)
 	HEAD(&image, incompatible, UINT64_C(1) << 63, EOPNOTSUPP, "0x8000000000000000");
 	HEAD(&image, layout, DIOH_LAYOUT_DETECT, EOPNOTSUPP, "layout 0");
 	HEAD(&image, layout, DIOH_LAYOUT_RAW, EOPNOTSUPP, "layout 1");
-	HEAD(&image, layout, DIOH_LAYOUT_MAPPED_RAM, EOPNOTSUPP, "layout 3");
+	HEAD(&image, layout, DIOH_LAYOUT_MAPPED_RAM + 1, EOPNOTSUPP, "layout 4");
 	HEAD(&image, layout, 0x102, EOPNOTSUPP, "layout 258");
+	/* Another layout's rules are other rules: that of mapped-ram has one stream. */
+	REFUSED(&image, check_head, image.head.layout, DIOH_LAYOUT_MAPPED_RAM, EBADMSG,
+	        HEAD_AT(stream_count), "stream count is 3, not within 1 and 1");
 	assert_accepted(&image);
+	image.head.layout = DIOH_LAYOUT_RAW; /* a head that has not been checked */
+	assert_refused(&image, check_tables, EOPNOTSUPP, HEAD_AT(layout), "layout 1", "raw tables");
 }
 
 /* What makes all else meaningless is said first. */
@@ -954,10 +959,19 @@ struct model_span {
 	uint64_t offset, bytes;
 };
 
+static uint64_t model_head_offset(const struct image *image)
+{
+	const struct dioh_record_area *bitmap = &image->regions[0].bitmap;
+
+	if (image->head.layout == DIOH_LAYOUT_CONTAINER)
+		return 0;
+	return (bitmap->offset + bitmap->bytes + 4095) / 4096 * 4096;
+}
+
 static bool model_overlaps(const struct image *image)
 {
 	struct model_span spans[5 + 3 * REGIONS + 2 * EXTENTS] = {
-		{ 0, 4096 },
+		{ model_head_offset(image), 4096 },
 		{ image->head.header.offset, image->head.header.bytes },
 		{ image->head.regions.offset, image->head.regions.bytes },
 		{ image->head.streams.offset, image->head.streams.bytes },
@@ -965,7 +979,7 @@ static bool model_overlaps(const struct image *image)
 	};
 	size_t n = 5;
 
-	for (size_t i = 0; i < REGIONS; i++) {
+	for (size_t i = 0; i < image->head.region_count; i++) {
 		const struct dioh_record_region *region = &image->regions[i];
 
 		spans[n++] = (struct model_span){ region->bitmap.offset, region->bitmap.bytes };
@@ -973,7 +987,7 @@ static bool model_overlaps(const struct image *image)
 			(struct model_span){ region->checksums.offset, region->checksums.bytes };
 		spans[n++] = (struct model_span){ region->pages_offset, region->bytes };
 	}
-	for (size_t i = 0; i < EXTENTS; i++) {
+	for (size_t i = 0; i < image->head.extent_count; i++) {
 		const struct dioh_record_extent *extent = &image->extents[i];
 
 		spans[n++] =
@@ -1027,6 +1041,273 @@ static void test_random_places_are_judged_as_by_the_model(void **state)
 	assert_true(apart > 100 && overlapping > 100);
 }
 
+/* ---- mapped-ram ------------------------------------------------------------------------------ */
+
+/* Two blocks, their headers, and a tail of more than a chunk, as a writer puts them. */
+static void make_mapped(struct image *image)
+{
+	*image = (struct image){
+		.head = { .layout = DIOH_LAYOUT_MAPPED_RAM,
+		          .state = DIOH_STATE_COMPLETE,
+		          .region_count = 2,
+		          .stream_count = 1,
+		          .extent_count = 3,
+		          .header = { .bytes = 5000 },
+		          .regions = { .offset = 12288, .bytes = 2 * 384 },
+		          .streams = { .offset = 16384, .bytes = 320 },
+		          .extents = { .offset = 20480, .bytes = 3 * 40 } },
+		.regions = { { .number = 7,
+		               .flags = DIOH_REGION_CHECKSUMS,
+		               .bytes = 5 * MIB + 4096,
+		               .present_pages = 1281,
+		               .pages_offset = 2 * MIB,
+		               .bitmap = { .offset = 5400, .bytes = 168 },
+		               .checksums = { .offset = 24576, .bytes = 24 },
+		               .name = "pc.ram" },
+		             { .number = 2,
+		               .bytes = 4096,
+		               .pages_offset = 8 * MIB,
+		               .bitmap = { .offset = 7 * MIB + 4096 + 40, .bytes = 8 },
+		               .checksums = { .offset = 28672, .bytes = 4 },
+		               .name = "pc.bios" } },
+		.streams = { { .number = 4,
+		               .flags = DIOH_REGION_CHECKSUMS,
+		               .bytes = 400 + 40 + MIB + 17,
+		               .extent_count = 3,
+		               .name = "qemu" } },
+		.extents = { { .offset = 5000, .bytes = 400, .checksums = { .offset = 32768, .bytes = 4 } },
+		             { .offset = 7 * MIB + 4096,
+		               .bytes = 40,
+		               .checksums = { .offset = 32772, .bytes = 4 } },
+		             { .offset = 8 * MIB + 4096,
+		               .bytes = MIB + 17,
+		               .checksums = { .offset = 36864, .bytes = 8 } } },
+	};
+	image->head.image_bytes = 9 * MIB + 4096 + 17;
+	dioh_record_seal(&image->head);
+}
+
+enum { MAPPED_HEAD = 8192 };
+
+static void test_mapped_ram_is_accepted_in_every_state(void **state)
+{
+	struct image image;
+
+	(void)state;
+	make_mapped(&image);
+	for (uint32_t s = DIOH_STATE_PARTIAL; s <= DIOH_STATE_WRITTEN; s++) {
+		image.head.state = s;
+		reseal(&image);
+		assert_accepted(&image);
+	}
+	image.head.header.bytes = 0;
+	reseal(&image);
+	assert_accepted(&image);
+}
+
+static void test_mapped_ram_has_regions_and_one_stream(void **state)
+{
+	struct image image;
+
+	(void)state;
+	make_mapped(&image);
+	HEAD(&image, region_count, 0, EBADMSG, "region count is 0, not within 1 and 1024");
+	HEAD(&image, region_count, DIOH_REGIONS_MAX + 1, EBADMSG, "region count is 1025");
+	HEAD(&image, stream_count, 0, EBADMSG, "stream count is 0, not within 1 and 1");
+	HEAD(&image, stream_count, 2, EBADMSG, "stream count is 2, not within 1 and 1");
+	HEAD(&image, extent_count, DIOH_EXTENTS_MAX + 1, EBADMSG, "extent count is 8193");
+	assert_accepted(&image);
+}
+
+/* libvirt edits its XML in place. A container's header has a CRC. */
+static void test_mapped_ram_has_no_crc_of_the_header(void **state)
+{
+	struct image image;
+
+	(void)state;
+	make_mapped(&image);
+	HEAD(&image, header.crc32c, 1, EBADMSG, "the manager's header: it has no CRC in this layout");
+	HEAD(&image, header.crc32c, UINT32_MAX, EBADMSG, "0xffffffff stands there");
+	assert_accepted(&image);
+	make_image(&image);
+	image.head.header.crc32c = 1;
+	reseal(&image);
+	assert_accepted(&image);
+}
+
+/* QEMU's own bytes stand anywhere and have any length; what a container must not do. */
+static void test_mapped_ram_is_not_on_boundaries(void **state)
+{
+	struct image image;
+
+	(void)state;
+	make_mapped(&image);
+	image.regions[0].bitmap.offset = 5401;
+	image.regions[1].bitmap.offset += 3;
+	image.extents[0].offset = 5001;
+	image.extents[0].bytes = 399;
+	image.extents[1].offset += 1;
+	image.extents[2].offset += 5;
+	image.extents[2].bytes -= 5;
+	image.streams[0].bytes -= 6;
+	image.extents[1].checksums.offset = 32780;
+	image.extents[2].checksums.offset = 32784;
+	image.regions[0].pages_offset = MIB + 4096;
+	assert_accepted(&image);
+}
+
+static void test_mapped_ram_keeps_what_is_ours_on_boundaries(void **state)
+{
+	struct image image;
+
+	(void)state;
+	make_mapped(&image);
+	HEAD_AREA_OUTSIDE(&image, header, "the manager's header");
+	HEAD_AREA_OUTSIDE(&image, regions, "the region table");
+	HEAD_AREA_OUTSIDE(&image, streams, "the stream table");
+	HEAD_AREA_OUTSIDE(&image, extents, "the extent table");
+	for (size_t i = 0; i < 2; i++) {
+		uint64_t bytes = image.regions[i].bytes;
+
+		ENTRY_AREA_OUTSIDE(&image, regions, i, checksums.offset,
+		                   dioh_record_checksums_bytes(bytes), 4096, "its checksums");
+		ENTRY_AREA_OUTSIDE(&image, regions, i, pages_offset, bytes, 4096, "its pages");
+		REGION(&image, i, checksums.offset, image.regions[i].checksums.offset + 4,
+		       "a multiple of 4096");
+	}
+	for (size_t i = 0; i < 3; i++)
+		ENTRY_AREA_OUTSIDE(&image, extents, i, checksums.offset,
+		                   dioh_record_checksums_bytes(image.extents[i].bytes), 4,
+		                   "its checksums");
+	assert_accepted(&image);
+}
+
+static void test_mapped_rams_own_bytes_lie_in_the_image(void **state)
+{
+	struct image image;
+	uint64_t end;
+
+	(void)state;
+	make_mapped(&image);
+	end = image.head.image_bytes;
+	for (size_t i = 0; i < 2; i++) {
+		REGION(&image, i, bitmap.offset, end, "its bitmap [");
+		REGION(&image, i, bitmap.offset, end - image.regions[i].bitmap.bytes + 1, "lies outside");
+		REGION(&image, i, bitmap.offset, UINT64_MAX - 3, "lies outside");
+	}
+	for (size_t i = 0; i < 3; i++) {
+		EXTENT(&image, i, offset, end, "its data [");
+		EXTENT(&image, i, offset, end - image.extents[i].bytes + 1, "lies outside");
+		EXTENT(&image, i, offset, -image.extents[i].bytes, "lies outside");
+		EXTENT(&image, i, bytes, 0, "its size 0 is not within");
+		EXTENT(&image, i, bytes, GIB + 1, "its size 1073741825 is not within");
+	}
+	EXTENT(&image, 0, checksums.bytes, 8, "extent 0: its checksums: 8 bytes long instead of 4");
+	EXTENT(&image, 2, checksums.bytes, 4, "extent 2: its checksums: 4 bytes long instead of 8");
+	STREAM(&image, 0, bytes, 400 + 40 + MIB + 18, "its extents hold 1049033 bytes, not 1049034");
+	assert_accepted(&image);
+}
+
+/* It stands at the first boundary behind the first bitmap, wherever that is. */
+static void test_mapped_rams_head_has_its_place(void **state)
+{
+	struct image image;
+	uint64_t bitmap = 0;
+
+	(void)state;
+	make_mapped(&image);
+	REFUSED(&image, check_tables, image.head.header.offset, MAPPED_HEAD, EBADMSG,
+	        MAPPED_HEAD + HEAD_AT(header),
+	        "the manager's header [8192, 13192) overlaps the head [8192, 12288)");
+	REFUSED(&image, check_tables, image.head.regions.offset, MAPPED_HEAD, EBADMSG,
+	        MAPPED_HEAD + HEAD_AT(regions), "overlaps the head");
+	REGION(&image, 0, checksums.offset, MAPPED_HEAD, "its checksums [8192, 8216) overlaps the head");
+	EXTENT(&image, 1, offset, MAPPED_HEAD + 4095, /* if only by a byte */
+	       "extent 1: its data [12287, 12327) overlaps the head");
+	EXTENT(&image, 0, checksums.offset, MAPPED_HEAD + 4092, "extent 0: its checksums");
+	assert_accepted(&image);
+
+	image.regions[0].bitmap.offset = MAPPED_HEAD - 168; /* ends right there */
+	assert_accepted(&image);
+	image.regions[0].bitmap.offset++;
+	assert_refused(&image, check_tables, EBADMSG, 12288 + HEAD_AT(regions),
+	               "the region table [12288, 13056) overlaps the head [12288, 16384)",
+	               "the bitmap ends a byte later");
+	bitmap = image.head.image_bytes - 168; /* and the image with it */
+	image.regions[0].bitmap.offset = bitmap;
+	assert_refused(&image, check_tables, EBADMSG, dioh_align_up(bitmap + 168, 4096),
+	               "the head [", "no room for the head");
+	image.head.image_bytes = dioh_align_up(bitmap + 168, 4096) + 4095;
+	reseal(&image);
+	assert_refused(&image, check_tables, EBADMSG, dioh_align_up(bitmap + 168, 4096),
+	               "lies outside", "a byte too few for the head");
+}
+
+static void test_nothing_of_mapped_ram_overlaps(void **state)
+{
+	struct image image;
+
+	(void)state;
+	make_mapped(&image);
+	EXTENT(&image, 0, offset, 4999, "overlaps the manager's header [0, 5000)");
+	REGION(&image, 1, bitmap.offset, image.extents[1].offset + 39, "overlaps extent 1: its data");
+	REGION(&image, 1, bitmap.offset, image.regions[0].pages_offset + 5 * MIB, "overlaps region 7");
+	REGION(&image, 1, pages_offset, image.extents[2].offset + 8192, "overlaps extent 2: its data");
+	EXTENT(&image, 2, offset, image.extents[2].offset - 1, "overlaps region 2 \"pc.bios\": its pages");
+	EXTENT(&image, 1, checksums.offset, 32768, "overlaps extent 0: its checksums");
+	assert_accepted(&image);
+	image.regions[0].checksums.offset = 0; /* where a container's head would be */
+	image.head.header.bytes = 0;
+	reseal(&image);
+	assert_accepted(&image);
+}
+
+static void test_random_places_in_mapped_ram(void **state)
+{
+	unsigned apart = 0, overlapping = 0;
+
+	(void)state;
+	for (int round = 0; round < 4000; round++) {
+		struct image image;
+		const struct {
+			uint64_t *offset, alignment;
+		} places[] = {
+			{ &image.head.header.offset, 4096 },
+			{ &image.head.regions.offset, 4096 },
+			{ &image.head.streams.offset, 4096 },
+			{ &image.head.extents.offset, 4096 },
+			{ &image.regions[0].bitmap.offset, 1 },
+			{ &image.regions[0].checksums.offset, 4096 },
+			{ &image.regions[0].pages_offset, 4096 },
+			{ &image.regions[1].bitmap.offset, 1 },
+			{ &image.regions[1].checksums.offset, 4096 },
+			{ &image.regions[1].pages_offset, 4096 },
+			{ &image.extents[0].offset, 1 },
+			{ &image.extents[0].checksums.offset, 4 },
+			{ &image.extents[1].offset, 1 },
+			{ &image.extents[1].checksums.offset, 4 },
+			{ &image.extents[2].offset, 1 },
+			{ &image.extents[2].checksums.offset, 4 },
+		};
+		uint64_t room = MIB << random_u64() % 9; /* crowded or not */
+		bool overlaps;
+
+		make_mapped(&image);
+		image.head.image_bytes = 512 * MIB;
+		for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++)
+			if (random_u64() % 4 == 0)
+				*places[i].offset = dioh_align_down(random_u64() % room,
+				                                    places[i].alignment);
+		reseal(&image);
+		overlaps = model_overlaps(&image);
+		(*(overlaps ? &overlapping : &apart))++;
+		assert_int_equal(check_head(&image, NULL), 0);
+		assert_int_equal(check_tables(&image, NULL), overlaps ? -EBADMSG : 0);
+	}
+	print_message("%u with an overlap, %u without\n", overlapping, apart);
+	assert_true(apart > 100 && overlapping > 100);
+}
+
 /* ---- any content ----------------------------------------------------------------------------- */
 
 static uint64_t random_value(const struct image *image)
@@ -1065,7 +1346,7 @@ static void test_random_heads(void **state)
 		struct image image;
 		int r;
 
-		make_image(&image);
+		(round % 2 ? make_image : make_mapped)(&image);
 		for (uint64_t changes = 1 + random_u64() % 3; changes > 0; changes--)
 			scribble((uint8_t *)&image.head + HEAD_AT(state),
 			         HEAD_AT(reserved) - HEAD_AT(state), random_u64() % 2 ? 4 : 8,
@@ -1103,7 +1384,7 @@ static void test_random_tables(void **state)
 		struct image image;
 		int r;
 
-		make_image(&image);
+		(round % 2 ? make_image : make_mapped)(&image);
 		switch (random_u64() % 3) {
 		case 0:
 			scribble(image.regions, sizeof(image.regions), random_u64() % 2 ? 4 : 8,
@@ -1120,7 +1401,8 @@ static void test_random_tables(void **state)
 		r = check_tables(&image, &err);
 		assert_true(r == 0 || r == -EBADMSG);
 		if (r < 0) {
-			assert_true(err.offset >= image.head.regions.offset || err.offset < 4096);
+			assert_true(err.offset >= image.head.regions.offset ||
+			            err.offset - model_head_offset(&image) < 4096);
 			assert_true(strlen(err.text) > 20);
 			continue;
 		}
@@ -1242,6 +1524,15 @@ int main(void)
 		cmocka_unit_test(test_overlaps),
 		cmocka_unit_test(test_side_by_side_is_no_overlap),
 		cmocka_unit_test(test_random_places_are_judged_as_by_the_model),
+		cmocka_unit_test(test_mapped_ram_is_accepted_in_every_state),
+		cmocka_unit_test(test_mapped_ram_has_regions_and_one_stream),
+		cmocka_unit_test(test_mapped_ram_has_no_crc_of_the_header),
+		cmocka_unit_test(test_mapped_ram_is_not_on_boundaries),
+		cmocka_unit_test(test_mapped_ram_keeps_what_is_ours_on_boundaries),
+		cmocka_unit_test(test_mapped_rams_own_bytes_lie_in_the_image),
+		cmocka_unit_test(test_mapped_rams_head_has_its_place),
+		cmocka_unit_test(test_nothing_of_mapped_ram_overlaps),
+		cmocka_unit_test(test_random_places_in_mapped_ram),
 		cmocka_unit_test(test_random_heads),
 		cmocka_unit_test(test_random_tables),
 		cmocka_unit_test(test_the_largest_tables),

@@ -65,7 +65,7 @@ _ENTRY = struct.Struct("<IIIIQQQQ256s")
 _CREATE_IMAGE = struct.Struct("<IIIIQII")
 _CREATE_IMAGE_REPLY = struct.Struct("<IIQQQ")
 _OPEN_IMAGE = struct.Struct("<IIIIQ")
-_OPEN_IMAGE_REPLY = struct.Struct("<IIIIQQQII")
+_OPEN_IMAGE_REPLY = struct.Struct("<IIIIQQQIIIIQ40s256s")
 _MEMORY_TRANSFER = struct.Struct("<IIQQQII")
 _STATUS_REPLY = struct.Struct("<IIIIQQ")
 _PROGRESS_ENTRY = struct.Struct("<IIQQQ")
@@ -134,7 +134,12 @@ class OpenReply(NamedTuple):
     image_bytes: int
     compatible_features: int
     ready: int
-    reserved: int
+    header_kind: int
+    header_format: int
+    header_flags: int
+    domain_memory_bytes: int
+    domain_uuid: bytes
+    domain_name: bytes
 
 
 class StatusReply(NamedTuple):
@@ -194,7 +199,8 @@ def _named(reply_type, layout, payload):
     """A reply's payload as a named tuple. Whoever receives `reserved` refuses anything but 0."""
     _insist(len(payload) == layout.size, f"{reply_type.__name__} of {len(payload)} bytes")
     reply = reply_type(*layout.unpack(payload))
-    _insist(reply.reserved == 0, f"{reply_type.__name__}: reserved is {reply.reserved}")
+    reserved = getattr(reply, "reserved", 0)
+    _insist(reserved == 0, f"{reply_type.__name__}: reserved is {reserved}")
     return reply
 
 
@@ -348,8 +354,8 @@ class Session:
 
     # The image.
 
-    def create_image(self, layout, regions, streams, header_bytes):
-        payload = _CREATE_IMAGE.pack(layout, regions, streams, 0, header_bytes, 0, 0)
+    def create_image(self, layout, regions, streams, header_bytes, stream=0):
+        payload = _CREATE_IMAGE.pack(layout, regions, streams, 0, header_bytes, stream, 0)
         return _named(CreateReply, _CREATE_IMAGE_REPLY, self.request(CREATE_IMAGE, payload))
 
     def put_table(self, entries):

@@ -1,0 +1,1281 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * qemu_stream.c - reading and writing what QEMU's migration streams say of guest memory.
+ *
+ * A parser owns its setup and one page; it trusts no byte of its input. The input is a sequence of items
+ * whose lengths are known before they come: expect() says how long the next one is and who handles it,
+ * gather() brings it together, and a handler looks at it, expects the next and may answer with a piece.
+ * A whole item in the input is handled where it lies, so pages are copied only if they come in pieces.
+ *
+ *      magic -> configuration_type -> machine -> [subsection ...] -> start -> memory_size
+ *        -> [block ...] -> setup_records_end -> setup_footer -> SETUP
+ *      section -> part -> record -> [page_name] -> page | zero_page -> record ... -> part_footer -> section ...
+ *      section -> command -> section
+ *
+ * Behind RAM's last section nothing is looked at but for one thing: how such a stream may end.
+ *
+ * Called by the mapped-ram layout and the payloads in the sealed helper, by the tests and by fuzzers.
+ */
+#include "qemu_stream.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "align.h"
+
+#define MAGIC 0x5145564du /* "QEVM" */
+#define STREAM_VERSION 3u
+#define RAM_VERSION 4u
+#define SUBSECTION_VERSION 1u
+#define MAPPED_VERSION_MAX 1u
+#define MAPPED_HEADER_BYTES 28u
+#define TARGET_PAGE_BITS 12u
+#define UUID_BYTES 16u
+#define PAGE_MASK ((uint64_t)DIOH_PAGE_BYTES - 1)
+
+#define NAME_SHOWN_BYTES 64   /* of a name in a sentence */
+#define CONFIGURATION_ROOM 512 /* the fixed part, a machine's name, and each known subsection once: 349 at most */
+#define BLOCKS_ROOM_FIRST 16u
+#define ENDINGS 4u /* a description's first 6 bytes may look like another's: no more than that overlap */
+#define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
+
+_Static_assert(CONFIGURATION_ROOM <= DIOH_QEMU_CONFIGURATION_BYTES_MAX, "configuration");
+_Static_assert(DIOH_PAGE_BYTES == 1u << TARGET_PAGE_BITS, "a page is QEMU's page");
+
+enum section_type {
+	SECTION_EOF = 0x00,
+	SECTION_START = 0x01,
+	SECTION_PART = 0x02,
+	SECTION_END = 0x03,
+	SECTION_FULL = 0x04,
+	SUBSECTION = 0x05,
+	SECTION_DESCRIPTION = 0x06,
+	SECTION_CONFIGURATION = 0x07,
+	SECTION_COMMAND = 0x08,
+	SECTION_FOOTER = 0x7e,
+};
+
+enum record_flag {
+	RECORD_ZERO = 0x02,
+	RECORD_MEM_SIZE = 0x04,
+	RECORD_PAGE = 0x08,
+	RECORD_EOS = 0x10,
+	RECORD_CONTINUE = 0x20, /* the block is that of the record before */
+};
+
+static const struct {
+	uint32_t flag;
+	const char *name;
+} foreign_flags[] = {
+	{ 0x001, "FULL" },          { RECORD_MEM_SIZE, "MEM_SIZE" }, { 0x040, "XBZRLE" }, { 0x080, "HOOK" },
+	{ 0x100, "COMPRESS_PAGE" }, { 0x200, "MULTIFD_FLUSH" },
+};
+
+/* In the order in which QEMU lists them. */
+static const struct {
+	uint32_t capability;
+	const char *name;
+} capabilities[] = {
+	{ DIOH_QEMU_IGNORE_SHARED, "x-ignore-shared" },
+	{ DIOH_QEMU_MAPPED_RAM, "mapped-ram" },
+};
+
+enum subsection { PAGE_BITS, CAPABILITIES, UUID };
+
+static const struct {
+	const char *name;
+	size_t bytes; /* version and the content's fixed part */
+} subsections[] = {
+	[PAGE_BITS] = { "configuration/target-page-bits", 8 },
+	[CAPABILITIES] = { "configuration/capabilities", 8 },
+	[UUID] = { "configuration/uuid", 4 + UUID_BYTES },
+};
+
+/* Only those pass that announce nothing of postcopy and no bytes that are not theirs. */
+static const struct {
+	const char *name;
+	bool passes;
+} commands[] = {
+	[0] = { "INVALID", false },
+	[1] = { "OPEN_RETURN_PATH", true },
+	[2] = { "PING", true },
+	[3] = { "POSTCOPY_ADVISE", false },
+	[4] = { "POSTCOPY_LISTEN", false },
+	[5] = { "POSTCOPY_RUN", false },
+	[6] = { "POSTCOPY_RAM_DISCARD", false },
+	[7] = { "PACKAGED", false },
+	[8] = { "ENABLE_COLO", false },
+	[9] = { "POSTCOPY_RESUME", false },
+	[10] = { "RECV_BITMAP", false },
+	[11] = { "SWITCHOVER_START", true },
+};
+
+/* Where the device state may end: what looks like the start of a description of devices says how long it is. */
+struct ending {
+	struct {
+		uint64_t start; /* of the JSON */
+		uint64_t end;
+	} candidates[ENDINGS];
+	unsigned next;
+	uint64_t zero_end; /* behind the last 0 byte: JSON has none */
+	uint8_t last[6];   /* bytes, the newest at the end: a footer and a 0 byte; 0, 0x06 and a length */
+};
+
+/* 0: go on; 1: a piece is there; negative: the error. */
+typedef int handler(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qemu_piece *piece,
+                    struct dioh_error *err);
+
+struct dioh_qemu_parser {
+	enum dioh_qemu_form form;
+	uint64_t offset; /* behind the last byte taken */
+	handler *handle; /* the next item's */
+	size_t need;     /* bytes of that item, at least 1 */
+	size_t have;     /* of them in `buffer` */
+	bool untake;     /* the handler looked at the byte only: it belongs to the next item */
+	const char *stage;
+	uint64_t verbatim_left; /* to pass as they are, before the next item */
+	bool in_tail;           /* everything else passes as it is */
+
+	struct dioh_qemu_setup setup;
+	bool setup_done;
+	unsigned blocks_room;
+	uint64_t blocks_bytes; /* of the blocks so far */
+	unsigned subsections_seen;
+	enum subsection subsection;
+	uint32_t capabilities_left;
+	size_t name_bytes; /* of the name that comes next */
+	enum section_type foreign; /* the section that will be refused by its name */
+
+	bool last_part;
+	bool block_known;
+	bool page_is_zero;
+	unsigned block; /* of the last record */
+	uint64_t page;
+	struct ending ending;
+
+	struct dioh_error error; /* final; code 0: none so far */
+	uint8_t configuration[CONFIGURATION_ROOM];
+	uint8_t buffer[DIOH_PAGE_BYTES];
+};
+
+static handler configuration_type, configuration_bytes, machine, configuration_next;
+static handler subsection_name_bytes, subsection_name, subsection_content;
+static handler capability_name_bytes, capability_name;
+static handler start_head, start, memory_size, block_name_bytes, block, setup_records_end;
+static handler setup_footer_type, setup_footer_id;
+static handler section, part_head, record, page_name_bytes, page_name, page, zero_page, part_footer;
+static handler command, foreign_head, foreign_name;
+
+/* ---- big-endian fields --------------------------------------------------------------------------- */
+
+static uint32_t get_be16(const uint8_t *from)
+{
+	return (uint32_t)from[0] << 8 | from[1];
+}
+
+static uint32_t get_be32(const uint8_t *from)
+{
+	return get_be16(from) << 16 | get_be16(&from[2]);
+}
+
+static uint64_t get_be64(const uint8_t *from)
+{
+	return (uint64_t)get_be32(from) << 32 | get_be32(&from[4]);
+}
+
+static uint8_t *put_u8(uint8_t *to, uint8_t value)
+{
+	*to = value;
+	return to + 1;
+}
+
+static uint8_t *put_be32(uint8_t *to, uint32_t value)
+{
+	for (int shift = 24; shift >= 0; shift -= 8)
+		to = put_u8(to, (uint8_t)(value >> shift));
+	return to;
+}
+
+static uint8_t *put_be64(uint8_t *to, uint64_t value)
+{
+	return put_be32(put_be32(to, (uint32_t)(value >> 32)), (uint32_t)value);
+}
+
+static uint8_t *put_bytes(uint8_t *to, const void *from, size_t count)
+{
+	memcpy(to, from, count);
+	return to + count;
+}
+
+static uint8_t *put_name(uint8_t *to, const char *name)
+{
+	size_t count = strnlen(name, DIOH_NAME_BYTES - 1);
+
+	return put_bytes(put_u8(to, (uint8_t)count), name, count);
+}
+
+/* ---- refusing ------------------------------------------------------------------------------------ */
+
+/* `at`: where the field stands that is not as it should be. */
+#define REFUSE(p, err, code, at, format, ...)                                                      \
+	dioh_error_set(err, code,                                                                  \
+	               &(const struct dioh_place){ DIOH_OP_PARSE, object((p)->form), 0, (at) },    \
+	               "QEMU %s: " format " (byte %" PRIu64 ")", noun((p)->form), ##__VA_ARGS__,   \
+	               (uint64_t)(at))
+
+static uint32_t object(enum dioh_qemu_form form)
+{
+	return form == DIOH_QEMU_IMAGE ? DIOH_OBJECT_IMAGE : DIOH_OBJECT_STREAM;
+}
+
+static const char *noun(enum dioh_qemu_form form)
+{
+	return form == DIOH_QEMU_IMAGE ? "image" : "stream";
+}
+
+/* Where the item at hand stands. */
+static uint64_t item_at(const struct dioh_qemu_parser *p)
+{
+	return p->offset - p->need;
+}
+
+struct label {
+	char text[NAME_SHOWN_BYTES + 1];
+};
+
+/* Names come from the stream and go to a terminal or a log: printable ASCII only. */
+static struct label show(const void *name, size_t bytes)
+{
+	const uint8_t *from = name;
+	struct label label;
+	size_t n;
+
+	for (n = 0; n < bytes && n < NAME_SHOWN_BYTES; n++)
+		label.text[n] = from[n] >= ' ' && from[n] <= '~' ? (char)from[n] : '?';
+	label.text[n] = '\0';
+	return label;
+}
+
+static struct label show_block(const struct dioh_qemu_block *entry)
+{
+	return show(entry->name, strlen(entry->name));
+}
+
+static bool is_printable(const uint8_t *name, size_t bytes)
+{
+	for (size_t i = 0; i < bytes; i++) {
+		if (name[i] < ' ' || name[i] > '~')
+			return false;
+	}
+	return true;
+}
+
+static bool is_name(const char *name, const uint8_t *item, size_t bytes)
+{
+	return strlen(name) == bytes && memcmp(name, item, bytes) == 0;
+}
+
+static bool is_known_section(uint8_t type)
+{
+	return type >= SECTION_START && type <= SECTION_COMMAND;
+}
+
+/* ---- items --------------------------------------------------------------------------------------- */
+
+static int expect(struct dioh_qemu_parser *p, handler *handle, size_t need)
+{
+	p->handle = handle;
+	p->need = need;
+	return 0;
+}
+
+static int pass_item(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qemu_piece *piece)
+{
+	*piece = (struct dioh_qemu_piece){ .event = DIOH_QEMU_VERBATIM,
+		                           .bytes = item,
+		                           .count = p->need };
+	return 1;
+}
+
+/* The item ends with a name's length: `name` is to handle as many bytes, and `more` behind them. */
+static int expect_name(struct dioh_qemu_parser *p, const uint8_t *item, handler *name, size_t more,
+                       const char *whose, struct dioh_error *err)
+{
+	p->name_bytes = item[p->need - 1];
+	if (p->name_bytes == 0)
+		return REFUSE(p, err, -EBADMSG, p->offset - 1, "%s has an empty name", whose);
+	return expect(p, name, p->name_bytes + more);
+}
+
+/* ---- the configuration --------------------------------------------------------------------------- */
+
+static void keep(struct dioh_qemu_parser *p, const void *bytes, size_t count)
+{
+	memcpy(&p->configuration[p->setup.configuration_bytes], bytes, count);
+	p->setup.configuration_bytes += count;
+}
+
+static int magic(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qemu_piece *piece,
+                 struct dioh_error *err)
+{
+	(void)piece;
+	if (get_be32(item) != MAGIC)
+		return REFUSE(p, err, -EBADMSG, item_at(p),
+		              "it starts with 0x%08" PRIx32 " instead of QEMU's magic", get_be32(item));
+	if (get_be32(&item[4]) != STREAM_VERSION)
+		return REFUSE(p, err, -EOPNOTSUPP, item_at(p) + 4,
+		              "version %" PRIu32 " is not understood, only %u", get_be32(&item[4]),
+		              STREAM_VERSION);
+	keep(p, item, 8);
+	return expect(p, configuration_type, 1);
+}
+
+static int configuration_type(struct dioh_qemu_parser *p, const uint8_t *item,
+                              struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	(void)piece;
+	if (*item != SECTION_CONFIGURATION)
+		return REFUSE(p, err, is_known_section(*item) ? -EOPNOTSUPP : -EBADMSG, item_at(p),
+		              "it has no configuration section, but a section of type 0x%02x", *item);
+	keep(p, item, 1);
+	return expect(p, configuration_bytes, 4);
+}
+
+static int configuration_bytes(struct dioh_qemu_parser *p, const uint8_t *item,
+                               struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	uint32_t bytes = get_be32(item);
+
+	(void)piece;
+	if (bytes == 0)
+		return REFUSE(p, err, -EBADMSG, item_at(p), "the machine's name is empty");
+	if (bytes >= DIOH_NAME_BYTES)
+		return REFUSE(p, err, -EFBIG, item_at(p),
+		              "the machine's name of %" PRIu32 " bytes is longer than %u", bytes,
+		              DIOH_NAME_BYTES - 1);
+	keep(p, item, 4);
+	return expect(p, machine, bytes);
+}
+
+static int machine(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qemu_piece *piece,
+                   struct dioh_error *err)
+{
+	(void)piece;
+	if (!is_printable(item, p->need))
+		return REFUSE(p, err, -EBADMSG, item_at(p),
+		              "the machine's name \"%s\" has characters that are not printable",
+		              show(item, p->need).text);
+	memcpy(p->setup.machine, item, p->need);
+	keep(p, item, p->need);
+	p->setup.capabilities_at = p->setup.configuration_bytes;
+	return expect(p, configuration_next, 1);
+}
+
+/* Both forms begin alike; what declares mapped-ram has its pages elsewhere. */
+static int check_form(const struct dioh_qemu_parser *p, struct dioh_error *err)
+{
+	bool mapped = p->setup.capabilities & DIOH_QEMU_MAPPED_RAM;
+
+	if (mapped && p->form == DIOH_QEMU_STREAM)
+		return REFUSE(p, err, -EOPNOTSUPP, item_at(p),
+		              "it declares mapped-ram: it is an image, whose pages do not stand in the stream");
+	if (!mapped && p->form == DIOH_QEMU_IMAGE)
+		return REFUSE(p, err, -EOPNOTSUPP, item_at(p),
+		              "it does not declare mapped-ram: it is a stream, whose pages stand in it");
+	/* QEMU 10.0 cannot load that: it writes guest addresses that it does not read. */
+	if (mapped && (p->setup.capabilities & DIOH_QEMU_IGNORE_SHARED))
+		return REFUSE(p, err, -EOPNOTSUPP, item_at(p),
+		              "it declares both mapped-ram and x-ignore-shared, which QEMU cannot load");
+	return 0;
+}
+
+/* A section of which only the name is read. */
+static int expect_foreign(struct dioh_qemu_parser *p, uint8_t type)
+{
+	p->foreign = type;
+	return expect(p, foreign_head, 5);
+}
+
+static int configuration_next(struct dioh_qemu_parser *p, const uint8_t *item,
+                              struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	int r;
+
+	(void)piece;
+	if (*item == SUBSECTION)
+		return expect(p, subsection_name_bytes, 1);
+	r = check_form(p, err);
+	if (r < 0)
+		return r;
+	p->stage = "in the RAM section's start";
+	if (*item == SECTION_START)
+		return expect(p, start_head, 5);
+	if (*item == SECTION_FULL)
+		return expect_foreign(p, *item);
+	return REFUSE(p, err, is_known_section(*item) ? -EOPNOTSUPP : -EBADMSG, item_at(p),
+	              "a section of type 0x%02x%s instead of the RAM section's start", *item,
+	              *item == SECTION_COMMAND ? ", a command," : "");
+}
+
+static int subsection_name_bytes(struct dioh_qemu_parser *p, const uint8_t *item,
+                                 struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	(void)piece;
+	return expect_name(p, item, subsection_name, 0, "a subsection of the configuration", err);
+}
+
+static int subsection_name(struct dioh_qemu_parser *p, const uint8_t *item,
+                           struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	(void)piece;
+	for (unsigned i = 0; i < COUNT_OF(subsections); i++) {
+		if (!is_name(subsections[i].name, item, p->need))
+			continue;
+		if (p->subsections_seen & 1u << i)
+			return REFUSE(p, err, -EBADMSG, item_at(p), "it has two subsections \"%s\"",
+			              subsections[i].name);
+		p->subsections_seen |= 1u << i;
+		p->subsection = i;
+		return expect(p, subsection_content, subsections[i].bytes);
+	}
+	return REFUSE(p, err, -EOPNOTSUPP, item_at(p),
+	              "the configuration's subsection \"%s\" is not understood",
+	              show(item, p->need).text);
+}
+
+static void keep_subsection(struct dioh_qemu_parser *p, const uint8_t *content)
+{
+	const char *name = subsections[p->subsection].name;
+	const uint8_t head[] = { SUBSECTION, (uint8_t)strlen(name) };
+
+	keep(p, head, sizeof(head));
+	keep(p, name, strlen(name));
+	keep(p, content, p->need);
+}
+
+static int page_bits(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_error *err)
+{
+	uint32_t bits = get_be32(&item[4]);
+
+	if (bits != TARGET_PAGE_BITS)
+		return REFUSE(p, err, -EOPNOTSUPP, item_at(p) + 4,
+		              "\"configuration/target-page-bits\" is %" PRIu32 ", but only %u is understood",
+		              bits, TARGET_PAGE_BITS);
+	keep_subsection(p, item);
+	/* QEMU puts the capabilities behind this one. */
+	if (!(p->subsections_seen & 1u << CAPABILITIES))
+		p->setup.capabilities_at = p->setup.configuration_bytes;
+	return expect(p, configuration_next, 1);
+}
+
+static int next_capability(struct dioh_qemu_parser *p)
+{
+	if (p->capabilities_left == 0)
+		return expect(p, configuration_next, 1);
+	p->capabilities_left--;
+	return expect(p, capability_name_bytes, 1);
+}
+
+static int subsection_content(struct dioh_qemu_parser *p, const uint8_t *item,
+                              struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	(void)piece;
+	if (get_be32(item) != SUBSECTION_VERSION)
+		return REFUSE(p, err, -EOPNOTSUPP, item_at(p),
+		              "version %" PRIu32 " of \"%s\" is not understood, only %u",
+		              get_be32(item), subsections[p->subsection].name, SUBSECTION_VERSION);
+	if (p->subsection == PAGE_BITS)
+		return page_bits(p, item, err);
+	if (p->subsection == CAPABILITIES) {
+		p->setup.capabilities_at = p->setup.configuration_bytes;
+		p->capabilities_left = get_be32(&item[4]);
+		return next_capability(p);
+	}
+	keep_subsection(p, item);
+	return expect(p, configuration_next, 1);
+}
+
+static int capability_name_bytes(struct dioh_qemu_parser *p, const uint8_t *item,
+                                 struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	(void)piece;
+	return expect_name(p, item, capability_name, 0, "a capability", err);
+}
+
+/* None may come twice: however many are announced, no more are read than there are. */
+static int capability_name(struct dioh_qemu_parser *p, const uint8_t *item,
+                           struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	(void)piece;
+	for (unsigned i = 0; i < COUNT_OF(capabilities); i++) {
+		if (!is_name(capabilities[i].name, item, p->need))
+			continue;
+		if (p->setup.capabilities & capabilities[i].capability)
+			return REFUSE(p, err, -EBADMSG, item_at(p), "it declares \"%s\" twice",
+			              capabilities[i].name);
+		p->setup.capabilities |= capabilities[i].capability;
+		return next_capability(p);
+	}
+	return REFUSE(p, err, -EOPNOTSUPP, item_at(p),
+	              "it declares the capability \"%s\", which is not understood",
+	              show(item, p->need).text);
+}
+
+/* ---- sections that are refused by their name ----------------------------------------------------- */
+
+static int foreign_head(struct dioh_qemu_parser *p, const uint8_t *item,
+                        struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	(void)piece;
+	return expect_name(p, item, foreign_name, 0, "a section", err);
+}
+
+static int foreign_name(struct dioh_qemu_parser *p, const uint8_t *item,
+                        struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	(void)piece;
+	return REFUSE(p, err, -EOPNOTSUPP, item_at(p),
+	              "%s of section \"%s\" before the end of the RAM section is not understood",
+	              p->foreign == SECTION_START ? "the start" : "the state",
+	              show(item, p->need).text);
+}
+
+/* ---- the RAM section's start --------------------------------------------------------------------- */
+
+static int start_head(struct dioh_qemu_parser *p, const uint8_t *item,
+                      struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	(void)piece;
+	p->setup.ram_section = get_be32(item);
+	return expect_name(p, item, start, 8, "a section", err);
+}
+
+static int start(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qemu_piece *piece,
+                 struct dioh_error *err)
+{
+	const uint8_t *instance = &item[p->name_bytes];
+	uint64_t at = item_at(p) + p->name_bytes;
+
+	(void)piece;
+	if (!is_name("ram", item, p->name_bytes))
+		return REFUSE(p, err, -EOPNOTSUPP, item_at(p),
+		              "the start of section \"%s\" instead of \"ram\" is not understood",
+		              show(item, p->name_bytes).text);
+	if (get_be32(instance) != 0)
+		return REFUSE(p, err, -EBADMSG, at, "section \"ram\" is instance %" PRIu32
+		              " instead of 0", get_be32(instance));
+	p->setup.ram_version = get_be32(&instance[4]);
+	if (p->setup.ram_version != RAM_VERSION)
+		return REFUSE(p, err, -EOPNOTSUPP, at + 4,
+		              "version %" PRIu32 " of section \"ram\" is not understood, only %u",
+		              p->setup.ram_version, RAM_VERSION);
+	return expect(p, memory_size, 8);
+}
+
+/* A record that is neither page nor end where it stands. */
+static int refuse_record(const struct dioh_qemu_parser *p, uint64_t value, const char *where,
+                         struct dioh_error *err)
+{
+	uint32_t flags = (uint32_t)(value & PAGE_MASK);
+
+	for (unsigned i = 0; i < COUNT_OF(foreign_flags); i++) {
+		if (flags & foreign_flags[i].flag)
+			return REFUSE(p, err, -EOPNOTSUPP, item_at(p),
+			              "a RAM record with flag %s (flags 0x%03" PRIx32 ") %s is not understood",
+			              foreign_flags[i].name, flags, where);
+	}
+	return REFUSE(p, err, -EBADMSG, item_at(p), "a RAM record 0x%016" PRIx64 " %s", value, where);
+}
+
+static int memory_size(struct dioh_qemu_parser *p, const uint8_t *item,
+                       struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	uint64_t value = get_be64(item);
+
+	(void)piece;
+	if ((value & PAGE_MASK) != RECORD_MEM_SIZE)
+		return refuse_record(p, value, "where the memory's size should stand", err);
+	p->setup.total_bytes = value & ~PAGE_MASK;
+	if (p->setup.total_bytes == 0)
+		return REFUSE(p, err, -EBADMSG, item_at(p), "it has 0 bytes of memory");
+	return expect(p, block_name_bytes, 1);
+}
+
+static int block_name_bytes(struct dioh_qemu_parser *p, const uint8_t *item,
+                            struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	size_t more = 8;
+
+	(void)piece;
+	if (p->setup.block_count == DIOH_REGIONS_MAX)
+		return REFUSE(p, err, -EFBIG, item_at(p), "it has more than %u blocks", DIOH_REGIONS_MAX);
+	if (*item == 0)
+		return REFUSE(p, err, -EBADMSG, item_at(p),
+		              "block %u has an empty name; the blocks before it have %" PRIu64
+		              " of %" PRIu64 " bytes", p->setup.block_count, p->blocks_bytes,
+		              p->setup.total_bytes);
+	if (p->setup.capabilities & DIOH_QEMU_IGNORE_SHARED)
+		more += 8;
+	if (p->setup.capabilities & DIOH_QEMU_MAPPED_RAM)
+		more += MAPPED_HEADER_BYTES;
+	return expect_name(p, item, block, more, "a block", err);
+}
+
+static int check_block_name(const struct dioh_qemu_parser *p, const struct dioh_qemu_block *entry,
+                            const uint8_t *name, struct dioh_error *err)
+{
+	if (!is_printable(name, p->name_bytes))
+		return REFUSE(p, err, -EBADMSG, item_at(p),
+		              "block %u: its name \"%s\" has characters that are not printable",
+		              p->setup.block_count, show(name, p->name_bytes).text);
+	for (unsigned i = 0; i < p->setup.block_count; i++) {
+		if (strcmp(p->setup.blocks[i].name, entry->name) == 0)
+			return REFUSE(p, err, -EBADMSG, item_at(p), "blocks %u and %u are both \"%s\"",
+			              i, p->setup.block_count, show_block(entry).text);
+	}
+	return 0;
+}
+
+static int check_block_bytes(const struct dioh_qemu_parser *p, const struct dioh_qemu_block *entry,
+                             struct dioh_error *err)
+{
+	uint64_t at = item_at(p) + p->name_bytes;
+	uint64_t rest = p->setup.total_bytes - p->blocks_bytes;
+
+	if (entry->bytes == 0 || (entry->bytes & PAGE_MASK) != 0)
+		return REFUSE(p, err, -EBADMSG, at,
+		              "block \"%s\": its %" PRIu64 " bytes are not one or more pages of %u",
+		              show_block(entry).text, entry->bytes, DIOH_PAGE_BYTES);
+	if (entry->bytes > rest)
+		return REFUSE(p, err, -EBADMSG, at,
+		              "block \"%s\": its %" PRIu64 " bytes are more than the %" PRIu64
+		              " that are left of %" PRIu64, show_block(entry).text, entry->bytes, rest,
+		              p->setup.total_bytes);
+	if (entry->bytes > DIOH_REGION_BYTES_MAX)
+		return REFUSE(p, err, -EFBIG, at,
+		              "block \"%s\": its %" PRIu64 " bytes are more than %" PRIu64,
+		              show_block(entry).text, entry->bytes, DIOH_REGION_BYTES_MAX);
+	return 0;
+}
+
+/* Behind the mapped-ram header come, in this order and without overlap: bitmap, pages. */
+static int check_mapped_offsets(const struct dioh_qemu_parser *p, const struct dioh_qemu_block *entry,
+                                uint64_t at, struct dioh_error *err)
+{
+	uint64_t bitmap_bytes = dioh_align_up(dioh_div_up(entry->bytes / DIOH_PAGE_BYTES, 8), 8);
+
+	if (entry->bitmap_offset < p->offset)
+		return REFUSE(p, err, -EBADMSG, at + 12,
+		              "block \"%s\": its bitmap at offset %" PRIu64
+		              " starts before the end of its header, %" PRIu64,
+		              show_block(entry).text, entry->bitmap_offset, p->offset);
+	if (entry->pages_offset & PAGE_MASK)
+		return REFUSE(p, err, -EBADMSG, at + 20,
+		              "block \"%s\": its pages at offset %" PRIu64
+		              " do not start at a multiple of %u", show_block(entry).text,
+		              entry->pages_offset, DIOH_PAGE_BYTES);
+	if (!dioh_range_ok(entry->bitmap_offset, bitmap_bytes, entry->pages_offset))
+		return REFUSE(p, err, -EBADMSG, at + 12,
+		              "block \"%s\": its bitmap of %" PRIu64 " bytes at offset %" PRIu64
+		              " runs into its pages at %" PRIu64, show_block(entry).text, bitmap_bytes,
+		              entry->bitmap_offset, entry->pages_offset);
+	if (!dioh_range_ok(entry->pages_offset, entry->bytes, DIOH_OFFSET_MAX))
+		return REFUSE(p, err, -EBADMSG, at + 20,
+		              "block \"%s\": its pages at offset %" PRIu64 " end beyond %" PRIu64,
+		              show_block(entry).text, entry->pages_offset, DIOH_OFFSET_MAX);
+	return 0;
+}
+
+static int mapped_header(const struct dioh_qemu_parser *p, struct dioh_qemu_block *entry,
+                         const uint8_t *header, struct dioh_error *err)
+{
+	uint64_t at = p->offset - MAPPED_HEADER_BYTES;
+	uint32_t version = get_be32(header);
+	uint64_t page_bytes = get_be64(&header[4]);
+
+	entry->bitmap_offset = get_be64(&header[12]);
+	entry->pages_offset = get_be64(&header[20]);
+	if (version > MAPPED_VERSION_MAX)
+		return REFUSE(p, err, -EOPNOTSUPP, at,
+		              "block \"%s\": version %" PRIu32
+		              " of its mapped-ram header is not understood, only up to %u",
+		              show_block(entry).text, version, MAPPED_VERSION_MAX);
+	if (page_bytes != DIOH_PAGE_BYTES)
+		return REFUSE(p, err, -EOPNOTSUPP, at + 4,
+		              "block \"%s\": pages of %" PRIu64 " bytes are not understood, only of %u",
+		              show_block(entry).text, page_bytes, DIOH_PAGE_BYTES);
+	return check_mapped_offsets(p, entry, at, err);
+}
+
+static int add_block(struct dioh_qemu_parser *p, const struct dioh_qemu_block *entry,
+                     struct dioh_error *err)
+{
+	struct dioh_qemu_block *blocks = p->setup.blocks;
+	unsigned room = p->blocks_room;
+
+	if (p->setup.block_count == room) {
+		room = room ? 2 * room : BLOCKS_ROOM_FIRST;
+		blocks = reallocarray(blocks, room, sizeof(*blocks));
+		if (!blocks)
+			return REFUSE(p, err, -ENOMEM, item_at(p), "no memory for its blocks");
+		p->setup.blocks = blocks;
+		p->blocks_room = room;
+	}
+	blocks[p->setup.block_count++] = *entry;
+	p->blocks_bytes += entry->bytes;
+	return 0;
+}
+
+/* QEMU says nowhere how many blocks there are: the last one completes the memory's size. */
+static int block(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qemu_piece *piece,
+                 struct dioh_error *err)
+{
+	struct dioh_qemu_block entry = { .bytes = get_be64(&item[p->name_bytes]) };
+	const uint8_t *field = &item[p->name_bytes + 8];
+	int r;
+
+	memcpy(entry.name, item, p->name_bytes);
+	if (p->setup.capabilities & DIOH_QEMU_IGNORE_SHARED)
+		entry.guest_address = get_be64(field);
+	r = check_block_name(p, &entry, item, err);
+	if (r == 0)
+		r = check_block_bytes(p, &entry, err);
+	if (r == 0 && p->form == DIOH_QEMU_IMAGE)
+		r = mapped_header(p, &entry, field, err);
+	if (r == 0)
+		r = add_block(p, &entry, err);
+	if (r < 0)
+		return r;
+
+	if (p->blocks_bytes < p->setup.total_bytes)
+		expect(p, block_name_bytes, 1);
+	else
+		expect(p, setup_records_end, 8);
+	if (p->form == DIOH_QEMU_STREAM)
+		return 0;
+	p->offset = entry.pages_offset + entry.bytes;
+	*piece = (struct dioh_qemu_piece){ .event = DIOH_QEMU_SEEK, .offset = p->offset };
+	return 1;
+}
+
+static int setup_records_end(struct dioh_qemu_parser *p, const uint8_t *item,
+                             struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	(void)piece;
+	if (get_be64(item) != RECORD_EOS)
+		return refuse_record(p, get_be64(item), "where the RAM section's start should end", err);
+	return expect(p, setup_footer_type, 1);
+}
+
+static int setup_is_done(struct dioh_qemu_parser *p, struct dioh_qemu_piece *piece)
+{
+	p->setup_done = true;
+	p->stage = "before the RAM section's end";
+	expect(p, section, 1);
+	*piece = (struct dioh_qemu_piece){ .event = DIOH_QEMU_SETUP };
+	return 1;
+}
+
+/* Footers can be switched off in QEMU. All sections have them, or none. */
+static int setup_footer_type(struct dioh_qemu_parser *p, const uint8_t *item,
+                             struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	(void)err;
+	p->setup.footers = *item == SECTION_FOOTER;
+	if (p->setup.footers)
+		return expect(p, setup_footer_id, 4);
+	p->untake = true;
+	return setup_is_done(p, piece);
+}
+
+static int check_section(const struct dioh_qemu_parser *p, const uint8_t *id, const char *what,
+                         struct dioh_error *err)
+{
+	if (get_be32(id) != p->setup.ram_section)
+		return REFUSE(p, err, -EBADMSG, p->offset - 4,
+		              "a section's %s names section %" PRIu32 " instead of %" PRIu32 ", \"ram\"",
+		              what, get_be32(id), p->setup.ram_section);
+	return 0;
+}
+
+static int setup_footer_id(struct dioh_qemu_parser *p, const uint8_t *item,
+                           struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	int r = check_section(p, item, "footer", err);
+
+	return r < 0 ? r : setup_is_done(p, piece);
+}
+
+/* ---- sections up to the RAM section's end -------------------------------------------------------- */
+
+static int section(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qemu_piece *piece,
+                   struct dioh_error *err)
+{
+	switch (*item) {
+	case SECTION_PART:
+	case SECTION_END:
+		pass_item(p, item, piece);
+		p->last_part = *item == SECTION_END;
+		expect(p, part_head, 4);
+		return 1;
+	case SECTION_COMMAND:
+		pass_item(p, item, piece);
+		expect(p, command, 4);
+		return 1;
+	case SECTION_START:
+	case SECTION_FULL:
+		return expect_foreign(p, *item);
+	case SECTION_EOF:
+		return REFUSE(p, err, -EBADMSG, item_at(p), "it ends before the RAM section does");
+	default:
+		return REFUSE(p, err, -EBADMSG, item_at(p),
+		              "a section of type 0x%02x before the RAM section's end", *item);
+	}
+}
+
+static int command(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qemu_piece *piece,
+                   struct dioh_error *err)
+{
+	uint32_t number = get_be16(item);
+
+	if (number >= COUNT_OF(commands) || !commands[number].passes)
+		return REFUSE(p, err, -EOPNOTSUPP, item_at(p),
+		              "command %" PRIu32 ", %s, is not understood", number,
+		              number < COUNT_OF(commands) ? commands[number].name : "unknown");
+	pass_item(p, item, piece);
+	p->verbatim_left = get_be16(&item[2]);
+	expect(p, section, 1);
+	return 1;
+}
+
+static int part_head(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qemu_piece *piece,
+                     struct dioh_error *err)
+{
+	int r = check_section(p, item, "part", err);
+
+	if (r < 0)
+		return r;
+	pass_item(p, item, piece);
+	expect(p, record, 8);
+	return 1;
+}
+
+static int part_is_done(struct dioh_qemu_parser *p)
+{
+	if (p->last_part) {
+		p->in_tail = true;
+		p->stage = "in the device state";
+	}
+	return expect(p, section, 1);
+}
+
+static int part_footer(struct dioh_qemu_parser *p, const uint8_t *item,
+                       struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	int r;
+
+	if (*item != SECTION_FOOTER)
+		return REFUSE(p, err, -EBADMSG, item_at(p),
+		              "a part of section \"ram\" has no footer, but the section's start had one");
+	r = check_section(p, &item[1], "footer", err);
+	if (r < 0)
+		return r;
+	pass_item(p, item, piece);
+	part_is_done(p);
+	return 1;
+}
+
+/* ---- records: pages, and the end of a part ------------------------------------------------------- */
+
+static int records_end(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qemu_piece *piece)
+{
+	pass_item(p, item, piece);
+	if (p->setup.footers)
+		expect(p, part_footer, 5);
+	else
+		part_is_done(p);
+	return 1;
+}
+
+/* The block is known: does it have the page? */
+static int record_is_complete(struct dioh_qemu_parser *p, uint64_t record_at, struct dioh_error *err)
+{
+	const struct dioh_qemu_block *entry = &p->setup.blocks[p->block];
+
+	if (p->page >= entry->bytes / DIOH_PAGE_BYTES)
+		return REFUSE(p, err, -EBADMSG, record_at,
+		              "block \"%s\": a page at offset %" PRIu64 " of its %" PRIu64 " bytes",
+		              show_block(entry).text, p->page * DIOH_PAGE_BYTES, entry->bytes);
+	return p->page_is_zero ? expect(p, zero_page, 1) : expect(p, page, DIOH_PAGE_BYTES);
+}
+
+static int record(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qemu_piece *piece,
+                  struct dioh_error *err)
+{
+	uint64_t value = get_be64(item);
+	uint32_t kind = (uint32_t)(value & PAGE_MASK & ~(uint64_t)RECORD_CONTINUE);
+
+	if (value == RECORD_EOS)
+		return records_end(p, item, piece);
+	if (kind != RECORD_ZERO && kind != RECORD_PAGE)
+		return refuse_record(p, value, "in a part of the RAM section", err);
+	if (p->form == DIOH_QEMU_IMAGE)
+		return REFUSE(p, err, -EBADMSG, item_at(p),
+		              "a page stands in the stream, but its pages have places of their own");
+	p->page = value / DIOH_PAGE_BYTES;
+	p->page_is_zero = kind == RECORD_ZERO;
+	if (!(value & RECORD_CONTINUE))
+		return expect(p, page_name_bytes, 1);
+	if (!p->block_known)
+		return REFUSE(p, err, -EBADMSG, item_at(p),
+		              "a page continues a block, but none was named before it");
+	return record_is_complete(p, item_at(p), err);
+}
+
+static int page_name_bytes(struct dioh_qemu_parser *p, const uint8_t *item,
+                           struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	(void)piece;
+	return expect_name(p, item, page_name, 0, "a page's block", err);
+}
+
+static bool find_block(struct dioh_qemu_parser *p, const uint8_t *name, size_t bytes)
+{
+	if (p->block_known && is_name(p->setup.blocks[p->block].name, name, bytes))
+		return true;
+	for (unsigned i = 0; i < p->setup.block_count; i++) {
+		if (is_name(p->setup.blocks[i].name, name, bytes)) {
+			p->block = i;
+			p->block_known = true;
+			return true;
+		}
+	}
+	return false;
+}
+
+static int page_name(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qemu_piece *piece,
+                     struct dioh_error *err)
+{
+	(void)piece;
+	if (!find_block(p, item, p->need))
+		return REFUSE(p, err, -EBADMSG, item_at(p), "a page of block \"%s\", which it does not have",
+		              show(item, p->need).text);
+	return record_is_complete(p, item_at(p) - 9, err);
+}
+
+static int hand_out_page(struct dioh_qemu_parser *p, const uint8_t *bytes,
+                         struct dioh_qemu_piece *piece)
+{
+	*piece = (struct dioh_qemu_piece){ .event = DIOH_QEMU_PAGE,
+		                           .block = p->block,
+		                           .page = p->page,
+		                           .bytes = bytes,
+		                           .count = bytes ? DIOH_PAGE_BYTES : 0 };
+	expect(p, record, 8);
+	return 1;
+}
+
+static int page(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qemu_piece *piece,
+                struct dioh_error *err)
+{
+	(void)err;
+	return hand_out_page(p, item, piece);
+}
+
+static int zero_page(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qemu_piece *piece,
+                     struct dioh_error *err)
+{
+	if (*item != 0)
+		return REFUSE(p, err, -EBADMSG, item_at(p),
+		              "block \"%s\": the zero page at offset %" PRIu64 " is filled with 0x%02x",
+		              show_block(&p->setup.blocks[p->block]).text, p->page * DIOH_PAGE_BYTES,
+		              *item);
+	return hand_out_page(p, NULL, piece);
+}
+
+/* ---- how the device state ends ------------------------------------------------------------------- */
+
+/* The byte that stands `back` before bytes[i], perhaps in an earlier piece. */
+static uint8_t byte_before(const struct ending *ending, const uint8_t *bytes, size_t i, size_t back)
+{
+	return back <= i ? bytes[i - back] : ending->last[sizeof(ending->last) + i - back];
+}
+
+/* bytes[i], at `offset`, is a '{': do a 0 byte, 0x06 and a length stand before it? */
+static void consider_ending(struct ending *ending, const uint8_t *bytes, size_t i, uint64_t offset)
+{
+	uint64_t length = 0;
+
+	if (byte_before(ending, bytes, i, 6) != SECTION_EOF ||
+	    byte_before(ending, bytes, i, 5) != SECTION_DESCRIPTION)
+		return;
+	for (size_t back = 4; back > 0; back--)
+		length = length << 8 | byte_before(ending, bytes, i, back);
+	ending->candidates[ending->next].start = offset;
+	ending->candidates[ending->next].end = offset + length;
+	ending->next = (ending->next + 1) % ENDINGS;
+}
+
+static void watch_ending(struct ending *ending, const uint8_t *bytes, size_t count, uint64_t offset)
+{
+	const uint8_t *end = bytes + count;
+	const uint8_t *zero = memrchr(bytes, 0, count);
+	uint8_t last[sizeof(ending->last)];
+
+	for (const uint8_t *brace = bytes;; brace++) {
+		brace = brace < end ? memchr(brace, '{', (size_t)(end - brace)) : NULL;
+		if (!brace)
+			break;
+		consider_ending(ending, bytes, (size_t)(brace - bytes), offset + (uint64_t)(brace - bytes));
+	}
+	if (zero)
+		ending->zero_end = offset + (uint64_t)(zero - bytes) + 1;
+	for (size_t back = 1; back <= sizeof(last); back++)
+		last[sizeof(last) - back] = byte_before(ending, bytes, count, back);
+	memcpy(ending->last, last, sizeof(last));
+}
+
+/* Most bytes of a device state are 0: one alone says little, but behind a footer it ends a stream. */
+static bool may_end(const struct ending *ending, bool footers, uint64_t offset)
+{
+	if (ending->zero_end == offset && (!footers || ending->last[0] == SECTION_FOOTER))
+		return true;
+	for (unsigned i = 0; i < ENDINGS; i++) {
+		if (ending->candidates[i].end == offset && ending->candidates[i].start >= ending->zero_end)
+			return true;
+	}
+	return false;
+}
+
+/* ---- the parser ---------------------------------------------------------------------------------- */
+
+struct dioh_qemu_parser *dioh_qemu_parser_new(enum dioh_qemu_form form, uint64_t start_offset,
+                                              struct dioh_error *err)
+{
+	struct dioh_qemu_parser *p = calloc(1, sizeof(*p));
+
+	if (!p) {
+		dioh_error_errno(err, -ENOMEM,
+		                 &(const struct dioh_place){ DIOH_OP_PARSE, object(form), 0,
+		                                             DIOH_OFFSET_NONE },
+		                 "QEMU %s: cannot be parsed", noun(form));
+		return NULL;
+	}
+	p->form = form;
+	p->offset = start_offset;
+	p->stage = "in the configuration";
+	p->setup.configuration = p->configuration;
+	/* No byte in front of the device state belongs to its end. */
+	memset(p->ending.last, 0xff, sizeof(p->ending.last));
+	expect(p, magic, 8);
+	return p;
+}
+
+void dioh_qemu_parser_free(struct dioh_qemu_parser *parser)
+{
+	if (!parser)
+		return;
+	free(parser->setup.blocks);
+	free(parser);
+}
+
+struct input {
+	const uint8_t *bytes;
+	size_t count;
+};
+
+static void take(struct dioh_qemu_parser *p, struct input *input, size_t count)
+{
+	input->bytes += count;
+	input->count -= count;
+	p->offset += count;
+}
+
+/* The next item: in the input if it lies there as a whole, else in the parser. NULL: it is not complete. */
+static const uint8_t *gather(struct dioh_qemu_parser *p, struct input *input)
+{
+	const uint8_t *item = input->bytes;
+	size_t count = (size_t)dioh_min(p->need - p->have, input->count);
+
+	if (count == 0)
+		return NULL;
+	take(p, input, count);
+	if (count == p->need)
+		return item;
+	memcpy(&p->buffer[p->have], item, count);
+	p->have += count;
+	if (p->have < p->need)
+		return NULL;
+	p->have = 0;
+	return p->buffer;
+}
+
+static int pass_verbatim(struct dioh_qemu_parser *p, struct input *input,
+                         struct dioh_qemu_piece *piece)
+{
+	size_t count = input->count;
+
+	if (p->in_tail) {
+		watch_ending(&p->ending, input->bytes, count, p->offset);
+	} else {
+		count = (size_t)dioh_min(count, p->verbatim_left);
+		p->verbatim_left -= count;
+	}
+	*piece = (struct dioh_qemu_piece){ .event = DIOH_QEMU_VERBATIM,
+		                           .bytes = input->bytes,
+		                           .count = count };
+	take(p, input, count);
+	return 1;
+}
+
+static int next_piece(struct dioh_qemu_parser *p, struct input *input,
+                      struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	int r = 0;
+
+	while (r == 0) {
+		const uint8_t *item;
+
+		if (input->count > 0 && (p->in_tail || p->verbatim_left > 0))
+			return pass_verbatim(p, input, piece);
+		item = gather(p, input);
+		if (!item) {
+			*piece = (struct dioh_qemu_piece){ .event = DIOH_QEMU_MORE };
+			return 1;
+		}
+		r = p->handle(p, item, piece, err);
+	}
+	if (p->untake) { /* an item of one byte always comes from this input */
+		p->untake = false;
+		input->bytes--;
+		input->count++;
+		p->offset--;
+	}
+	return r;
+}
+
+static int give_error(const struct dioh_error *from, struct dioh_error *err)
+{
+	if (err)
+		*err = *from;
+	return -from->code;
+}
+
+int dioh_qemu_parse(struct dioh_qemu_parser *parser, const uint8_t **bytes, size_t *count,
+                    struct dioh_qemu_piece *ret_piece, struct dioh_error *err)
+{
+	struct input input = { *bytes, *count };
+	struct dioh_qemu_piece piece;
+
+	if (parser->error.code != 0)
+		return give_error(&parser->error, err);
+	if (next_piece(parser, &input, &piece, &parser->error) < 0)
+		return give_error(&parser->error, err);
+	*bytes = input.bytes;
+	*count = input.count;
+	*ret_piece = piece;
+	return 0;
+}
+
+int dioh_qemu_parser_end(const struct dioh_qemu_parser *parser, struct dioh_error *err)
+{
+	if (parser->error.code != 0)
+		return give_error(&parser->error, err);
+	if (parser->in_tail && may_end(&parser->ending, parser->setup.footers, parser->offset))
+		return 0;
+	return REFUSE(parser, err, -EBADMSG, parser->offset, "it ends too early, %s", parser->stage);
+}
+
+const struct dioh_qemu_setup *dioh_qemu_parser_setup(const struct dioh_qemu_parser *parser)
+{
+	return parser->setup_done ? &parser->setup : NULL;
+}
+
+uint64_t dioh_qemu_parser_offset(const struct dioh_qemu_parser *parser)
+{
+	return parser->offset;
+}
+
+/* ---- encoders ------------------------------------------------------------------------------------ */
+
+static uint8_t *put_capabilities(uint8_t *to, uint32_t declared)
+{
+	uint32_t count = 0;
+
+	for (unsigned i = 0; i < COUNT_OF(capabilities); i++)
+		count += (declared & capabilities[i].capability) != 0;
+	if (count == 0)
+		return to;
+	to = put_name(put_u8(to, SUBSECTION), subsections[CAPABILITIES].name);
+	to = put_be32(put_be32(to, SUBSECTION_VERSION), count);
+	for (unsigned i = 0; i < COUNT_OF(capabilities); i++) {
+		if (declared & capabilities[i].capability)
+			to = put_name(to, capabilities[i].name);
+	}
+	return to;
+}
+
+size_t dioh_qemu_put_configuration(uint8_t *to, const struct dioh_qemu_setup *setup,
+                                   uint32_t declared)
+{
+	size_t at = setup->capabilities_at;
+	uint8_t *end = put_bytes(to, setup->configuration, at);
+
+	end = put_capabilities(end, declared);
+	end = put_bytes(end, &setup->configuration[at], setup->configuration_bytes - at);
+	return (size_t)(end - to);
+}
+
+size_t dioh_qemu_put_ram_start(uint8_t *to, const struct dioh_qemu_setup *setup)
+{
+	uint8_t *end = put_be32(put_u8(to, SECTION_START), setup->ram_section);
+
+	end = put_be32(put_name(end, "ram"), 0);
+	end = put_be32(end, setup->ram_version);
+	end = put_be64(end, setup->total_bytes | RECORD_MEM_SIZE);
+	return (size_t)(end - to);
+}
+
+size_t dioh_qemu_put_block(uint8_t *to, const struct dioh_qemu_block *entry, uint32_t declared)
+{
+	uint8_t *end = put_be64(put_name(to, entry->name), entry->bytes);
+
+	if (declared & DIOH_QEMU_IGNORE_SHARED)
+		end = put_be64(end, entry->guest_address);
+	if (declared & DIOH_QEMU_MAPPED_RAM) {
+		end = put_be32(end, MAPPED_VERSION_MAX);
+		end = put_be64(end, DIOH_PAGE_BYTES);
+		end = put_be64(end, entry->bitmap_offset);
+		end = put_be64(end, entry->pages_offset);
+	}
+	return (size_t)(end - to);
+}
+
+size_t dioh_qemu_put_section_end(uint8_t *to, const struct dioh_qemu_setup *setup)
+{
+	uint8_t *end = put_be64(to, RECORD_EOS);
+
+	if (setup->footers)
+		end = put_be32(put_u8(end, SECTION_FOOTER), setup->ram_section);
+	return (size_t)(end - to);
+}
+
+size_t dioh_qemu_put_part_start(uint8_t *to, const struct dioh_qemu_setup *setup)
+{
+	return (size_t)(put_be32(put_u8(to, SECTION_PART), setup->ram_section) - to);
+}
+
+size_t dioh_qemu_put_page(uint8_t *to, const char *name, uint64_t number, bool zero)
+{
+	uint64_t flags = (zero ? RECORD_ZERO : RECORD_PAGE) | (name ? 0 : RECORD_CONTINUE);
+	uint8_t *end = put_be64(to, number * DIOH_PAGE_BYTES | flags);
+
+	if (name)
+		end = put_name(end, name);
+	if (zero)
+		end = put_u8(end, 0);
+	return (size_t)(end - to);
+}
