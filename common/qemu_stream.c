@@ -661,16 +661,16 @@ static int check_block_bytes(const struct dioh_qemu_parser *p, const struct dioh
 	return 0;
 }
 
-/* Behind the mapped-ram header come, in this order and without overlap: bitmap, pages. */
+/* Behind the mapped-ram header come, in this order and without overlap: bitmap, at once, and pages. */
 static int check_mapped_offsets(const struct dioh_qemu_parser *p, const struct dioh_qemu_block *entry,
                                 uint64_t at, struct dioh_error *err)
 {
 	uint64_t bitmap_bytes = dioh_align_up(dioh_div_up(entry->bytes / DIOH_PAGE_BYTES, 8), 8);
 
-	if (entry->bitmap_offset < p->offset)
+	if (entry->bitmap_offset != p->offset)
 		return REFUSE(p, err, -EBADMSG, at + 12,
 		              "block \"%s\": its bitmap at offset %" PRIu64
-		              " starts before the end of its header, %" PRIu64,
+		              " does not start at the end of its header, %" PRIu64,
 		              show_block(entry).text, entry->bitmap_offset, p->offset);
 	if (entry->pages_offset & PAGE_MASK)
 		return REFUSE(p, err, -EBADMSG, at + 20,

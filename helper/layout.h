@@ -3,9 +3,9 @@
  * layout.h - where things stand in an image, and what makes it complete. A layout has regions and stream entries; its
  * operations say where their bytes go and keep bitmaps, checksums and tables.
  *
- * Every operation runs in the control-I/O thread and may block. What the workers read (offsets and sizes of regions)
- * does not change once the layout is ready. Offsets in records count from the image's start; dioh_layout_at() makes file
- * offsets of them.
+ * Every operation runs in the control-I/O thread and may block. What the workers and the session read (offsets, sizes
+ * and flags of regions) does not change once the layout is ready. Offsets in records count from the image's start;
+ * dioh_layout_at() makes file offsets of them.
  */
 #ifndef DIOH_LAYOUT_H
 #define DIOH_LAYOUT_H
@@ -16,6 +16,7 @@
 
 struct dioh_region {
 	struct dioh_record_region record;
+	bool unsummed; /* save: some of it has no checksum; control-I/O thread */
 	struct dioh_intervals touched; /* chunks that a save has begun to write; session thread */
 	struct dioh_intervals covered; /* chunks that a save has completed; session thread */
 };

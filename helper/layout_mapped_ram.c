@@ -48,15 +48,25 @@ int dioh_mapped_ram_take_setup(struct dioh_mapped_ram *mapped_ram, const struct 
 	return 0;
 }
 
+static int check_readable(const struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	if (layout->image->readable)
+		return 0;
+	return dioh_error_set(err, EBADF, PLACE(ATTACH, DIOH_OFFSET_NONE),
+	                      "image: its descriptor is write-only; mapped-ram also needs reading (O_RDWR)");
+}
+
 /* Waits for the stream: nothing of the image is touched before its setup has been understood. */
 static int mapped_ram_prepare(struct dioh_image_layout *layout, struct dioh_error *err)
 {
-	struct dioh_mapped_ram *mapped_ram = calloc(1, sizeof(*mapped_ram));
-	int r;
+	struct dioh_mapped_ram *mapped_ram;
+	int r = check_readable(layout, err);
 
+	if (r < 0)
+		return r;
+	mapped_ram = layout->mapped_ram = calloc(1, sizeof(*mapped_ram));
 	if (!mapped_ram)
 		return dioh_error_errno(err, ENOMEM, PLACE(NONE, DIOH_OFFSET_NONE), "image: room for its layout");
-	layout->mapped_ram = mapped_ram;
 	r = dioh_qemu_source_open(&mapped_ram->source, err);
 	if (r == 0)
 		r = dioh_qemu_source_read_setup(&mapped_ram->source, &layout->device_state, err);
@@ -168,17 +178,6 @@ static int check_ignores_shared(const struct dioh_image_layout *layout, struct d
 	                      "can be saved from a memory", layout->device_state.stream);
 }
 
-static int check_streams(const struct dioh_image_layout *layout, struct dioh_error *err)
-{
-	if (!layout->image->readable)
-		return dioh_error_set(err, EBADF, PLACE(ATTACH, DIOH_OFFSET_NONE),
-		                      "image: its descriptor is write-only; mapped-ram also needs reading (O_RDWR)");
-	if (layout->stream_count == 1)
-		return 0;
-	return dioh_error_set(err, EINVAL, PLACE(PROTOCOL, DIOH_OFFSET_NONE),
-	                      "image: a mapped-ram image has one stream entry, the device state, not %u", layout->stream_count);
-}
-
 static int adopt_plan(struct dioh_image_layout *layout, const struct dioh_record_region *regions,
                       const struct dioh_record_extent *extents, struct dioh_error *err)
 {
@@ -195,6 +194,9 @@ static int adopt_plan(struct dioh_image_layout *layout, const struct dioh_record
 	layout->header_offset = 0;
 	layout->image_bytes = layout->head.image_bytes;
 	layout->extents_end = layout->mapped_ram->plan.tail_offset;
+	/* Their table is written by the commit: before it a head that names them would speak of what is not there. */
+	layout->head.extent_count = 0;
+	layout->head.extents.bytes = 0;
 	return 0;
 }
 
@@ -275,6 +277,15 @@ static int write_setup_extent(struct dioh_image_layout *layout, unsigned index, 
 	return r < 0 ? r : dioh_image_pwrite(layout->image, bytes, count, dioh_layout_at(layout, extent->offset), err);
 }
 
+/* The tail begins with it, and brings it again. Until then a partial image can be parsed, and looked at. */
+static int write_setup_end(struct dioh_image_layout *layout, uint8_t *bytes, struct dioh_error *err)
+{
+	const size_t count = dioh_qemu_put_section_end(bytes, &layout->mapped_ram->setup);
+
+	return dioh_image_pwrite(layout->image, bytes, count, dioh_layout_at(layout, layout->mapped_ram->plan.tail_offset),
+	                         err);
+}
+
 static int write_setup(struct dioh_image_layout *layout, struct dioh_error *err)
 {
 	DIOH_AUTO_FREE uint8_t *bytes = malloc(SETUP_EXTENT_BYTES_MAX);
@@ -284,6 +295,8 @@ static int write_setup(struct dioh_image_layout *layout, struct dioh_error *err)
 	for (unsigned i = 0; i < layout->region_count && r == 0; i++)
 		r = write_setup_extent(layout, i, bytes, err);
 	if (r == 0)
+		r = write_setup_end(layout, bytes, err);
+	if (r == 0)
 		r = dioh_record_write_regions(layout, &crc, err);
 	if (r == 0)
 		r = dioh_record_write_streams(layout, &crc, err);
@@ -292,10 +305,8 @@ static int write_setup(struct dioh_image_layout *layout, struct dioh_error *err)
 
 static int mapped_ram_create(struct dioh_image_layout *layout, struct dioh_error *err)
 {
-	int r = check_streams(layout, err);
+	int r = check_ignores_shared(layout, err);
 
-	if (r == 0)
-		r = check_ignores_shared(layout, err);
 	if (r == 0)
 		r = dioh_mapped_ram_adopt_table(layout, err);
 	if (r == 0)

@@ -22,6 +22,7 @@
 #define PIECE_BYTES (64u * 1024)
 #define XML_BYTES_MAX (1u << 20) /* looked at for the domain's name */
 #define QEMU_MAGIC_BYTES 4u
+#define LIBVIRT_DATA_BYTES_AT 20u /* the field, in libvirt's header */
 
 static const uint8_t qemu_magic[QEMU_MAGIC_BYTES] = "QEVM";
 /* Ours, before its commit: the magic is missing, the version behind it is there. */
@@ -70,6 +71,10 @@ static int read_libvirt_header(struct dioh_image_layout *layout, const uint8_t *
 	info->format = header.format;
 	info->flags = (header.complete ? DIOH_HEADER_COMPLETE : 0) | (header.was_running ? DIOH_HEADER_WAS_RUNNING : 0);
 	layout->header_bytes = DIOH_LIBVIRT_HEADER_BYTES + (uint64_t)header.data_bytes;
+	if (layout->header_bytes > DIOH_HEADER_BYTES_MAX)
+		return dioh_error_set(err, EFBIG, PLACE(PARSE, LIBVIRT_DATA_BYTES_AT),
+		                      "image: libvirt's header has %" PRIu64 " bytes, which are more than %u", layout->header_bytes,
+		                      DIOH_HEADER_BYTES_MAX);
 	return read_domain(layout, &header, err);
 }
 
@@ -117,7 +122,7 @@ static int fill(struct reader *reader, struct dioh_error *err)
 	return r;
 }
 
-/* Parses up to an event other than MORE and SEEK, or to the file's end: then `ret_ended`. */
+/* Parses up to an event other than MORE and SEEK. */
 static int next_piece(struct reader *reader, struct dioh_qemu_parser *parser, struct dioh_qemu_piece *ret_piece,
                       struct dioh_error *err)
 {
@@ -278,7 +283,53 @@ static int check_record(struct dioh_image_layout *layout, struct dioh_error *err
 	                             &layout->head, regions, &layout->streams[0].record, layout->streams[0].extents, err);
 }
 
-static int open_ours(struct dioh_image_layout *layout, uint32_t flags, bool chosen, struct dioh_error *err)
+/* Not only what stands behind the setup goes to QEMU: of the setup itself all bytes are vouched for, too. */
+static int check_setup_extent(struct dioh_image_layout *layout, unsigned index, uint8_t *chunk, uint32_t *checksums,
+                              struct dioh_error *err)
+{
+	const struct dioh_stream_entry *entry = &layout->streams[0];
+	const struct dioh_record_extent *extent = &entry->extents[index];
+	int r = dioh_record_load_extent(layout, entry, index, checksums, err);
+
+	for (uint64_t done = 0; r == 0 && done < extent->bytes; done += DIOH_CHUNK_BYTES) {
+		const uint64_t bytes = dioh_min(extent->bytes - done, DIOH_CHUNK_BYTES);
+		const uint64_t at = extent->offset + done;
+
+		r = dioh_image_pread(layout->image, chunk, bytes, dioh_layout_at(layout, at), err);
+		if (r == 0 && dioh_crc32c(0, chunk, bytes) != checksums[done / DIOH_CHUNK_BYTES])
+			r = dioh_error_set(err, EBADMSG, PLACE(CHECKSUM, at),
+			                   "image: QEMU's setup is damaged: its bytes at %" PRIu64 " do not match their checksum", at);
+	}
+	return r;
+}
+
+static int check_setup(struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	DIOH_AUTO_FREE uint8_t *chunk = malloc(DIOH_CHUNK_BYTES);
+	DIOH_AUTO_FREE uint32_t *checksums = malloc(DIOH_PAGE_BYTES);
+	int r = 0;
+
+	if (!(layout->streams[0].record.flags & DIOH_REGION_CHECKSUMS))
+		return 0;
+	if (!chunk || !checksums)
+		return dioh_error_errno(err, ENOMEM, PLACE(NONE, DIOH_OFFSET_NONE), "image: room for its setup");
+	for (unsigned i = 0; i < layout->mapped_ram->setup.block_count && r == 0; i++)
+		r = check_setup_extent(layout, i, chunk, checksums, err);
+	return r;
+}
+
+/* A partial image's record is compared no further: its extents are not known. */
+static int check_count(const struct dioh_image_layout *layout, unsigned count, struct dioh_error *err)
+{
+	if (layout->region_count == count)
+		return 0;
+	return dioh_error_set(err, EBADMSG, PLACE(PARSE, layout->record_offset),
+	                      "image: the record is another image's: it has %u regions, QEMU's bytes have %u blocks",
+	                      layout->region_count, count);
+}
+
+static int open_ours(struct dioh_image_layout *layout, uint32_t flags, bool chosen, bool magic_missing,
+                     struct dioh_error *err)
 {
 	const uint64_t header_bytes = layout->header_bytes;
 	const unsigned count = layout->region_count;
@@ -290,22 +341,33 @@ static int open_ours(struct dioh_image_layout *layout, uint32_t flags, bool chos
 	for (unsigned i = 0; i < count; i++)
 		choice[i] = layout->regions[i].record;
 	r = dioh_record_open(layout, flags, err);
+	if (r == 0)
+		r = check_count(layout, count, err);
 	if (r == 0 && layout->state != DIOH_STATE_PARTIAL)
 		r = check_record(layout, err);
+	if (r == 0 && layout->state != DIOH_STATE_PARTIAL && !magic_missing)
+		r = check_setup(layout, err);
+	layout->header_offset = 0;
 	layout->header_bytes = header_bytes;
 	if (r == 0 && chosen)
 		r = choose_again(layout, choice, count, err);
 	return r;
 }
 
+/* QEMU leaves the gap empty: what stands there and is no record is one that was damaged. */
 static int has_record(struct dioh_image_layout *layout, bool *ret_has, struct dioh_error *err)
 {
-	char magic[sizeof(layout->head.magic)];
+	const struct dioh_mapped_ram *mapped_ram = layout->mapped_ram;
+	const uint64_t pages_offset = mapped_ram->setup.blocks[0].pages_offset - layout->image->base_offset;
 	int r;
 
-	layout->record_offset = dioh_mapped_ram_record_offset(&layout->mapped_ram->setup, layout->image->base_offset);
-	r = dioh_image_pread(layout->image, magic, sizeof(magic), dioh_layout_at(layout, layout->record_offset), err);
-	*ret_has = r == 0 && memcmp(magic, DIOH_RECORD_MAGIC, sizeof(magic)) == 0;
+	*ret_has = false;
+	layout->record_offset = dioh_mapped_ram_record_offset(&mapped_ram->setup, layout->image->base_offset);
+	if (layout->record_offset + sizeof(layout->head) > pages_offset) /* no gap: this is the guest's */
+		return 0;
+	r = dioh_image_pread(layout->image, &layout->head, sizeof(layout->head),
+	                     dioh_layout_at(layout, layout->record_offset), err);
+	*ret_has = r == 0 && !dioh_is_zero(&layout->head, sizeof(layout->head));
 	return r;
 }
 
@@ -324,12 +386,14 @@ static int check_addresses(const struct dioh_image_layout *layout, struct dioh_e
 	return 0;
 }
 
-static int check_opened_state(const struct dioh_image_layout *layout, uint32_t flags, bool magic_missing,
-                              struct dioh_error *err)
+static bool libvirt_says_partial(const struct dioh_image_layout *layout)
 {
-	if (flags & DIOH_OPEN_INSPECT || (layout->state != DIOH_STATE_PARTIAL && !magic_missing &&
-	                                  (layout->header_info.kind != DIOH_HEADER_LIBVIRT ||
-	                                   layout->header_info.flags & DIOH_HEADER_COMPLETE)))
+	return layout->header_info.kind == DIOH_HEADER_LIBVIRT && !(layout->header_info.flags & DIOH_HEADER_COMPLETE);
+}
+
+static int check_opened_state(const struct dioh_image_layout *layout, uint32_t flags, struct dioh_error *err)
+{
+	if (flags & DIOH_OPEN_INSPECT || layout->state != DIOH_STATE_PARTIAL)
 		return 0;
 	return dioh_error_set(err, ENODATA, PLACE(PARSE, 0),
 	                      "image: it is partial: a save into it did not finish, so it holds no machine");
@@ -378,11 +442,11 @@ static int open_setup(struct reader *reader, uint32_t flags, struct dioh_error *
 	if (r == 0)
 		r = has_record(layout, &record, err);
 	if (r == 0)
-		r = record ? open_ours(layout, flags, chosen, err) : open_foreign(reader, flags, err);
-	if (r == 0 && magic_missing)
+		r = record ? open_ours(layout, flags, chosen, magic_missing, err) : open_foreign(reader, flags, err);
+	if (r == 0 && (magic_missing || libvirt_says_partial(layout)))
 		layout->state = DIOH_STATE_PARTIAL;
 	if (r == 0)
-		r = check_opened_state(layout, flags, magic_missing, err);
+		r = check_opened_state(layout, flags, err);
 	if (r == 0)
 		r = check_addresses(layout, err);
 	return r;
@@ -394,6 +458,18 @@ static int allocate_stream(struct dioh_image_layout *layout, struct dioh_error *
 	layout->streams = calloc(2, sizeof(*layout->streams));
 	layout->stream_count = layout->streams_put = layout->streams ? 1 : 0;
 	return layout->streams ? 0 : dioh_error_errno(err, ENOMEM, PLACE(NONE, DIOH_OFFSET_NONE), "image: room for its tables");
+}
+
+/* A save of libvirt's that was broken off may have left no more than its header. */
+static int open_header_only(struct dioh_image_layout *layout, uint64_t file_bytes, struct dioh_error *err)
+{
+	int r = dioh_layout_allocate(layout, 0, 0, err);
+
+	layout->state = DIOH_STATE_PARTIAL;
+	layout->image_bytes = file_bytes;
+	layout->inspect_only = true;
+	layout->ready = true;
+	return r;
 }
 
 int dioh_mapped_ram_open(struct dioh_image_layout *layout, uint32_t flags, struct dioh_error *err)
@@ -418,10 +494,16 @@ int dioh_mapped_ram_open(struct dioh_image_layout *layout, uint32_t flags, struc
 	reader.at = dioh_layout_at(layout, mapped_ram->stream_offset);
 	reader.file_end = dioh_layout_at(layout, file_bytes);
 	r = look_at_magic(layout, file_bytes, &reader.magic_missing, err);
+	if (r == 0 && (reader.magic_missing || libvirt_says_partial(layout)))
+		layout->state = DIOH_STATE_PARTIAL;
+	if (r == 0) /* before what is missing behind it is called damage */
+		r = check_opened_state(layout, flags, err);
 	if (r == 0)
 		r = allocate_stream(layout, err);
 	if (r == 0)
 		r = open_setup(&reader, flags, err);
+	if (r == -EBADMSG && flags & DIOH_OPEN_INSPECT && libvirt_says_partial(layout))
+		return open_header_only(layout, file_bytes, err);
 	if (r < 0)
 		return r;
 	if (layout->state != DIOH_STATE_PARTIAL)

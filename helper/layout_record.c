@@ -123,14 +123,14 @@ static int store_range(struct dioh_image_layout *layout, struct table_range rang
 int dioh_record_store_tables(struct dioh_image_layout *layout, const struct dioh_tables *tables,
                              struct dioh_error *err)
 {
-	struct dioh_record_region *record = &tables->region->record;
+	const struct dioh_record_region *record = &tables->region->record;
 	int r = store_range(layout, table_range(layout, &record->bitmap, tables, DIOH_CHUNK_BITMAP_BYTES), tables->bitmap,
 	                    tables->fresh, err);
 
 	if (r < 0)
 		return r;
 	if (!tables->checksums) {
-		record->flags &= ~(uint32_t)DIOH_REGION_CHECKSUMS;
+		tables->region->unsummed = true;
 		return 0;
 	}
 	return store_range(layout, table_range(layout, &record->checksums, tables, sizeof(uint32_t)), tables->checksums,
@@ -193,6 +193,8 @@ static int sum_regions(struct dioh_image_layout *layout, struct dioh_error *err)
 
 		if (r < 0)
 			return r;
+		if (layout->regions[i].unsummed)
+			record->flags &= ~(uint32_t)DIOH_REGION_CHECKSUMS;
 		record->bitmap.crc32c = sum.crc;
 		record->present_pages = sum.bits;
 		r = dioh_record_sum_area(layout, &record->checksums, &sum, err);

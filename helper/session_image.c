@@ -41,6 +41,7 @@ static int ask(struct dioh_session_state *session, const struct dioh_message *me
 {
 	struct dioh_request *request = session->request;
 
+	atomic_store(&session->stream_abandoned, false); /* a CANCEL before it was not for it */
 	request->active = true;
 	request->type = message->header.type;
 	request->id = message->header.id;
@@ -348,7 +349,10 @@ int dioh_on_create_image(struct dioh_session_state *session, struct dioh_message
 	if (create_image->layout == DIOH_LAYOUT_MAPPED_RAM && session->streams[create_image->stream].fd < 0)
 		return dioh_error_set(err, ENOENT, PLACE, "CREATE_IMAGE: stream %" PRIu32 " was not attached",
 		                      create_image->stream);
-	atomic_store(&session->stream_abandoned, false);
+	if (create_image->layout == DIOH_LAYOUT_MAPPED_RAM && create_image->stream_count != 1)
+		return dioh_error_set(err, EINVAL, PLACE,
+		                      "CREATE_IMAGE: a mapped-ram image has one stream entry, the device state, not %" PRIu32,
+		                      create_image->stream_count);
 	return ask(session, message, do_create);
 }
 

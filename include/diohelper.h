@@ -9,6 +9,11 @@
  *         dioh_finish, dioh_poll until it has completed, dioh_close.
  *   load: dioh_spawn, dioh_attach_..., dioh_seal, dioh_open_image, dioh_get_table, dioh_load_memory...,
  *         dioh_load_stream..., dioh_poll, dioh_close.
+ *   save for a stock QEMU (layout mapped-ram): the guest is stopped and QEMU, with x-ignore-shared, migrates into a pipe
+ *         that is an attached stream; dioh_create_image, dioh_save_stream, and when it has completed and QEMU says that
+ *         it has, too, dioh_save_memory...; dioh_finish.
+ *   load of a mapped-ram image: dioh_load_memory... of the regions that are not in the stream, and after these have
+ *         completed QEMU is told to migrate from the pipe that dioh_load_stream writes.
  *
  * The library parses no image, opens no file, starts no thread, prints nothing, never exits and installs no signal
  * handler. It is built for two kinds of caller: one with an event loop of its own (watch dioh_session_fd() for
@@ -169,7 +174,11 @@ int dioh_seal(struct dioh_session *session, uint32_t required, struct dioh_msg_s
 struct dioh_create_options {
 	uint32_t layout;                      /* enum dioh_layout */
 	uint32_t entry_count;
-	const struct dioh_msg_entry *entries; /* regions and streams in any order; borrowed for the call */
+	/*
+	 * Regions and streams in any order; borrowed for the call. mapped-ram: the regions that will be saved from memories, by
+	 * QEMU's names and with QEMU's sizes, and one stream, the device state.
+	 */
+	const struct dioh_msg_entry *entries;
 	uint64_t header_bytes;                /* size of the caller's own header */
 	const void *header;                   /* its bytes, borrowed; NULL: dioh_write_header() brings them before FINISH */
 	uint32_t stream;                      /* mapped-ram: the attached stream with the device state */
@@ -178,6 +187,12 @@ struct dioh_create_options {
 /*
  * Lays the image out and invalidates durably what stood there. ENOSPC: the preflight found too little space, nothing
  * was touched. May block as long as the disk does.
+ *
+ * mapped-ram: waits until the stream has brought QEMU's RAM setup, so QEMU's migration must have been started. Blocks that
+ * the entries do not name are in the stream: dioh_get_table() lists them behind this, with DIOH_ENTRY_IN_STREAM and numbers
+ * of their own. ENOENT: QEMU has no block of a region's name; EINVAL: a block's size or guest address is another, or
+ * x-ignore-shared is off; EBADMSG, EOPNOTSUPP: a stream that is not QEMU's, or has something in it that is not understood
+ * (the text names it). After any of these the image is untouched.
  */
 int dioh_create_image(struct dioh_session *session, const struct dioh_create_options *options,
                       struct dioh_msg_image_reply *ret_info, struct dioh_error *err);
@@ -197,12 +212,24 @@ struct dioh_open_options {
 
 /*
  * Has the helper read and check the image's head and tables. EBADMSG: damaged or not an image; ENODATA: partial, a
- * save did not finish; ESTALE: written but never synced; EOPNOTSUPP: an incompatible feature, version or layout.
+ * save did not finish; ESTALE: written but never synced; EOPNOTSUPP: an incompatible feature, version or layout, or a save
+ * image of libvirt's that is not in format sparse (with DIOH_OPEN_INSPECT it can be looked at).
+ *
+ * mapped-ram without entries: which regions are in the stream is what it was when the image was saved; in an image that
+ * QEMU itself wrote, all. With entries: these are not, all others are; an entry gives the guest address
+ * (DIOH_ENTRY_GUEST_ADDRESS) of a region of which the image does not know it. Of `ret_info` only `layout`, `image_bytes` and
+ * `ready` mean something then, since it was answered before the image was read: for counts, state and libvirt's header open
+ * the image with DIOH_OPEN_INSPECT, in a session of its own. ENOENT, EINVAL: a name, size or address that is not the image's.
  */
 int dioh_open_image(struct dioh_session *session, const struct dioh_open_options *options,
                     struct dioh_msg_open_image_reply *ret_info, struct dioh_error *err);
 
-/* Fills up to `count` entries from index `first` (regions, then streams); `ret_count`: how many; 0 behind the end. */
+/*
+ * Fills up to `count` entries from index `first` (regions, then streams); `ret_count`: how many; 0 behind the end. A
+ * mapped-ram image may have more regions than dioh_create_image() or dioh_open_image() named. `present_bytes` and flag
+ * DIOH_ENTRY_CHECKSUMS are what a load finds. Of a mapped-ram image's stream `bytes` is the length of what dioh_load_stream()
+ * gives.
+ */
 int dioh_get_table(struct dioh_session *session, uint32_t first, uint32_t count, struct dioh_msg_entry *ret_entries,
                    uint32_t *ret_count, struct dioh_error *err);
 
@@ -228,7 +255,7 @@ int dioh_load_stream(struct dioh_session *session, const struct dioh_msg_stream_
 
 /*
  * Begins to make the image complete: `mode` is an enum dioh_finish_mode; `patch` (borrowed, may be NULL) is written
- * into the caller's header at `patch_offset`. Only its DIOH_EVENT_COMPLETE without error says that the image is
+ * into the caller's header at `patch_offset` (mapped-ram: last of all, when everything else is durable). Only its DIOH_EVENT_COMPLETE without error says that the image is
  * complete. Refused at once with ENODATA, naming what is missing, unless completed transfers cover every entry. On a
  * load session it just ends the session in good order.
  */

@@ -2,6 +2,8 @@
 /*
  * check.c - compares every checksum in an image by loading it and throwing the bytes away.
  *
+ * Where it is wanted, entries without checksums are read as well: that they can be is all that is learnt then.
+ *
  * Regions are loaded window by window, two at a time, into one small memory. A load that meets damage names one chunk
  * and ends; which other chunks it had looked at by then is not known, so what stands before and what stands behind the
  * damaged chunk are loaded again, each by itself. Every damaged chunk is found that way, and each retry is smaller than
@@ -86,7 +88,7 @@ static int compare_damages(const void *a, const void *b)
 
 static void advance(struct checker *checker, uint32_t entry, uint64_t bytes)
 {
-	checker->result->entries[entry].checked_bytes += bytes;
+	checker->result->entries[entry].read_bytes += bytes;
 	checker->done_bytes += bytes;
 	dioh_tool_progress_draw(&checker->progress, checker->done_bytes);
 }
@@ -99,7 +101,7 @@ static bool is_damage(const struct dioh_error *err)
 
 /* ---- regions ------------------------------------------------------------------------------------------------ */
 
-/* The next window of the regions that have checksums. */
+/* The next window of the regions that are to be read. */
 static bool next_window(struct checker *checker, struct piece *ret_piece)
 {
 	const struct dioh_tool_table *table = checker->options->table;
@@ -108,7 +110,7 @@ static bool next_window(struct checker *checker, struct piece *ret_piece)
 	for (; next->entry < table->region_count; next->entry++, next->offset = 0) {
 		const struct dioh_msg_entry *entry = &table->entries[next->entry];
 
-		if (!checker->result->entries[next->entry].checked || checker->given_up[next->entry] ||
+		if (!checker->result->entries[next->entry].wanted || checker->given_up[next->entry] ||
 		    next->offset >= entry->bytes)
 			continue;
 		next->bytes = dioh_min(WINDOW_BYTES, entry->bytes - next->offset);
@@ -391,7 +393,7 @@ static int check_streams(struct checker *checker, struct dioh_error *err)
 	int r = 0;
 
 	for (uint32_t i = 0; r == 0 && i < table->stream_count && !checker->result->stopped; i++)
-		if (checker->result->entries[table->region_count + i].checked)
+		if (checker->result->entries[table->region_count + i].wanted)
 			r = check_stream(checker, i, err);
 	return r;
 }
@@ -406,16 +408,18 @@ void dioh_tool_check_free(struct dioh_tool_check *check)
 	check->damages = NULL;
 }
 
-/* Marks what will be checked; answers how many bytes that is. */
-static uint64_t plan(const struct dioh_tool_table *table, struct dioh_tool_entry_check *entries)
+/* Marks what will be read and checked; answers how many bytes that is. */
+static uint64_t plan(const struct dioh_tool_check_options *options, struct dioh_tool_entry_check *entries)
 {
+	const struct dioh_tool_table *table = options->table;
 	uint64_t total = 0;
 
 	for (uint32_t i = 0; i < table->region_count + table->stream_count; i++) {
 		const struct dioh_msg_entry *entry = &table->entries[i];
 
 		entries[i].checked = entry->flags & DIOH_ENTRY_CHECKSUMS;
-		if (entries[i].checked)
+		entries[i].wanted = entries[i].checked || options->read_all;
+		if (entries[i].wanted)
 			total += entry->kind == DIOH_ENTRY_REGION ? entry->present_bytes : entry->bytes;
 	}
 	return total;
@@ -423,7 +427,7 @@ static uint64_t plan(const struct dioh_tool_table *table, struct dioh_tool_entry
 
 static int check_all(struct checker *checker, struct dioh_error *err)
 {
-	uint64_t total = plan(checker->options->table, checker->result->entries);
+	uint64_t total = plan(checker->options, checker->result->entries);
 	int r;
 
 	dioh_tool_progress_start(&checker->progress, checker->options->progress, total);

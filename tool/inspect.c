@@ -3,10 +3,13 @@
  * inspect.c - the verb `inspect`: what an image says about itself, in any state. No memory and no stream is attached:
  * the helper reads head, tables and the manager's header, and that is all.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
+#include "align.h"
 #include "tool.h"
 
 /* A header that people may want to read as it is: a line of JSON, some XML. */
@@ -16,8 +19,12 @@ struct inspection {
 	struct dioh_tool_image image;
 	struct dioh_msg_open_image_reply open;
 	struct dioh_tool_table table;
+	bool record;
 	char header[HEADER_SHOWN_MAX];
 	size_t header_count; /* bytes to show; 0: none */
+	bool in_file;        /* else on a device, of which nothing is allocated */
+	uint64_t allocated_bytes;
+	uint64_t file_bytes;
 };
 
 /* ---- reading ------------------------------------------------------------------------------------------------ */
@@ -52,7 +59,8 @@ static int read_image(const char *helper, struct inspection *inspection, struct 
 	r = dioh_tool_session_start(&options, &session, &inspection->open, err);
 	if (r != 0)
 		return r;
-	r = dioh_tool_table_read(session, &inspection->open, &inspection->table, err);
+	r = dioh_tool_table_read(session, inspection->open.region_count, inspection->open.stream_count,
+	                         &inspection->table, err);
 	if (r == 0)
 		r = read_header(session, inspection, err);
 	end = dioh_tool_session_end(session, &end_err);
@@ -63,10 +71,72 @@ static int read_image(const char *helper, struct inspection *inspection, struct 
 	return r;
 }
 
+static int read_allocation(struct inspection *inspection, struct dioh_error *err)
+{
+	struct stat st;
+
+	if (fstat(inspection->image.buffered_fd, &st) != 0)
+		return dioh_tool_error_set(err, errno, "fstat failed: %s", strerror(errno));
+	inspection->in_file = S_ISREG(st.st_mode);
+	inspection->allocated_bytes = (uint64_t)st.st_blocks * 512;
+	inspection->file_bytes = (uint64_t)st.st_size;
+	return 0;
+}
+
 /* A partial image's bitmaps are not yet there to count. */
 static bool presence_known(const struct inspection *inspection)
 {
 	return inspection->open.state != DIOH_STATE_PARTIAL;
+}
+
+/* ---- holes -------------------------------------------------------------------------------------------------- */
+
+#define TABLES_BYTES 65536u /* heads, tables, ends of blocks: more is no matter here */
+#define ABSENT_BYTES_MIN (UINT64_C(1) << 20)
+
+/* Bytes of pages that an image need not have room for. */
+static uint64_t absent_bytes(const struct dioh_tool_table *table)
+{
+	uint64_t absent = 0;
+
+	for (uint32_t i = 0; i < table->region_count; i++)
+		absent += table->entries[i].bytes - table->entries[i].present_bytes;
+	return absent;
+}
+
+/* Most that the file needs: what is before and behind the image is taken for data. */
+static uint64_t needed_bytes(const struct inspection *inspection)
+{
+	const struct dioh_tool_table *table = &inspection->table;
+	uint64_t image_end = inspection->image.base_offset + inspection->open.image_bytes;
+	uint64_t needed = inspection->image.base_offset + inspection->open.header_bytes + TABLES_BYTES;
+	uint64_t streams = 0, in_streams = 0;
+
+	for (uint32_t i = 0; i < table->region_count; i++) {
+		const struct dioh_msg_entry *entry = &table->entries[i];
+
+		needed += entry->present_bytes + entry->bytes / DIOH_PAGE_BYTES / 4; /* bitmap, checksums */
+		in_streams += entry->flags & DIOH_ENTRY_IN_STREAM ? entry->present_bytes : 0;
+	}
+	for (uint32_t i = 0; i < table->stream_count; i++)
+		streams += table->entries[table->region_count + i].bytes;
+	needed += streams - dioh_min(in_streams, streams); /* pages that are in both stand there once */
+	return needed + inspection->file_bytes - dioh_min(image_end, inspection->file_bytes);
+}
+
+/*
+ * Most of the holes hold blocks, and these are much more than the data. Not each hole counts: saves write short ones along,
+ * so where zero pages are strewn among others some room is taken by any image.
+ */
+static bool holes_filled(const struct inspection *inspection)
+{
+	uint64_t absent = absent_bytes(&inspection->table);
+	uint64_t needed = needed_bytes(inspection);
+	uint64_t excess = inspection->allocated_bytes - dioh_min(needed, inspection->allocated_bytes);
+
+	if (!inspection->in_file || !presence_known(inspection) || absent < ABSENT_BYTES_MIN)
+		return false;
+	return excess > absent / 2 && excess > needed / 2;
 }
 
 /* ---- for people --------------------------------------------------------------------------------------------- */
@@ -131,10 +201,15 @@ static void cell_checksums(const struct inspection *inspection, const struct dio
 		strcpy(text, entry->flags & DIOH_ENTRY_CHECKSUMS ? "yes" : "no");
 }
 
-static void cell_offset(const struct inspection *inspection, const struct dioh_msg_entry *entry, char text[CELL])
+static void cell_in_stream(const struct inspection *inspection, const struct dioh_msg_entry *entry, char text[CELL])
 {
 	(void)inspection;
-	if (entry->kind == DIOH_ENTRY_STREAM && entry->bytes == 0)
+	strcpy(text, entry->flags & DIOH_ENTRY_IN_STREAM ? "yes" : "no");
+}
+
+static void cell_offset(const struct inspection *inspection, const struct dioh_msg_entry *entry, char text[CELL])
+{
+	if (entry->kind == DIOH_ENTRY_STREAM && (entry->bytes == 0 || !presence_known(inspection)))
 		strcpy(text, "-");
 	else
 		snprintf(text, CELL, "%" PRIu64, entry->image_offset);
@@ -144,7 +219,7 @@ static const struct column region_columns[] = {
 	{ "number", true, cell_number },       { "name", false, cell_name },
 	{ "size", true, cell_size },           { "guest address", true, cell_address },
 	{ "present", true, cell_present },     { "checksums", false, cell_checksums },
-	{ "image offset", true, cell_offset },
+	{ "image offset", true, cell_offset }, { "in stream", false, cell_in_stream }, /* the last: mapped-ram only */
 };
 
 static const struct column stream_columns[] = {
@@ -154,6 +229,7 @@ static const struct column stream_columns[] = {
 };
 
 #define COLUMNS_MAX (sizeof(region_columns) / sizeof(region_columns[0]))
+#define STREAM_COLUMNS (sizeof(stream_columns) / sizeof(stream_columns[0]))
 
 static void print_cell(const char *text, size_t width, bool right, bool last)
 {
@@ -196,39 +272,90 @@ static void print_entries(const struct inspection *inspection, const char *title
 		}
 }
 
-static const char *state_remark(uint32_t state)
+static const char *state_remark(const struct inspection *inspection)
 {
-	switch (state) {
+	switch (inspection->open.state) {
 	case DIOH_STATE_PARTIAL:
 		return ": a save began and did not finish; nothing below is certain";
 	case DIOH_STATE_WRITTEN:
 		return ": never made durable";
+	case DIOH_STATE_COMPLETE:
+		return inspection->record ? "" : ": libvirt's header says so, and nothing else";
 	default:
-		return "";
+		return ": nothing in the image says whether it is complete";
 	}
 }
 
-static void print_human(const struct inspection *inspection)
+static void print_domain(const struct dioh_msg_open_image_reply *open)
+{
+	char name[DIOH_TOOL_ESCAPED_BYTES], uuid[DIOH_TOOL_ESCAPED_BYTES], size[DIOH_TOOL_SIZE_BYTES];
+	char domain_uuid[DIOH_NAME_BYTES] = "";
+
+	memcpy(domain_uuid, open->domain_uuid, sizeof(open->domain_uuid));
+	dioh_tool_escape_name(open->domain_name, name);
+	dioh_tool_escape_name(domain_uuid, uuid);
+	dioh_tool_format_size(open->domain_memory_bytes, size);
+	printf("domain:  \"%s\", uuid %s, ", name, *uuid ? uuid : "not known");
+	if (open->domain_memory_bytes)
+		printf("memory %s, ", size);
+	puts(open->header_flags & DIOH_HEADER_WAS_RUNNING ? "was running" : "was not running");
+}
+
+static void print_header(const struct inspection *inspection)
 {
 	const struct dioh_msg_open_image_reply *open = &inspection->open;
-	const struct dioh_tool_table *table = &inspection->table;
+
+	printf("header:  %" PRIu64 " bytes", open->header_bytes);
+	if (open->header_kind == DIOH_HEADER_LIBVIRT)
+		printf(", libvirt's, of a save image in format %s%s", dioh_tool_format_name(open->header_format),
+		       open->header_flags & DIOH_HEADER_COMPLETE ? "" : ", marked partial");
+	putchar('\n');
+	if (open->header_kind == DIOH_HEADER_LIBVIRT)
+		print_domain(open);
+	if (inspection->header_count)
+		dioh_tool_print_text(stdout, "    ", inspection->header, inspection->header_count);
+}
+
+static void print_image(const struct inspection *inspection)
+{
+	const struct dioh_msg_open_image_reply *open = &inspection->open;
 	char size[DIOH_TOOL_SIZE_BYTES];
 
 	fputs("image:   ", stdout);
 	dioh_tool_print_text(stdout, "", inspection->image.path, strlen(inspection->image.path));
 	printf("layout:  %s\n", dioh_tool_layout_name(open->layout));
-	printf("state:   %s%s\n", dioh_tool_state_name(open->state), state_remark(open->state));
+	printf("state:   %s%s\n", dioh_tool_state_name(open->state), state_remark(inspection));
 	dioh_tool_format_size(open->image_bytes, size);
 	printf("size:    %s (%" PRIu64 " bytes)", size, open->image_bytes);
 	if (inspection->image.base_offset)
 		printf(" from offset %" PRIu64, inspection->image.base_offset);
-	printf("\nheader:  %" PRIu64 " bytes\n", open->header_bytes);
-	if (inspection->header_count)
-		dioh_tool_print_text(stdout, "    ", inspection->header, inspection->header_count);
-	print_entries(inspection, "regions", region_columns, sizeof(region_columns) / sizeof(region_columns[0]),
-	              table->entries, table->region_count);
-	print_entries(inspection, "streams", stream_columns, sizeof(stream_columns) / sizeof(stream_columns[0]),
-	              table->entries + table->region_count, table->stream_count);
+	printf("\nrecord:  %s\n", inspection->record ? "yes" : "no: nothing in it has checksums");
+	print_header(inspection);
+}
+
+static void print_warning(const struct inspection *inspection)
+{
+	char allocated[DIOH_TOOL_SIZE_BYTES], needed[DIOH_TOOL_SIZE_BYTES];
+
+	if (!holes_filled(inspection))
+		return;
+	dioh_tool_format_size(inspection->allocated_bytes, allocated);
+	dioh_tool_format_size(needed_bytes(inspection), needed);
+	printf("warning: most of what could be holes in it takes room on the disk: %s for %s of data; a copy without --sparse\n"
+	       "         does that, and `fallocate --dig-holes` gives back what is zero\n", allocated, needed);
+}
+
+static void print_human(const struct inspection *inspection)
+{
+	const struct dioh_tool_table *table = &inspection->table;
+	bool mapped_ram = inspection->open.layout == DIOH_LAYOUT_MAPPED_RAM;
+
+	print_image(inspection);
+	print_warning(inspection);
+	print_entries(inspection, "regions", region_columns, mapped_ram ? COLUMNS_MAX : COLUMNS_MAX - 1, table->entries,
+	              table->region_count);
+	print_entries(inspection, "streams", stream_columns, STREAM_COLUMNS, table->entries + table->region_count,
+	              table->stream_count);
 }
 
 /* ---- for programs ------------------------------------------------------------------------------------------- */
@@ -252,11 +379,11 @@ static json_t *json_entry(const struct inspection *inspection, const struct dioh
 		return json_pack("{s:I, s:o, s:o, s:o, s:o}", "number", (json_int_t)entry->number, "name", name,
 		                 "bytes", json_known(known, dioh_tool_json_bytes(entry->bytes)), "checksums", checksums,
 		                 "image_offset", json_known(known && entry->bytes, offset));
-	return json_pack("{s:I, s:o, s:o, s:o, s:o, s:o, s:o}", "number", (json_int_t)entry->number, "name", name,
+	return json_pack("{s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:b}", "number", (json_int_t)entry->number, "name", name,
 	                 "bytes", dioh_tool_json_bytes(entry->bytes), "guest_address",
 	                 json_known(entry->flags & DIOH_ENTRY_GUEST_ADDRESS, dioh_tool_json_hex(entry->guest_address)),
 	                 "present_bytes", json_known(known, dioh_tool_json_bytes(entry->present_bytes)), "checksums",
-	                 checksums, "image_offset", offset);
+	                 checksums, "image_offset", offset, "in_stream", (entry->flags & DIOH_ENTRY_IN_STREAM) != 0);
 }
 
 static json_t *json_entries(const struct inspection *inspection, const struct dioh_msg_entry *entries, uint32_t count)
@@ -274,11 +401,15 @@ static json_t *json_entries(const struct inspection *inspection, const struct di
 static json_t *json_document(const struct inspection *inspection)
 {
 	const struct dioh_tool_table *table = &inspection->table;
-	json_t *root = dioh_tool_json_image(inspection->image.path, inspection->image.base_offset, &inspection->open);
+	json_t *root = dioh_tool_json_image(inspection->image.path, inspection->image.base_offset, &inspection->open,
+	                                    inspection->record);
 	json_t *header = inspection->header_count ?
 		dioh_tool_json_text(inspection->header, inspection->header_count) : json_null();
 
 	if (json_object_set_new(root, "header_text", header) != 0 ||
+	    json_object_set_new(root, "allocated_bytes",
+	                        json_known(inspection->in_file, dioh_tool_json_bytes(inspection->allocated_bytes))) != 0 ||
+	    json_object_set_new(root, "holes_filled", json_boolean(holes_filled(inspection))) != 0 ||
 	    json_object_set_new(root, "regions", json_entries(inspection, table->entries, table->region_count)) != 0 ||
 	    json_object_set_new(root, "streams", json_entries(inspection, table->entries + table->region_count,
 	                                                      table->stream_count)) != 0) {
@@ -300,6 +431,9 @@ static int inspect(const char *path, uint64_t base_offset, const char *helper, b
 	if (r != 0)
 		return r;
 	r = read_image(helper, &inspection, err);
+	if (r == 0)
+		r = read_allocation(&inspection, err);
+	inspection.record = r == 0 && dioh_tool_has_record(&inspection.open, &inspection.table);
 	if (r == 0 && json)
 		r = dioh_tool_json_print(json_document(&inspection), err);
 	else if (r == 0)

@@ -79,7 +79,31 @@ json_t *dioh_tool_json_error(const struct dioh_error *err)
 	                 dioh_tool_json_text(err->text, strnlen(err->text, sizeof(err->text))));
 }
 
-json_t *dioh_tool_json_image(const char *path, uint64_t base_offset, const struct dioh_msg_open_image_reply *open)
+static json_t *text_or_null(const char *text, size_t room)
+{
+	size_t count = strnlen(text, room);
+
+	return count ? dioh_tool_json_text(text, count) : json_null();
+}
+
+/* What libvirt's header tells; null without one. */
+static json_t *libvirt_header(const struct dioh_msg_open_image_reply *open)
+{
+	json_t *memory = open->domain_memory_bytes ? dioh_tool_json_bytes(open->domain_memory_bytes) : json_null();
+
+	if (open->header_kind != DIOH_HEADER_LIBVIRT) {
+		json_decref(memory);
+		return json_null();
+	}
+	return json_pack("{s:s, s:b, s:b, s:o, s:o, s:o}", "format", dioh_tool_format_name(open->header_format),
+	                 "complete", (open->header_flags & DIOH_HEADER_COMPLETE) != 0, "was_running",
+	                 (open->header_flags & DIOH_HEADER_WAS_RUNNING) != 0, "name",
+	                 text_or_null(open->domain_name, sizeof(open->domain_name)), "uuid",
+	                 text_or_null(open->domain_uuid, sizeof(open->domain_uuid)), "memory_bytes", memory);
+}
+
+json_t *dioh_tool_json_image(const char *path, uint64_t base_offset, const struct dioh_msg_open_image_reply *open,
+                             bool record)
 {
 	json_t *root = json_pack("{s:o, s:o}", "image", dioh_tool_json_text(path, strlen(path)), "base_offset",
 	                         dioh_tool_json_bytes(base_offset));
@@ -89,7 +113,9 @@ json_t *dioh_tool_json_image(const char *path, uint64_t base_offset, const struc
 	if (json_object_set_new(root, "layout", json_string(dioh_tool_layout_name(open->layout))) != 0 ||
 	    json_object_set_new(root, "state", json_string(dioh_tool_state_name(open->state))) != 0 ||
 	    json_object_set_new(root, "image_bytes", dioh_tool_json_bytes(open->image_bytes)) != 0 ||
+	    json_object_set_new(root, "record", json_boolean(record)) != 0 ||
 	    json_object_set_new(root, "header_bytes", dioh_tool_json_bytes(open->header_bytes)) != 0 ||
+	    json_object_set_new(root, "libvirt", libvirt_header(open)) != 0 ||
 	    json_object_set_new(root, "compatible_features", dioh_tool_json_hex(open->compatible_features)) != 0) {
 		json_decref(root);
 		return NULL;
@@ -117,7 +143,7 @@ int dioh_tool_fail(const char *path, uint64_t base_offset, bool json, const stru
 	fprintf(stderr, DIOH_TOOL_NAME ": %s: ", path);
 	dioh_tool_print_text(stderr, "", err->text, strnlen(err->text, sizeof(err->text)));
 	if (json) {
-		json_t *root = dioh_tool_json_image(path, base_offset, NULL);
+		json_t *root = dioh_tool_json_image(path, base_offset, NULL, false);
 
 		if (json_object_set_new(root, "result", json_string("unreadable")) != 0 ||
 		    json_object_set_new(root, "error", dioh_tool_json_error(err)) != 0) {

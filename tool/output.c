@@ -39,6 +39,13 @@ const char *dioh_tool_state_name(uint32_t state)
 	}
 }
 
+const char *dioh_tool_format_name(uint32_t format)
+{
+	static const char *const names[] = { "raw", "gzip", "bzip2", "xz", "lzop", "zstd", "sparse" };
+
+	return format < sizeof(names) / sizeof(names[0]) ? names[format] : "unknown";
+}
+
 void dioh_tool_format_size(uint64_t bytes, char text[DIOH_TOOL_SIZE_BYTES])
 {
 	if (bytes < 1024)

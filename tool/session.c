@@ -20,6 +20,9 @@
 /* Hostile bytes are parsed behind these. They can be had everywhere, so a helper without them is not to be used. */
 #define LAYERS_REQUIRED (DIOH_LAYER_STRAYS_CLOSED | DIOH_LAYER_NO_CAPABILITIES | DIOH_LAYER_NO_NEW_PRIVS)
 
+#define FEATURES_REQUIRED                                                                                              \
+	(DIOH_FEATURE_LAYOUT_CONTAINER | DIOH_FEATURE_LAYOUT_MAPPED_RAM | DIOH_FEATURE_CHECKSUM | DIOH_FEATURE_STREAM)
+
 /* ---- the image ---------------------------------------------------------------------------------------------- */
 
 static int check_kind(int fd, struct dioh_error *err)
@@ -108,8 +111,7 @@ static int spawn(const char *helper, struct dioh_session **ret_session, struct d
 	if ((!helper || *helper == '\0') && find_neighbour(neighbour, sizeof(neighbour)))
 		helper = neighbour;
 	spawn_options.program = helper && *helper ? helper : NULL;
-	return dioh_spawn(&spawn_options, DIOH_FEATURE_LAYOUT_CONTAINER | DIOH_FEATURE_CHECKSUM | DIOH_FEATURE_STREAM,
-	                  ret_session, err);
+	return dioh_spawn(&spawn_options, FEATURES_REQUIRED, ret_session, err);
 }
 
 static int attach(struct dioh_session *session, const struct dioh_tool_session_options *options, struct dioh_error *err)
@@ -141,7 +143,10 @@ static int attach(struct dioh_session *session, const struct dioh_tool_session_o
 int dioh_tool_session_start(const struct dioh_tool_session_options *options, struct dioh_session **ret_session,
                             struct dioh_msg_open_image_reply *ret_open, struct dioh_error *err)
 {
-	struct dioh_open_options open_options = { .layout = DIOH_LAYOUT_DETECT, .flags = options->open_flags };
+	struct dioh_open_options open_options = {
+		.layout = options->layout, .flags = options->open_flags, .entry_count = options->region_count,
+		.entries = options->regions
+	};
 	struct dioh_msg_open_image_reply open;
 	struct dioh_session *session;
 	int r;
@@ -192,15 +197,15 @@ static bool entry_fits(const struct dioh_msg_entry *entry, uint32_t index, uint3
 	return entry->bytes <= DIOH_OFFSET_MAX;
 }
 
-int dioh_tool_table_read(struct dioh_session *session, const struct dioh_msg_open_image_reply *open,
+int dioh_tool_table_read(struct dioh_session *session, uint32_t region_count, uint32_t stream_count,
                          struct dioh_tool_table *ret_table, struct dioh_error *err)
 {
 	DIOH_AUTO_FREE struct dioh_msg_entry *entries = NULL;
 	uint32_t total, got = 0;
 
-	if (open->region_count > DIOH_REGIONS_MAX || open->stream_count > DIOH_STREAMS_MAX)
+	if (region_count > DIOH_REGIONS_MAX || stream_count > DIOH_STREAMS_MAX)
 		return dioh_tool_error_set(err, EBADMSG, "the helper tells of more entries than there can be");
-	total = open->region_count + open->stream_count;
+	total = region_count + stream_count;
 	entries = calloc(total ? total : 1, sizeof(*entries));
 	if (!entries)
 		return dioh_tool_error_set(err, ENOMEM, "there is no memory for the image's table");
@@ -216,9 +221,17 @@ int dioh_tool_table_read(struct dioh_session *session, const struct dioh_msg_ope
 		got += count;
 	}
 	for (uint32_t i = 0; i < total; i++)
-		if (!entry_fits(&entries[i], i, open->region_count))
+		if (!entry_fits(&entries[i], i, region_count))
 			return dioh_tool_error_set(err, EBADMSG, "the helper's table makes no sense at entry %u", i);
-	*ret_table = (struct dioh_tool_table){ open->region_count, open->stream_count, entries };
+	*ret_table = (struct dioh_tool_table){ region_count, stream_count, entries };
 	entries = NULL;
 	return 0;
+}
+
+bool dioh_tool_has_record(const struct dioh_msg_open_image_reply *open, const struct dioh_tool_table *table)
+{
+	if (open->layout != DIOH_LAYOUT_MAPPED_RAM)
+		return open->layout == DIOH_LAYOUT_CONTAINER;
+	/* A record's stream begins where QEMU's bytes do, right behind the header; without one only their end is listed. */
+	return table->stream_count > 0 && table->entries[table->region_count].image_offset <= open->header_bytes;
 }

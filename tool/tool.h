@@ -66,6 +66,7 @@ int dioh_tool_check_base_offset(const char *verb, uint64_t base_offset);
 
 const char *dioh_tool_layout_name(uint32_t layout);
 const char *dioh_tool_state_name(uint32_t state);
+const char *dioh_tool_format_name(uint32_t format); /* of libvirt's header, as libvirt calls it */
 
 /* "4096.0 MiB"; KiB and bytes below 1 MiB. */
 void dioh_tool_format_size(uint64_t bytes, char text[DIOH_TOOL_SIZE_BYTES]);
@@ -94,8 +95,9 @@ json_t *dioh_tool_json_hex(uint64_t value);
 json_t *dioh_tool_json_bytes(uint64_t value); /* an integer */
 json_t *dioh_tool_json_error(const struct dioh_error *err);
 
-/* The keys that every document begins with. */
-json_t *dioh_tool_json_image(const char *path, uint64_t base_offset, const struct dioh_msg_open_image_reply *open);
+/* The keys that every document begins with; `open` NULL: those of an image that could not be read. */
+json_t *dioh_tool_json_image(const char *path, uint64_t base_offset, const struct dioh_msg_open_image_reply *open,
+                             bool record);
 
 /* Prints `root` and frees it; NULL: memory ran out while it was made. Returns 0 or -errno with `err` filled. */
 int dioh_tool_json_print(json_t *root, struct dioh_error *err);
@@ -126,7 +128,10 @@ struct dioh_tool_session_options {
 	int memory_fd;         /* -1, or attached as memory 0 */
 	const int *stream_fds; /* attached as streams 0 to stream_count - 1 */
 	uint32_t stream_count;
+	uint32_t layout;     /* enum dioh_layout */
 	uint32_t open_flags; /* enum dioh_open_flag */
+	uint32_t region_count; /* mapped-ram: regions that will be loaded into memory */
+	const struct dioh_msg_entry *regions;
 };
 
 /* Spawns a helper, attaches, seals, opens the image for a load. */
@@ -142,8 +147,11 @@ struct dioh_tool_table {
 	struct dioh_msg_entry *entries; /* regions, then streams; to be freed */
 };
 
-int dioh_tool_table_read(struct dioh_session *session, const struct dioh_msg_open_image_reply *open,
+int dioh_tool_table_read(struct dioh_session *session, uint32_t region_count, uint32_t stream_count,
                          struct dioh_tool_table *ret_table, struct dioh_error *err);
+
+/* Does the image have the record of docs/image-format.md? A raw one has none, nor has a mapped-ram one of QEMU's own. */
+bool dioh_tool_has_record(const struct dioh_msg_open_image_reply *open, const struct dioh_tool_table *table);
 
 /* ---- checking everything in an image (check.c) -------------------------------------------------------------- */
 
@@ -158,9 +166,10 @@ struct dioh_tool_damage {
 };
 
 struct dioh_tool_entry_check {
+	bool wanted;  /* it was to be read */
 	bool checked; /* it has checksums, and they were compared */
 	uint32_t damages;
-	uint64_t checked_bytes;
+	uint64_t read_bytes;
 };
 
 struct dioh_tool_check {
@@ -176,14 +185,15 @@ struct dioh_tool_check_options {
 	const struct dioh_tool_table *table;
 	uint64_t base_offset;
 	const int *stream_fds; /* reading ends of the attached streams' pipes, non-blocking */
+	bool read_all;         /* entries without checksums as well */
 	bool progress;         /* a bar on stderr */
 };
 
 #define DIOH_TOOL_CHECK_MEMORY_BYTES (UINT64_C(128) << 20) /* size of memory 0, which is loaded into */
 
 /*
- * Compares every checksum of every entry by loading it. Damage is no error of this function: it is listed, and the
- * check goes on behind it. Errors: whatever makes going on impossible.
+ * Compares every checksum of every entry by loading it; with `read_all` it loads everything. Damage is no error of this
+ * function: it is listed, and the check goes on behind it. Errors: whatever makes going on impossible.
  */
 int dioh_tool_check_run(const struct dioh_tool_check_options *options, struct dioh_tool_check *ret_check,
                         struct dioh_error *err);

@@ -29,6 +29,7 @@ struct verification {
 	struct dioh_tool_image image;
 	struct dioh_msg_open_image_reply open;
 	struct dioh_tool_table table;
+	bool record;
 	struct dioh_tool_check check; /* empty if the image is partial */
 	int memory_fd;
 	int pipes[DIOH_STREAMS_MAX]; /* reading ends; -1: none */
@@ -85,83 +86,148 @@ static int look(struct verification *verification, struct dioh_error *err)
 
 	if (r != 0)
 		return r;
-	r = dioh_tool_table_read(session, &verification->open, &verification->table, err);
+	r = dioh_tool_table_read(session, verification->open.region_count, verification->open.stream_count,
+	                         &verification->table, err);
+	verification->record = r == 0 && dioh_tool_has_record(&verification->open, &verification->table);
 	return end_session(session, r, err);
 }
 
-/* Somebody may have written the image since we looked: pipes and numbers would not fit it any more. */
-static int look_again(struct verification *verification, struct dioh_session *session,
-                      const struct dioh_msg_open_image_reply *open, struct dioh_error *err)
+/* The same but for what follows from having every region loaded into memory. */
+static bool is_same_entry(const struct dioh_msg_entry *again, const struct dioh_msg_entry *entry)
 {
-	const struct dioh_tool_table *table = &verification->table;
+	return again->kind == entry->kind && again->number == entry->number && again->image_offset == entry->image_offset &&
+	       (again->flags & DIOH_ENTRY_CHECKSUMS) == (entry->flags & DIOH_ENTRY_CHECKSUMS) &&
+	       memcmp(again->name, entry->name, sizeof(entry->name)) == 0 &&
+	       (entry->kind == DIOH_ENTRY_STREAM ||
+	        (again->bytes == entry->bytes && again->present_bytes == entry->present_bytes));
+}
+
+/*
+ * Somebody may have written the image since we looked: pipes and numbers would not fit it any more. The new table counts:
+ * with other regions in it the stream of a mapped-ram image has another length.
+ */
+static int look_again(struct verification *verification, struct dioh_session *session, struct dioh_error *err)
+{
+	struct dioh_tool_table *table = &verification->table;
 	struct dioh_tool_table again;
-	bool same;
-	int r = dioh_tool_table_read(session, open, &again, err);
+	bool same = true;
+	int r = dioh_tool_table_read(session, table->region_count, table->stream_count, &again, err);
 
 	if (r != 0)
 		return r;
-	same = again.region_count == table->region_count && again.stream_count == table->stream_count &&
-	       memcmp(again.entries, table->entries,
-	              (table->region_count + table->stream_count) * sizeof(*table->entries)) == 0;
-	free(again.entries);
+	for (uint32_t i = 0; i < table->region_count + table->stream_count; i++)
+		same = same && is_same_entry(&again.entries[i], &table->entries[i]);
+	free(table->entries);
+	*table = again;
 	if (!same)
 		return dioh_tool_error_set(err, ESTALE, "the image was changed while it was being verified");
 	return 0;
 }
 
-static int check_in_session(struct verification *verification, struct dioh_session *session,
-                            const struct dioh_msg_open_image_reply *open, struct dioh_error *err)
+static int check_in_session(struct verification *verification, struct dioh_session *session, struct dioh_error *err)
 {
 	const struct dioh_tool_check_options options = {
 		.session = session,
 		.table = &verification->table,
 		.base_offset = verification->options->base_offset,
 		.stream_fds = verification->pipes,
+		.read_all = !verification->record,
 		.progress = !verification->options->quiet && isatty(STDERR_FILENO),
 	};
-	int r = look_again(verification, session, open, err);
+	int r = look_again(verification, session, err);
 
 	return r != 0 ? r : dioh_tool_check_run(&options, &verification->check, err);
 }
 
-/* Attaches a pipe a stream; the writing ends are the helper's alone, so that their end shows. */
-static int start_check(struct verification *verification, struct dioh_session **ret_session,
-                       struct dioh_msg_open_image_reply *ret_open, struct dioh_error *err)
+/* Every region is loaded into memory: then the stream holds nothing twice. Where QEMU has them does not matter here. */
+static int choose_regions(const struct verification *verification, struct dioh_msg_entry **ret_entries,
+                          struct dioh_error *err)
+{
+	const struct dioh_tool_table *table = &verification->table;
+	struct dioh_msg_entry *entries = calloc(table->region_count + 1, sizeof(*entries));
+
+	if (!entries)
+		return dioh_tool_error_set(err, ENOMEM, "there is no memory for a table");
+	for (uint32_t i = 0; i < table->region_count; i++) {
+		const struct dioh_msg_entry *entry = &table->entries[i];
+
+		entries[i] = (struct dioh_msg_entry){ .kind = DIOH_ENTRY_REGION, .number = entry->number,
+			                              .flags = DIOH_ENTRY_GUEST_ADDRESS, .bytes = entry->bytes,
+			                              .guest_address = entry->guest_address };
+		memcpy(entries[i].name, entry->name, sizeof(entry->name));
+	}
+	*ret_entries = entries;
+	return 0;
+}
+
+/* The writing ends are the helper's alone, so that their end shows. */
+static int start_session(struct verification *verification, struct dioh_tool_session_options *options, int *writers,
+                         struct dioh_session **ret_session, struct dioh_error *err)
+{
+	const bool mapped_ram = verification->open.layout == DIOH_LAYOUT_MAPPED_RAM;
+	DIOH_AUTO_FREE struct dioh_msg_entry *regions = NULL;
+	struct dioh_msg_open_image_reply open;
+	int r = 0;
+
+	for (uint32_t i = 0; r == 0 && i < options->stream_count; i++)
+		r = make_pipe(&verification->pipes[i], &writers[i], err);
+	if (r == 0 && mapped_ram)
+		r = choose_regions(verification, &regions, err);
+	options->regions = regions;
+	options->region_count = mapped_ram ? verification->table.region_count : 0;
+	if (r == 0)
+		r = dioh_tool_session_start(options, ret_session, &open, err);
+	return r;
+}
+
+/* Attaches a pipe a stream. */
+static int start_check(struct verification *verification, struct dioh_session **ret_session, struct dioh_error *err)
 {
 	uint32_t count = verification->table.stream_count;
 	int writers[DIOH_STREAMS_MAX];
-	const struct dioh_tool_session_options options = {
+	struct dioh_tool_session_options options = {
 		.helper = verification->options->helper, .image = &verification->image,
 		.memory_fd = verification->memory_fd, .stream_fds = writers, .stream_count = count,
-		.open_flags = DIOH_OPEN_ACCEPT_WRITTEN
+		.layout = verification->open.layout, .open_flags = DIOH_OPEN_ACCEPT_WRITTEN
 	};
-	int r = 0;
+	int r;
 
 	for (uint32_t i = 0; i < DIOH_STREAMS_MAX; i++)
 		writers[i] = -1;
-	for (uint32_t i = 0; r == 0 && i < count; i++)
-		r = make_pipe(&verification->pipes[i], &writers[i], err);
-	if (r == 0)
-		r = dioh_tool_session_start(&options, ret_session, ret_open, err);
+	r = start_session(verification, &options, writers, ret_session, err);
 	for (uint32_t i = 0; i < count; i++)
 		dioh_cleanup_fd(&writers[i]);
 	return r;
 }
 
+/* Of libvirt's formats only one has places for its pages. */
+static int check_layout(const struct verification *verification, struct dioh_error *err)
+{
+	const struct dioh_msg_open_image_reply *open = &verification->open;
+
+	if (open->layout != DIOH_LAYOUT_RAW)
+		return 0;
+	return dioh_tool_error_set(err, EOPNOTSUPP,
+	                           "is a save image of libvirt's in format %s, which has neither checksums nor a structure "
+	                           "that could be checked: only format sparse can be verified",
+	                           dioh_tool_format_name(open->header_format));
+}
+
 static int read_everything(struct verification *verification, struct dioh_error *err)
 {
-	struct dioh_msg_open_image_reply open;
 	struct dioh_session *session;
 	int r = look(verification, err);
 
 	if (r != 0 || verification->open.state == DIOH_STATE_PARTIAL)
 		return r;
-	r = make_memory(&verification->memory_fd, err);
+	r = check_layout(verification, err);
 	if (r == 0)
-		r = start_check(verification, &session, &open, err);
+		r = make_memory(&verification->memory_fd, err);
+	if (r == 0)
+		r = start_check(verification, &session, err);
 	if (r != 0)
 		return r;
-	return end_session(session, check_in_session(verification, session, &open, err), err);
+	return end_session(session, check_in_session(verification, session, err), err);
 }
 
 /* ---- results ------------------------------------------------------------------------------------------------ */
@@ -172,6 +238,7 @@ struct figures {
 	uint32_t unchecked_count; /* without checksums */
 	uint64_t region_bytes;
 	uint64_t stream_bytes;
+	uint64_t unchecked_bytes; /* read without being checked */
 };
 
 static struct figures count_figures(const struct verification *verification)
@@ -184,12 +251,13 @@ static struct figures count_figures(const struct verification *verification)
 
 		if (!check->checked) {
 			figures.unchecked_count++;
+			figures.unchecked_bytes += check->read_bytes;
 		} else if (i < table->region_count) {
 			figures.region_count++;
-			figures.region_bytes += check->checked_bytes;
+			figures.region_bytes += check->read_bytes;
 		} else {
 			figures.stream_count++;
-			figures.stream_bytes += check->checked_bytes;
+			figures.stream_bytes += check->read_bytes;
 		}
 	}
 	return figures;
@@ -244,6 +312,12 @@ static void print_unchecked(const struct verification *verification)
 {
 	const struct dioh_tool_table *table = &verification->table;
 
+	if (!verification->record && verification->check.entries) {
+		print_path(verification);
+		puts("it has no record, so there are no checksums to compare: its structure was checked, and whether all of it "
+		     "can be read");
+		return;
+	}
 	for (uint32_t i = 0; verification->check.entries && i < table->region_count + table->stream_count; i++) {
 		char name[DIOH_TOOL_ESCAPED_BYTES];
 
@@ -260,13 +334,16 @@ static void print_figures(const struct verification *verification)
 {
 	const struct figures figures = count_figures(verification);
 	double seconds = (double)verification->check.elapsed_ns / 1e9;
-	uint64_t bytes = figures.region_bytes + figures.stream_bytes;
-	char region_size[DIOH_TOOL_SIZE_BYTES], stream_size[DIOH_TOOL_SIZE_BYTES];
+	uint64_t bytes = figures.region_bytes + figures.stream_bytes + figures.unchecked_bytes;
+	char region_size[DIOH_TOOL_SIZE_BYTES], stream_size[DIOH_TOOL_SIZE_BYTES], read_size[DIOH_TOOL_SIZE_BYTES];
 
 	dioh_tool_format_size(figures.region_bytes, region_size);
 	dioh_tool_format_size(figures.stream_bytes, stream_size);
 	printf("regions checked: %" PRIu32 " (%s), streams checked: %" PRIu32 " (%s)", figures.region_count,
 	       region_size, figures.stream_count, stream_size);
+	dioh_tool_format_size(figures.unchecked_bytes, read_size);
+	if (figures.unchecked_bytes)
+		printf(", only read: %s", read_size);
 	if (seconds > 0)
 		printf(", %.1f s, %.0f MiB/s", seconds, (double)bytes / (1024 * 1024) / seconds);
 	putchar('\n');
@@ -314,10 +391,12 @@ static json_t *json_entry(const struct verification *verification, uint32_t inde
 	const struct dioh_msg_entry *entry = &verification->table.entries[index];
 	const struct dioh_tool_entry_check *check =
 		verification->check.entries ? &verification->check.entries[index] : NULL;
+	bool checked = check && check->checked;
+	uint64_t bytes = check ? check->read_bytes : 0;
 
-	return json_pack("{s:I, s:o, s:b, s:o, s:I}", "number", (json_int_t)entry->number, "name",
-	                 dioh_tool_json_name(entry->name), "checked", check && check->checked, "checked_bytes",
-	                 dioh_tool_json_bytes(check ? check->checked_bytes : 0), "damages",
+	return json_pack("{s:I, s:o, s:b, s:o, s:o, s:I}", "number", (json_int_t)entry->number, "name",
+	                 dioh_tool_json_name(entry->name), "checked", checked, "checked_bytes",
+	                 dioh_tool_json_bytes(checked ? bytes : 0), "read_bytes", dioh_tool_json_bytes(bytes), "damages",
 	                 (json_int_t)(check ? check->damages : 0));
 }
 
@@ -362,7 +441,7 @@ static json_t *json_document(const struct verification *verification)
 	const struct dioh_tool_table *table = &verification->table;
 	const struct figures figures = count_figures(verification);
 	json_t *root = dioh_tool_json_image(verification->options->path, verification->options->base_offset,
-	                                    &verification->open);
+	                                    &verification->open, verification->record);
 
 	if (json_object_set_new(root, "result", json_string(result_name(verification))) != 0 ||
 	    json_object_set_new(root, "checked_bytes",

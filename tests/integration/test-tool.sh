@@ -113,6 +113,26 @@ head -c 1000000 /dev/zero >zeros
 refused zeros 'not .*image|not one of ours|magic'
 refused random '.' --base-offset=4K
 refused random '.' --base-offset=1G
+# What QEMU and libvirt write, cut off in each of its parts; a migration stream, which is no image.
+if command -v python3 >/dev/null; then
+	make_file() { python3 "$root/tests/integration/qemu_stream.py" "$@" || fail "qemu_stream.py $*"; }
+	make_file stream stream
+	refused stream 'it does not declare mapped-ram: it is a stream'
+	make_file image whole pc.ram=4
+	for bytes in 1 7 8 30 100 200 5000000; do
+		head -c "$bytes" whole >cut-off
+		refused cut-off 'not .*image|not one of ours|too few|truncated'
+	done
+	for format in sparse raw zstd; do
+		make_file "libvirt-$format" libvirt pc.ram=4
+		for bytes in 16 91 92 4000; do
+			head -c "$bytes" libvirt >cut-off
+			refused cut-off 'not .*image|not one of ours|too few|libvirt.s header'
+		done
+	done
+else
+	echo "note: there is no python3 here: images of QEMU's and libvirt's are not tested"
+fi
 if [ "$(id -u)" != 0 ]; then
 	: >unreadable
 	chmod 0 unreadable

@@ -21,7 +21,7 @@ MIB = 1 << 20
 PAGE = 4096
 
 sys.dont_write_bytecode = True  # no __pycache__ in the source tree
-sys.path.insert(0, os.path.join(HERE, "other_language"))
+sys.path[:0] = [os.path.join(HERE, "other_language"), HERE]
 
 
 def skip(reason):
@@ -35,7 +35,9 @@ if not os.access(HELPER, os.X_OK):
     skip(f"there is no helper at {HELPER}")
 
 import manager  # noqa: E402 (the path had to be set first)
+import mapped_reader  # noqa: E402
 import reader  # noqa: E402
+import qemu_stream  # noqa: E402
 import writer  # noqa: E402
 from manager import Entry, HelperError, Session  # noqa: E402
 
@@ -758,6 +760,264 @@ def test_refusals(directory):
         check_ends(session, 1)
 
 
+# The layout mapped-ram. QEMU's own name for the second region is that of a block that the stream brings.
+
+PC_RAM = qemu_stream.Block("pc.ram", RAM.bytes, None, RAM.guest_address)
+VGA_RAM = qemu_stream.Block("0000:00:02.0/vga.vram", VGA.bytes, VGA_PAGES, VGA.guest_address)
+QEMU_STATE = DICE.randbytes(MIB + 4321)
+LIBVIRT_AFTER = qemu_stream.libvirt_header("sparse", size=8192)
+LIBVIRT_BEFORE = qemu_stream.libvirt_header("sparse", complete=False, size=8192)
+NUMBER_OF_VGA = 0  # the lowest one that the table does not use
+
+
+def save_mapped_ram(path, header, after, base_offset=0):
+    """A save whose table says no more of pc.ram than QEMU does, the header's magic last."""
+    feeder, memory = Feeder(qemu_stream.stream((PC_RAM, VGA_RAM), state=QEMU_STATE)), Memory(RAM.bytes, RAM_PAGES)
+    with ImageFile(path, True, True) as image, Session(HELPER) as session:
+        session.hello(offered=0xFF, required=manager.LAYOUT_MAPPED_RAM)
+        attach(session, image, manager.SAVE, base_offset)
+        session.attach_memory(0, memory.fd)
+        session.attach_stream(63, feeder.read_end)
+        os.close(feeder.read_end)
+        session.seal()
+        refused(ENOENT, session.create_image, manager.MAPPED_RAM, 1, 1, len(header), 5)
+        for streams in (0, 2):
+            refused(EINVAL, session.create_image, manager.MAPPED_RAM, 1, streams, len(header), 63)
+        check_equal(session.create_image(manager.MAPPED_RAM, 1, 1, len(header), 63).ready, 0, "ready")
+        check_equal(session.put_table([RAM, DEVICES]).ready, 1, "ready after PUT_TABLE")
+        check_table_of_save(session)
+        stream = session.save_stream(63, DEVICES.number)
+        if header:
+            session.write_header(0, header)
+        check_equal(session.complete(stream).total_bytes, len(qemu_stream.stream((PC_RAM, VGA_RAM), state=QEMU_STATE)),
+                    "the stream's bytes")
+        session.complete(session.save_memory(0, RAM.number, RAM.bytes))
+        session.complete(session.finish(0, after[:16], 0) if header else session.finish())
+        check_ends(session, 0)
+    feeder.join()
+    memory.close()
+
+
+def check_table_of_save(session):
+    ram, vga, devices = session.get_table()
+    check_equal((ram.number, ram.name, ram.bytes, ram.flags, ram.guest_address),
+                (RAM.number, RAM.name, RAM.bytes, manager.GUEST_ADDRESS | manager.CHECKSUMS, RAM.guest_address), "pc.ram")
+    check_equal((vga.number, vga.name, vga.bytes, vga.flags),
+                (NUMBER_OF_VGA, VGA_RAM.name.encode(), VGA.bytes,
+                 manager.GUEST_ADDRESS | manager.CHECKSUMS | manager.IN_STREAM), "the block that was not in the table")
+    check_equal((devices.number, devices.name), (DEVICES.number, DEVICES.name), "the stream's entry")
+    refused(EINVAL, session.save_memory, 0, NUMBER_OF_VGA, VGA.bytes)
+
+
+def load_mapped_ram(path, base_offset=0, regions=()):
+    """Memory of pc.ram, the residual stream, header, opened image and table."""
+    memory, drain = Memory(RAM.bytes), Drain()
+    with ImageFile(path, False, True) as image, Session(HELPER) as session:
+        session.hello(offered=0xFF)
+        attach(session, image, manager.LOAD, base_offset)
+        session.attach_memory(0, memory.fd)
+        session.attach_stream(0, drain.write_end)
+        os.close(drain.write_end)
+        session.seal()
+        opened = session.open_image(manager.MAPPED_RAM if regions else manager.DETECT, regions=len(regions))
+        check_equal(opened.ready, 0 if regions else 1, "ready after OPEN_IMAGE")
+        if regions:
+            check_equal(session.put_table(list(regions)).ready, 1, "ready after PUT_TABLE")
+        table = session.get_table()
+        header = session.read_header(opened.header_bytes)
+        number = [entry.number for entry in table if entry.name == b"pc.ram"][0]
+        session.complete(session.load_memory(0, number, RAM.bytes, flags=manager.FRESH))
+        done = session.complete(session.load_stream(0, table[-1].number))
+        check_equal((done.total_bytes, table[-1].bytes), (table[-1].bytes, done.data_bytes), "the stream's length")
+        session.complete(session.finish())
+        check_ends(session, 0)
+    content_read = memory.read()
+    memory.close()
+    return opened, table, header, content_read, drain.data()
+
+
+def check_mapped_by_reader(path, header, base_offset):
+    """The reader finds what was saved, by the record as well as by QEMU's own headers."""
+    fd = os.open(path, os.O_RDONLY)
+    image = mapped_reader.MappedImage(fd, base_offset, len(header))
+    ram, vga = image.regions
+    check_equal(os.fstat(fd).st_size, base_offset + image.head.image_bytes, "the file's size")
+    check_equal((ram.number, ram.flags, ram.guest_address), (RAM.number, 3, RAM.guest_address), "pc.ram's entry")
+    check_equal((vga.number, vga.flags, vga.guest_address), (NUMBER_OF_VGA, 7, VGA.guest_address), "the other's entry")
+    check_equal([block.pages_offset % mapped_reader.PAGES_ALIGNMENT for block in image.blocks], [0, 0], "alignment")
+    check(image.read_region(ram) == RAM_CONTENT and image.read_region(vga) == VGA_CONTENT, "the pages")
+    check_equal(image.header(), header, "the manager's header")
+    check_equal(image.read_stream(image.streams[0]), expected_qemu_bytes(image.blocks), "QEMU's bytes")
+    os.close(fd)
+    return image
+
+
+def expected_qemu_bytes(blocks):
+    """Setup, and all else that came but pages: what the stream entry of the record holds."""
+    out = qemu_stream.configuration(qemu_stream.MAPPED_RAM, "pc-q35-10.0") + qemu_stream.ram_start((PC_RAM, VGA_RAM))
+    for block in blocks:
+        out += bytes([len(block.name)]) + block.name
+        out += struct.pack(">QIQQQ", block.bytes, 1, PAGE, block.bitmap_offset, block.pages_offset)
+    return out + qemu_stream.SECTION_END + qemu_stream.sections_without_pages() + qemu_stream.devices(QEMU_STATE)
+
+
+def test_mapped_ram(directory):
+    """Composed by the helper, read by the reader, loaded by the helper: alone, and behind libvirt's header."""
+    path = os.path.join(directory, "mapped-ram")
+    for before, after, base in ((b"", b"", 0), (LIBVIRT_BEFORE, LIBVIRT_AFTER, 0), (b"", b"", 5 * PAGE)):
+        with open(path, "wb") as old:
+            old.write(b"\x55" * (12 * MIB))
+        save_mapped_ram(path, before, after, base)
+        image = check_mapped_by_reader(path, after, base)
+        opened, table, header, ram, stream = load_mapped_ram(path, base)
+        check_equal((opened.layout, opened.state, opened.region_count, opened.stream_count, opened.image_bytes),
+                    (manager.MAPPED_RAM, manager.COMPLETE_STATE, 2, 1, image.head.image_bytes), "the opened image")
+        check_equal([entry.flags for entry in table], [3, 7, manager.CHECKSUMS], "flags")
+        check_equal(table[-1].image_offset, len(after), "where the stream's first extent starts")
+        check_equal(header, after, "the manager's header")
+        check_libvirt_told(opened, bool(after))
+        check(ram == RAM_CONTENT, "pc.ram came back as it was")
+        check_equal(stream, qemu_stream.residual_stream((PC_RAM, VGA_RAM), QEMU_STATE), "the stream that is left")
+
+
+def check_libvirt_told(opened, there):
+    told = (opened.header_kind, opened.header_format, opened.header_flags, opened.domain_memory_bytes,
+            manager.unpack_text(opened.domain_uuid), manager.unpack_text(opened.domain_name))
+    check_equal(told, (manager.HEADER_LIBVIRT, 6, 3, 64 * MIB, b"c7a5fdbd-edaf-9455-926a-d65c16db1809", b"guest")
+                if there else (manager.HEADER_OPAQUE, 0, 0, 0, b"", b""), "libvirt's header")
+
+
+def test_mapped_ram_of_qemu(directory):
+    """QEMU's own image: as it is, all of it is in the stream; the table takes pc.ram out of it."""
+    path = os.path.join(directory, "mapped-ram-of-qemu")
+    blocks = PC_RAM._replace(pages=present(RAM_PAGES)), VGA_RAM
+    wanted = RAM._replace(number=9)
+    for header, base in ((b"", 3 * PAGE), (LIBVIRT_AFTER, 0)):
+        pieces, size = qemu_stream.image(blocks, header, base, QEMU_STATE)
+        qemu_stream.write_pieces(path, pieces)
+        opened, table, got_header, ram, stream = load_mapped_ram(path, base)
+        check_equal((opened.state, opened.region_count, opened.image_bytes),
+                    (manager.COMPLETE_STATE if header else manager.UNKNOWN, 2, size), "the opened image")
+        check_equal(([entry.flags for entry in table], got_header), ([manager.IN_STREAM, manager.IN_STREAM, 0], header),
+                    "flags and header")
+        check(table[-1].image_offset > opened.header_bytes, "without a record the stream's entry is QEMU's last bytes")
+        check_libvirt_told(opened, bool(header))
+        check(ram == RAM_CONTENT, "pc.ram as it was")
+        check_equal(stream, qemu_stream.residual_stream(blocks, QEMU_STATE), "a plain migration stream")
+        opened, table, _, ram, stream = load_mapped_ram(path, base, [wanted])
+        check_equal([(entry.number, entry.flags) for entry in table],
+                    [(9, manager.GUEST_ADDRESS), (0, manager.IN_STREAM), (0, 0)], "numbers and flags")
+        check(ram == RAM_CONTENT, "pc.ram as it was")
+        # Where the image does not know a guest address, and nobody gives it, it is 0: QEMU compares shared ones only.
+        shared = PC_RAM, VGA_RAM._replace(guest_address=0)
+        check_equal(stream, qemu_stream.residual_stream(shared, QEMU_STATE), "a stream without pc.ram's pages")
+
+
+def test_mapped_ram_refusals(directory):
+    """Streams and tables that do not fit each other; and before anything has been understood nothing is touched."""
+    path, old = os.path.join(directory, "mapped-ram-refused"), b"an older image" * 1000
+    good = qemu_stream.stream((PC_RAM, VGA_RAM))
+    small, elsewhere = RAM._replace(bytes=MIB), RAM._replace(guest_address=4096)
+    cases = ((good[:60], RAM, EBADMSG, manager.OBJECT_STREAM), (b"QEVN" + good[4:], RAM, EBADMSG, manager.OBJECT_STREAM),
+             (good, RAM._replace(name=b"pc.rom"), ENOENT, manager.OBJECT_REGION), (good, small, EINVAL, manager.OBJECT_REGION),
+             (good, elsewhere, EINVAL, manager.OBJECT_REGION),
+             (good.replace(b"x-ignore-shared", b"x-ignore-sharee"), RAM, EOPNOTSUPP, manager.OBJECT_STREAM),
+             (qemu_stream.stream((PC_RAM._replace(pages={}),), None), RAM, EINVAL, manager.OBJECT_STREAM))
+    for stream, region, errno, thing in cases:
+        with open(path, "wb") as file:
+            file.write(old)
+        error = create_refused(path, stream, region, errno)
+        check_equal(error.object, thing, f"object of {error}")
+        with open(path, "rb") as file:
+            check(file.read() == old, "what stood there is untouched")
+
+
+def create_refused(path, stream, region, errno):
+    feeder = Feeder(stream)
+    with ImageFile(path, True, False) as image, Session(HELPER) as session:
+        session.hello(offered=0xFF)
+        attach(session, image, manager.SAVE)
+        session.attach_stream(1, feeder.read_end)
+        os.close(feeder.read_end)
+        session.seal()
+        session.create_image(manager.MAPPED_RAM, 1, 1, 0, 1)
+        error = refused(errno, session.put_table, [region, DEVICES])
+        refused(EPROTO, session.get_table)
+        session.hang_up()
+        check_equal(session.exit_status(), 1, "exit status")
+    return error
+
+
+# As BREAKS, for the rules that are others in this layout; the head stands where it does.
+MAPPED_BREAKS = (
+    (2, "raw", 4092, "<I", 0),
+    (5, "head", 40, "<I", 2),
+    (9, "head", 52, "<I", 0),
+    (9, "head", 56, "<I", 2),
+    (13, "head", 72 + 16, "<I", 1),
+    (15, "regions", 4, "<I", 8 | 3),
+    (17, "regions", 8, "<Q", 0),
+    (20, "regions", 40, "<Q", 1 << 62),
+    (20, "regions", 64, "<Q", 4097),
+    (21, "regions", 24, "<Q", 512),
+    (22, "extents", 8, "<Q", 0),
+    (23, "extents", 16, "<Q", 4098),
+    (24, "streams", 16, "<I", 1),
+    (25, "streams", 16, "<II", (1, 2)),
+    (26, "streams", 8, "<Q", 6),
+    (28, "regions", 64, "<Q", 0),
+    (29, "regions", 88, "7s", b"pc.rom\0"),
+    (29, "regions", 384 + 88 + 13, "<B", 0x56),
+)
+
+
+def test_mapped_ram_rules(directory):
+    """What breaks a rule of this layout is refused by the reader and by the helper."""
+    path = os.path.join(directory, "mapped-ram-rules")
+    save_mapped_ram(path, b"", b"")
+    with open(path, "rb") as file:
+        good = file.read()
+    fd = os.open(path, os.O_RDONLY)
+    image = mapped_reader.MappedImage(fd)
+    os.close(fd)
+    head, at = image.head, image.head_offset
+    start = {"raw": at, "head": at, "regions": head.regions.offset, "streams": head.streams.offset,
+             "extents": head.extents.offset}
+    with Opener(path + "-broken") as opener:
+        for number, where, offset, layout, value in MAPPED_BREAKS:
+            broken = bytearray(good)
+            struct.pack_into(layout, broken, start[where] + offset, *(value if isinstance(value, tuple) else (value,)))
+            if where != "raw":
+                mapped_reader.reseal(broken, at)
+            check_mapped_refused(opener, broken, number)
+        check_damaged_setup(opener, good, image)
+        opener.put(good)
+        opener.session.open_image()
+
+
+def check_mapped_refused(opener, broken, number):
+    opener.put(broken)
+    try:
+        mapped_reader.MappedImage(opener.image.buffered)
+    except reader.Refused as refusal:
+        check_equal(refusal.rule, number, f"the reader's rule ({refusal})")
+    else:
+        raise AssertionError(f"the reader accepts what breaks rule {number}")
+    try:
+        refused(EOPNOTSUPP if number == 5 else EBADMSG, opener.session.open_image)
+    except AssertionError as complaint:
+        raise AssertionError(f"rule {number}: {complaint}") from None
+
+
+def check_damaged_setup(opener, good, image):
+    """Every byte that QEMU would read of the setup is vouched for, the machine's name too."""
+    broken = bytearray(good)
+    broken[broken.index(b"pc-q35") + 3] ^= 1
+    opener.put(broken)
+    error = refused(EBADMSG, opener.session.open_image)
+    check_equal((error.operation, error.offset), (manager.OPERATION_CHECKSUM, image.extents[0].offset), "a damaged setup")
+
+
 def test_written_selection(directory):
     """A selection of pages is saved, and finished without syncs."""
     path = os.path.join(directory, "written")
@@ -829,7 +1089,8 @@ def check_partial(fd):
 
 
 TESTS = (test_worked_example, test_hello_bytes, test_features_and_versions, test_refusals, test_container,
-         test_python_image, test_states, test_damage, test_rules, test_raw, test_written_selection, test_cancel)
+         test_python_image, test_mapped_ram, test_mapped_ram_of_qemu, test_mapped_ram_refusals, test_mapped_ram_rules,
+         test_states, test_damage, test_rules, test_raw, test_written_selection, test_cancel)
 
 
 def run(directory):

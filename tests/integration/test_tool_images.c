@@ -238,6 +238,9 @@ static void good_image_is_shown(void **state)
 	(void)state;
 	assert_string_equal(text_of(root, "layout"), "container");
 	assert_string_equal(text_of(root, "state"), "complete");
+	assert_true(json_is_true(json_object_get(root, "record")));
+	assert_true(json_is_null(json_object_get(root, "libvirt")));
+	assert_true(json_is_false(json_object_get(root, "holes_filled")));
 	assert_string_equal(text_of(root, "header_text"), "{\"machine\": \"q35\"}\n");
 	assert_string_equal(text_of(ram, "name"), "pc.ram");
 	assert_int_equal(number_of(ram, "number"), 3);
@@ -245,6 +248,7 @@ static void good_image_is_shown(void **state)
 	assert_int_equal(number_of(ram, "present_bytes"), RAM_DATA_BYTES);
 	assert_string_equal(text_of(ram, "guest_address"), "0x100000000");
 	assert_true(json_is_true(json_object_get(ram, "checksums")));
+	assert_true(json_is_false(json_object_get(ram, "in_stream")));
 	assert_int_equal(number_of(rom, "present_bytes"), ROM_BYTES);
 	assert_true(json_is_null(json_object_get(rom, "guest_address")));
 	assert_int_equal(number_of(devices, "bytes"), STREAM_BYTES);
@@ -265,6 +269,7 @@ static void good_image_is_verified(void **state)
 	(void)state;
 	assert_string_equal(text_of(root, "result"), "ok");
 	assert_int_equal(number_of(root, "checked_bytes"), RAM_DATA_BYTES + ROM_BYTES + STREAM_BYTES);
+	assert_int_equal(number_of(json_array_get(json_object_get(root, "regions"), 1), "read_bytes"), ROM_BYTES);
 	assert_int_equal(number_of(root, "unchecked"), 0);
 	assert_int_equal(json_array_size(json_object_get(root, "damages")), 0);
 	json_decref(root);
