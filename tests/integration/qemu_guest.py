@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A real guest under QEMU, driven over QMP, for tests that look at what QEMU itself reads and writes.
 
-Its disk is the boot sector of examples/guest, which checks its memory for ever and counts on the serial port. Its memory
-is private to QEMU, or memfds of ours.
+Its disk is the boot sector of examples/guest, which checks its memory for ever and counts on the serial port. Its
+memory is private to QEMU, or memfds of ours.
 """
+import base64
 import json
 import os
 import re
@@ -30,19 +31,56 @@ class Memory:
         os.truncate(self.fd, size)
 
     def backend(self):
-        return f"memory-backend-file,id={self.name},size={self.size},mem-path=/proc/self/fd/{self.fd},share=on"
+        # The last one, which libvirt sets too: machine types up to 3.1 would call the RAM block by the backend's path,
+        # but that of a private backend by its name: a QEMU with the one could not go on where one with the other was.
+        return (f"memory-backend-file,id={self.name},size={self.size},mem-path=/proc/self/fd/{self.fd},share=on,"
+                "x-use-canonical-path-for-ramblock-id=off")
+
+    def read(self, offset, count):
+        return os.pread(self.fd, count, offset)
 
     def close(self):
         os.close(self.fd)
 
 
-class Guest:
-    """One QEMU, stopped (-S). `memories`: Memory objects; else `mib` of private memory called pc.ram."""
+class PrivateMemory:
+    """A memory backend that is QEMU's alone."""
 
-    def __init__(self, directory, mib, memories=(), machine="q35", incoming=False, options=()):
+    fd = None
+
+    def __init__(self, size, name):
+        self.size = size
+        self.name = name
+
+    def backend(self):
+        return f"memory-backend-ram,id={self.name},size={self.size}"
+
+    def close(self):
+        pass
+
+
+def version():
+    """QEMU's, as (major, minor); None if there is no QEMU."""
+    try:
+        said = subprocess.run([QEMU, "--version"], stdout=subprocess.PIPE, check=True).stdout.decode()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r"version (\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+class Guest:
+    """One QEMU, stopped (-S). `memories`: Memory and PrivateMemory objects; else `mib` of private memory called pc.ram.
+
+    poke: memory can be written from outside, by poke().
+    """
+
+    def __init__(self, directory, mib, memories=(), machine="q35", incoming=False, options=(), poke=False):
         self.serial = os.path.join(directory, "serial.log")
+        self.complaints = os.path.join(directory, "qemu.log")
+        self.shared = {memory.name: memory for memory in memories if memory.fd is not None}
         ours, theirs = socket.socketpair()
-        fds = [theirs.fileno()] + [memory.fd for memory in memories]
+        fds = [theirs.fileno()] + [memory.fd for memory in self.shared.values()]
         command = [QEMU, "-nodefaults", "-no-user-config", "-S", "-display", "none", "-accel", "tcg", "-m", f"{mib}M",
                    "-machine", machine + self._placed(memories),
                    "-drive", f"if=virtio,format=raw,readonly=on,file={BUILD}/guest/boot.img",
@@ -54,8 +92,15 @@ class Guest:
             for node, memory in enumerate(memories):
                 command += ["-numa", f"node,nodeid={node},memdev={memory.name}"]
         command += list(options) + (["-incoming", "defer"] if incoming else [])
-        self.process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL)
+        self.poker, theirs_poked = socket.socketpair()
+        if poke:
+            command += ["-chardev", f"socket,id=poke,fd={theirs_poked.fileno()}", "-qtest", "chardev:poke",
+                        "-qtest-log", "none"]
+            fds.append(theirs_poked.fileno())
+        with open(self.complaints, "ab") as complaints:
+            self.process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, stderr=complaints)
         theirs.close()
+        theirs_poked.close()
         self.socket = ours
         self.lines = ours.makefile("r")
         self._read()
@@ -80,20 +125,31 @@ class Guest:
         self.process.wait()
         self.lines.close()
         self.socket.close()
+        self.poker.close()
 
     def _read(self):
-        line = self.lines.readline()
+        try:
+            line = self.lines.readline()
+        except ConnectionResetError:
+            line = ""
         if not line:
-            raise QmpError(f"QEMU has gone, status {self.process.wait()}")
+            raise QmpError(f"QEMU has gone, status {self.process.wait()}: {self.complaint()}")
         return json.loads(line)
+
+    def complaint(self):
+        with open(self.complaints, encoding="utf-8", errors="replace") as complaints:
+            return complaints.read().strip()
 
     def command(self, name, fd=None, **arguments):
         message = json.dumps({"execute": name, "arguments": {key.replace("_", "-"): value
                                                              for key, value in arguments.items()}}).encode()
-        if fd is None:
-            self.socket.sendall(message)
-        else:
-            socket.send_fds(self.socket, [message], [fd])
+        try:
+            if fd is None:
+                self.socket.sendall(message)
+            else:
+                socket.send_fds(self.socket, [message], [fd])
+        except BrokenPipeError:
+            pass  # reading will say so
         while True:
             answer = self._read()
             if "error" in answer:
@@ -149,6 +205,49 @@ class Guest:
     def run_to_pass(self, count):
         self.command("cont")
         self.wait_pass(count)
+
+    def check_log(self):
+        """One start, and each pass once and in order: the guest has always gone on where it was."""
+        self.passes()
+        with open(self.serial, encoding="ascii", errors="replace") as log:
+            lines = log.read().split("\n")[:-1]  # behind the last newline: a line cut short
+        assert lines and re.fullmatch(r"guest: started with \d+ MiB", lines[0]), lines[:3]
+        for count, line in enumerate(lines[1:], 1):
+            assert line == f"guest: pass {count} memory ok", f"line {count + 1} is {line!r}"
+
+    # Its memory, from outside.
+
+    def poke(self, address, data):
+        """Writes physical memory, whatever stands there: a video memory, say."""
+        self.poker.sendall(f"b64write {address:#x} {len(data):#x} {base64.b64encode(data).decode()}\n".encode())
+        answer = b""
+        while not answer.endswith(b"\n"):
+            answer += self.poker.recv(4096)
+        assert answer == b"OK\n", answer
+
+    def blocks(self):
+        """QEMU's RAM blocks: a function (offset, count) -> bytes, and how many there are, by name.
+
+        Read where QEMU has them mapped; a shared memory from its descriptor, so that its holes stay holes."""
+        said = self.command("human-monitor-command", command_line="info ramblock")
+        found = {}
+        for line in said.splitlines():
+            words = re.fullmatch(r"\s*(\S.*?)\s+\d+ \w+((?:\s+0x[0-9a-f]+){4})\s+r[wo]\s*", line)
+            if words:
+                _, used, _, where = (int(word, 16) for word in words[2].split())
+                memory = self.shared.get(words[1])
+                found[words[1]] = (memory.read if memory else self._reader(where), used)
+        assert found, said
+        return found
+
+    def _reader(self, where):
+        def read(offset, count):
+            with open(f"/proc/{self.process.pid}/mem", "rb", buffering=0) as memory:
+                memory.seek(where + offset)
+                data = memory.read(count)
+            assert len(data) == count, f"QEMU's memory at {where + offset:#x} can't be read"
+            return data
+        return read
 
     def dump_memory(self, path, size):
         """Physical memory below the PCI hole, as QEMU has it."""
