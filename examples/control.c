@@ -105,10 +105,11 @@ static bool serve_save(struct hv_server *server, const struct hv_request *reques
 	char summary[HV_SUMMARY_BYTES];
 	struct dioh_error error;
 	bool keep_running = request->flags & HV_REQUEST_KEEP_RUNNING;
+	enum hv_layout layout = request->flags & HV_REQUEST_CONTAINER ? HV_LAYOUT_CONTAINER : HV_LAYOUT_MAPPED_RAM;
 	int rc;
 
 	server->cancel->client_fd = server->client_fd;
-	rc = hv_save(server->vm, request->path, &options, summary, &error);
+	rc = hv_save(server->vm, request->path, layout, &options, summary, &error);
 	server->cancel->client_fd = -1;
 	server->cancel->cancelled = false;
 	if (rc == 0 && keep_running)
@@ -184,10 +185,7 @@ static int pass_on(int fd, struct hv_cancel *cancel, int64_t *deadline_ms)
 	return 0;
 }
 
-/*
- * The next message. A manager that is still creating the image hears of a cancel only when the disk has answered; but
- * then the guest runs, and nobody needs to wait for it.
- */
+/* The next message. Cancelling is quick; a manager that does not say so in time is not waited for. */
 static int receive(int fd, struct hv_cancel *cancel, int64_t *deadline_ms, struct hv_answer *ret_answer,
                    struct dioh_error *err)
 {
@@ -198,7 +196,7 @@ static int receive(int fd, struct hv_cancel *cancel, int64_t *deadline_ms, struc
 		if (rc == -ECANCELED)
 			rc = pass_on(fd, cancel, deadline_ms);
 		else if (rc == 0 && *deadline_ms && hv_now_ms() >= *deadline_ms)
-			rc = hv_fail(err, ECANCELED, "cancelled; the guest's manager still waits for the disk");
+			rc = hv_fail(err, ECANCELED, "cancelled; the guest's manager has not answered yet");
 		if (rc)
 			return rc;
 	}

@@ -15,7 +15,7 @@
 
 enum hv_verb { HV_VERB_SAVE = 1, HV_VERB_QUIT = 2 };
 
-enum hv_request_flag { HV_REQUEST_KEEP_RUNNING = 1 << 0 };
+enum hv_request_flag { HV_REQUEST_KEEP_RUNNING = 1 << 0, HV_REQUEST_CONTAINER = 1 << 1 };
 
 struct hv_request {
 	uint32_t verb;

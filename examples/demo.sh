@@ -1,8 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# demo.sh - a guest under QEMU is saved, its QEMU killed, and the guest brought back in a new one. The guest itself
-# checks its memory and counts (see guest/guest.S); the demo is a success only if it goes on counting where it was.
+# demo.sh - a guest under QEMU is saved, its QEMU killed, and the guest brought back in a new one: first by diohelper,
+# then from the same image by QEMU alone, which knows nothing of diohelper. The guest itself checks its memory and
+# counts (see guest/guest.S); the demo is a success only if it goes on counting where it was.
 #
 # Environment: BUILD (build directory, default build), MEMORY (default 256M), QEMU, DIOHELPER, DIOHELPER_TOOL, TMPDIR.
 set -u
@@ -19,7 +20,8 @@ export QEMU DIOHELPER="${DIOHELPER:-$BUILD/diohelper}"
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/dioh-demo.XXXXXX") || exit 1
 cd "$work" || exit 1 # so that the control socket's name is short, whatever TMPDIR is
 manager=
-: >guest.log
+log=guest.log # what the guest that runs says
+: >$log
 
 finish() {
 	[ -z "$manager" ] || kill "$manager" 2>/dev/null && wait "$manager" 2>/dev/null
@@ -40,14 +42,14 @@ fail() {
 
 step() { printf '\n== %s\n' "$*"; }
 
-last_pass() { sed -n 's/^guest: pass \([0-9]*\) memory ok$/\1/p' guest.log | tail -n 1; }
+last_pass() { sed -n 's/^guest: pass \([0-9]*\) memory ok$/\1/p' $log | tail -n 1; }
 
 # Waits until the guest has counted beyond pass $1, for at most 60 s.
 wait_for_pass() {
 	local deadline=$((SECONDS + 60)) pass
 
 	until pass=$(last_pass) && [ "${pass:-0}" -gt "$1" ]; do
-		grep -q -e DAMAGED -e DISAGREE guest.log && fail 'the guest says that its memory is damaged'
+		grep -q -e DAMAGED -e DISAGREE $log && fail 'the guest says that its memory is damaged'
 		kill -0 "$manager" 2>/dev/null || fail 'the manager of the guest has ended'
 		[ "$SECONDS" -lt "$deadline" ] || fail "the guest has not counted beyond pass $1 in 60 s"
 		sleep 0.1
@@ -57,10 +59,22 @@ wait_for_pass() {
 
 # One start, and each pass once and in order: the guest has gone on where it was. A line cut short at the end is left out.
 check_guest_log() {
-	{ [ -z "$(tail -c 1 guest.log)" ] && cat guest.log || sed '$d' guest.log; } | awk '
+	{ [ -z "$(tail -c 1 $log)" ] && cat $log || sed '$d' $log; } | awk '
 		NR == 1 && /^guest: started with [0-9]+ MiB$/ { next }
 		NR > 1 && $0 == "guest: pass " NR - 1 " memory ok" { next }
 		{ exit 1 }' || fail 'the guest has not gone on where it was'
+}
+
+# restore ARGUMENT...: a guest is brought back and counts on; then it is ended.
+restore() {
+	"$hypervisor" restore --disk="$disk" --control=control --serial=$log "$@" >restore.log 2>&1 &
+	manager=$!
+	wait_for_pass $((saved_at + 2))
+	grep -v '^running' restore.log
+	"$hypervisor" quit --control=control >/dev/null || fail 'the restored guest cannot be ended'
+	wait "$manager" || fail 'the manager of the restored guest ended with an error'
+	manager=
+	check_guest_log
 }
 
 for program in "$hypervisor" "$DIOHELPER" "$tool"; do
@@ -75,24 +89,28 @@ manager=$!
 wait_for_pass 2
 
 step 'It is saved, and its QEMU killed'
-"$hypervisor" save --control=control guest.img || fail 'the save failed'
+"$hypervisor" save --control=control guest.img >save.log || fail 'the save failed'
+cat save.log
 wait "$manager" || fail 'the manager ended with an error'
 manager=
 saved_at=$(last_pass)
+cp guest.log stock.log
+offset=$(sed -n 's/^ *layout mapped-ram: .*,offset=\([0-9]*\)$/\1/p' save.log) # empty: another layout
 echo "the image: $(stat -c %s guest.img) bytes long, $(($(stat -c %b guest.img) * 512)) bytes on disk"
 
 step 'The image is inspected and verified'
-"$tool" inspect guest.img 2>inspect.log || fail 'diohelper-tool inspect failed'
-"$tool" verify guest.img 2>verify.log || fail 'diohelper-tool verify failed'
+"$tool" inspect --base-offset="${offset:-0}" guest.img 2>inspect.log || fail 'diohelper-tool inspect failed'
+"$tool" verify --base-offset="${offset:-0}" guest.img 2>verify.log || fail 'diohelper-tool verify failed'
 
 step 'It is restored into a new QEMU'
-"$hypervisor" restore --disk="$disk" --control=control --serial=guest.log guest.img >second.log 2>&1 &
-manager=$!
-wait_for_pass $((saved_at + 2))
-grep -v '^running' second.log
-"$hypervisor" quit --control=control >/dev/null || fail 'the restored guest cannot be ended'
-wait "$manager" || fail 'the second manager ended with an error'
-manager=
-check_guest_log
+restore guest.img
+
+if [ -n "$offset" ]; then
+	step 'It is restored once more, by a stock QEMU: private memory, no diohelper'
+	log=stock.log
+	restore --stock guest.img
+else
+	step "A stock QEMU cannot take this image:$(sed -n 's/^ *layout container://p' save.log)"
+fi
 
 printf '\ndemo: ok\n'

@@ -3,7 +3,11 @@
  * helper.c - a session with diohelper. See helper.h.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include "helper.h"
 
@@ -12,7 +16,8 @@
 
 /* What makes the helper worth its name to us: without these it would read hostile bytes with our privileges. */
 #define REQUIRED_LAYERS (DIOH_LAYER_STRAYS_CLOSED | DIOH_LAYER_NO_CAPABILITIES | DIOH_LAYER_NO_NEW_PRIVS)
-#define REQUIRED_FEATURES (DIOH_FEATURE_LAYOUT_CONTAINER | DIOH_FEATURE_STREAM | DIOH_FEATURE_CHECKSUM)
+#define REQUIRED_FEATURES                                                                                              \
+	(DIOH_FEATURE_LAYOUT_CONTAINER | DIOH_FEATURE_LAYOUT_MAPPED_RAM | DIOH_FEATURE_STREAM | DIOH_FEATURE_CHECKSUM)
 
 static int attach(struct hv_helper *helper, uint32_t direction, const struct hv_image *image, int memory_fd,
                   int stream_fd, struct dioh_error *err)
@@ -27,6 +32,7 @@ static int attach(struct hv_helper *helper, uint32_t direction, const struct hv_
 	image_options.direct_fd = image->direct_fd;
 	image_options.directory_fd = image->directory_fd;
 	image_options.direction = direction;
+	image_options.base_offset = image->base_offset;
 	rc = dioh_attach_image(helper->session, &image_options, &helper->image, err);
 	if (rc)
 		return rc;
@@ -52,6 +58,54 @@ int hv_helper_start(struct hv_helper *helper, const struct hv_helper_options *op
 	if (rc == 0)
 		rc = dioh_seal(helper->session, REQUIRED_LAYERS, &sealed, err);
 	return rc;
+}
+
+/* ---- a call that waits ------------------------------------------------------------------------------------------ */
+
+struct create_call {
+	struct dioh_session *session;
+	const struct dioh_create_options *options;
+	struct dioh_error error;
+	int rc;
+	int done_fd; /* closed when the call has returned */
+};
+
+static void *call_create(void *argument)
+{
+	struct create_call *call = argument;
+	struct dioh_msg_image_reply info;
+
+	call->rc = dioh_create_image(call->session, call->options, &info, &call->error);
+	hv_close(&call->done_fd);
+	return NULL;
+}
+
+/* The call has a thread to itself, and this one watches for a cancel: shutting the connection down ends the call. */
+int hv_helper_create_image(struct hv_helper *helper, const struct dioh_create_options *options, struct dioh_error *err)
+{
+	struct create_call call = { .session = helper->session, .options = options };
+	HV_CLOSE int wait_fd = -1;
+	pthread_t thread;
+	int pair[2], rc;
+
+	if (pipe2(pair, O_CLOEXEC))
+		return hv_fail(err, errno, "no pipe to wait with: %m");
+	wait_fd = pair[0];
+	call.done_fd = pair[1];
+	rc = pthread_create(&thread, NULL, call_create, &call);
+	if (rc) {
+		hv_close(&call.done_fd);
+		return hv_fail(err, rc, "no thread to wait with: %s", strerror(rc));
+	}
+	rc = hv_wait_readable(helper->cancel, wait_fd, -1, err);
+	if (rc < 0)
+		(void)shutdown(dioh_session_fd(helper->session), SHUT_RDWR);
+	(void)pthread_join(thread, NULL);
+	if (rc < 0)
+		return rc;
+	if (call.rc && err)
+		*err = call.error;
+	return call.rc;
 }
 
 struct dioh_msg_memory_transfer hv_whole_memory(uint64_t bytes, uint32_t flags)

@@ -38,6 +38,12 @@ struct hv_helper_options {
 int hv_helper_start(struct hv_helper *helper, const struct hv_helper_options *options, uint32_t direction,
                     const struct hv_image *image, int memory_fd, int stream_fd, struct dioh_error *err);
 
+/*
+ * As dioh_create_image(), which waits for the disk, and for QEMU where the layout wants the stream's beginning first;
+ * but it can be cancelled. The session is then of no more use.
+ */
+int hv_helper_create_image(struct hv_helper *helper, const struct dioh_create_options *options, struct dioh_error *err);
+
 /* The image's memory and device state, whole: for dioh_save_... and dioh_load_... */
 struct dioh_msg_memory_transfer hv_whole_memory(uint64_t bytes, uint32_t flags);
 struct dioh_msg_stream_transfer hv_whole_stream(void);

@@ -4,6 +4,9 @@
  *
  * The file is opened twice: without O_DIRECT for the small writes, with it for the pages. The second time by way of the
  * first descriptor, so that it is the same file whatever happens to its name meanwhile.
+ *
+ * The header in front of a mapped-ram image is the one thing in a file that this program reads and writes by itself: it
+ * is outside the image that the helper sees, and no more than JSON.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -67,9 +70,14 @@ int hv_image_open_for_save(struct hv_image *image, const char *path, struct dioh
 
 int hv_image_open_for_load(struct hv_image *image, const char *path, struct dioh_error *err)
 {
+	char first;
+
 	image->buffered_fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
 	if (image->buffered_fd < 0)
 		return hv_fail(err, errno, "%s: it cannot be opened: %m", path);
+	/* What this is, if it is no image at all, the helper says. */
+	if (pread(image->buffered_fd, &first, 1, 0) == 1 && first == '{')
+		image->base_offset = HV_MAPPED_RAM_OFFSET;
 	return open_direct(image, path, O_RDONLY, err);
 }
 
@@ -85,6 +93,33 @@ void hv_image_close(struct hv_image *image)
 	hv_close(&image->direct_fd);
 	hv_close(&image->buffered_fd);
 	hv_close(&image->directory_fd);
+}
+
+/* ---- the header in front --------------------------------------------------------------------------------------- */
+
+int hv_image_write_front(const struct hv_image *image, const char *header, struct dioh_error *err)
+{
+	char front[HV_MAPPED_RAM_OFFSET];
+	size_t length = strlen(header);
+
+	if (length > sizeof(front))
+		return hv_fail(err, EMSGSIZE, "the image's header is too long");
+	memset(front, ' ', sizeof(front));
+	memcpy(front, header, length);
+	errno = 0;
+	if (pwrite(image->buffered_fd, front, sizeof(front), 0) != (ssize_t)sizeof(front))
+		return hv_fail(err, errno ? errno : EIO, "the image's header cannot be written: %m");
+	return 0;
+}
+
+int hv_image_read_front(const struct hv_image *image, struct hv_machine *ret_machine, struct dioh_error *err)
+{
+	char front[HV_MAPPED_RAM_OFFSET];
+	ssize_t n = pread(image->buffered_fd, front, sizeof(front), 0);
+
+	if (n < 0)
+		return hv_fail(err, errno, "the image's header cannot be read: %m");
+	return hv_header_decode(front, (size_t)n, ret_machine, err);
 }
 
 /* ---- the header ------------------------------------------------------------------------------------------------ */

@@ -9,6 +9,7 @@
  *   main.c      options and verbs; the only place that prints results and exits
  *   control.c   the control socket, both ends
  *   save.c restore.c helper.c image.c    what this example is about: a session with diohelper
+ *   stock.c     a restore without one
  *   vm.c migrate.c qmp.c                 QEMU
  *   hv.c progress.c summary.c            errors, waiting, figures
  */
@@ -27,7 +28,7 @@
 struct options {
 	const char *control, *disk, *serial, *helper, *qemu, *accel, *image;
 	uint64_t memory_bytes;
-	bool keep_running;
+	bool keep_running, container, stock;
 };
 
 struct verb {
@@ -44,13 +45,14 @@ static const struct option long_options[] = {
 	{ "memory", required_argument, NULL, 'm' },  { "serial", required_argument, NULL, 's' },
 	{ "helper", required_argument, NULL, 'h' },  { "qemu", required_argument, NULL, 'q' },
 	{ "accel", required_argument, NULL, 'a' },   { "keep-running", no_argument, NULL, 'k' },
+	{ "layout", required_argument, NULL, 'l' },  { "stock", no_argument, NULL, 't' },
 	{ "help", no_argument, NULL, 'u' },          { NULL, 0, NULL, 0 },
 };
 
 static const char help[] =
 	"Usage: dioh-hypervisor run     --disk=FILE --control=SOCKET [--memory=SIZE] [OPTIONS]\n"
-	"       dioh-hypervisor restore --disk=FILE --control=SOCKET [OPTIONS] IMAGE\n"
-	"       dioh-hypervisor save    --control=SOCKET [--keep-running] IMAGE\n"
+	"       dioh-hypervisor restore --disk=FILE --control=SOCKET [--stock] [OPTIONS] IMAGE\n"
+	"       dioh-hypervisor save    --control=SOCKET [--layout=LAYOUT] [--keep-running] IMAGE\n"
 	"       dioh-hypervisor quit    --control=SOCKET\n"
 	"\n"
 	"run starts a guest under QEMU and stays as its manager; restore starts one from\n"
@@ -63,6 +65,11 @@ static const char help[] =
 	"  --serial=FILE     what the guest writes to its serial port is appended here\n"
 	"                    (default: standard output)\n"
 	"  --accel=tcg|kvm   how QEMU runs the guest (default tcg)\n"
+	"  --layout=mapped-ram|container\n"
+	"                    how the image is laid out (default mapped-ram, which a QEMU\n"
+	"                    without diohelper restores too: it starts 4096 bytes into the\n"
+	"                    file; with a QEMU older than 9 the container)\n"
+	"  --stock           restore by QEMU alone, without diohelper\n"
 	"  --keep-running    after a save the guest goes on\n"
 	"  --qemu=PROGRAM    (default $QEMU or qemu-system-x86_64)\n"
 	"  --helper=PROGRAM  (default $DIOHELPER or diohelper)\n";
@@ -118,6 +125,14 @@ static void take_option(int letter, const char *value, struct options *options)
 		break;
 	case 'k':
 		options->keep_running = true;
+		break;
+	case 't':
+		options->stock = true;
+		break;
+	case 'l':
+		options->container = strcmp(value, "container") == 0;
+		if (!options->container && strcmp(value, "mapped-ram") != 0)
+			usage_error("--layout: neither mapped-ram nor container: '%s'", value);
 		break;
 	case 'm':
 		options->memory_bytes = parse_memory(value);
@@ -198,6 +213,12 @@ static int restore_guest(struct hv_vm *vm, const struct options *options, struct
 	struct hv_display display;
 	int rc;
 
+	if (options->stock) {
+		rc = hv_restore_stock(vm, options->image, &vm_options, cancel, err);
+		if (rc == 0)
+			(void)printf("restored by QEMU alone\n");
+		return rc;
+	}
 	hv_display_init(&display);
 	rc = hv_restore(vm, options->image, &vm_options,
 	                &(struct hv_helper_options){ options->helper, cancel, &display.reporter }, summary, err);
@@ -255,8 +276,14 @@ static int request(const struct options *options, struct hv_request *request, st
 
 static int save(const struct options *options, struct hv_cancel *cancel, struct dioh_error *err)
 {
-	struct hv_request wanted = { .verb = HV_VERB_SAVE, .flags = options->keep_running ? HV_REQUEST_KEEP_RUNNING : 0 };
-	int rc = absolute_path(options->image, wanted.path, err);
+	struct hv_request wanted = { .verb = HV_VERB_SAVE };
+	int rc;
+
+	if (options->keep_running)
+		wanted.flags |= HV_REQUEST_KEEP_RUNNING;
+	if (options->container)
+		wanted.flags |= HV_REQUEST_CONTAINER;
+	rc = absolute_path(options->image, wanted.path, err);
 
 	return rc ? rc : request(options, &wanted, cancel, err);
 }
@@ -270,8 +297,8 @@ static int quit(const struct options *options, struct hv_cancel *cancel, struct 
 
 static const struct verb verbs[] = {
 	{ "run", "CDmshqa", false, run_or_restore },
-	{ "restore", "CDshq", true, run_or_restore },
-	{ "save", "Ck", true, save },
+	{ "restore", "CDshqt", true, run_or_restore },
+	{ "save", "Ckl", true, save },
 	{ "quit", "C", false, quit },
 };
 

@@ -17,7 +17,6 @@
 
 #define MIGRATION_POLL_MS 20
 #define CLOSE_TIMEOUT_MS 10000
-#define ENTRIES 2
 
 struct restore {
 	struct hv_vm *vm;
@@ -51,25 +50,40 @@ static int read_machine(struct restore *restore, uint64_t header_bytes, struct d
 	uint64_t count;
 	int rc;
 
+	if (restore->image.base_offset)
+		return hv_image_read_front(&restore->image, &restore->vm->machine, err);
 	if (header_bytes > sizeof(header))
 		return hv_fail(err, EBADMSG, "the image was not made by dioh-hypervisor");
 	rc = dioh_read_header(restore->helper.session, 0, header, header_bytes, &count, err);
 	return rc ? rc : hv_header_decode(header, count, &restore->vm->machine, err);
 }
 
-static int check_table(struct restore *restore, struct dioh_error *err)
+/* Region 0 is what we load into the memory. All others, ROMs and such, QEMU must be going to find in the stream. */
+static bool expected(const struct dioh_msg_entry *entry, uint64_t bytes)
+{
+	if (entry->kind == DIOH_ENTRY_STREAM || entry->number != 0)
+		return entry->kind == DIOH_ENTRY_STREAM ? entry->number == 0 : entry->flags & DIOH_ENTRY_IN_STREAM;
+	return entry->bytes == bytes && !(entry->flags & DIOH_ENTRY_IN_STREAM) &&
+	       strncmp(entry->name, HV_MEMORY_NAME, DIOH_NAME_BYTES) == 0;
+}
+
+static int check_table(struct restore *restore, uint32_t entry_count, struct dioh_error *err)
 {
 	const uint64_t bytes = restore->vm->machine.memory_bytes;
-	struct dioh_msg_entry entries[ENTRIES];
-	uint32_t count;
+	struct dioh_msg_entry entry;
+	bool memory = false;
+	uint32_t i, count;
 	int rc;
 
-	rc = dioh_get_table(restore->helper.session, 0, ENTRIES, entries, &count, err);
-	if (rc)
-		return rc;
-	if (count != ENTRIES || entries[0].kind != DIOH_ENTRY_REGION || entries[0].number != 0 ||
-	    entries[0].bytes != bytes || strncmp(entries[0].name, HV_MEMORY_NAME, DIOH_NAME_BYTES) != 0 ||
-	    entries[1].kind != DIOH_ENTRY_STREAM || entries[1].number != 0)
+	for (i = 0; i < entry_count; i++) {
+		rc = dioh_get_table(restore->helper.session, i, 1, &entry, &count, err);
+		if (rc)
+			return rc;
+		if (count != 1 || !expected(&entry, bytes))
+			break;
+		memory |= entry.kind == DIOH_ENTRY_REGION && entry.number == 0;
+	}
+	if (i < entry_count || !memory)
 		return hv_fail(err, EBADMSG, "the image does not hold the memory and the devices that its header tells of");
 	return 0;
 }
@@ -84,10 +98,10 @@ static int open_image(struct restore *restore, struct dioh_error *err)
 	rc = dioh_open_image(restore->helper.session, &options, &info, err);
 	if (rc)
 		return rc;
-	if (info.region_count != 1 || info.stream_count != 1)
+	if (info.stream_count != 1)
 		return hv_fail(err, EBADMSG, "the image was not made by dioh-hypervisor");
 	rc = read_machine(restore, info.header_bytes, err);
-	return rc ? rc : check_table(restore, err);
+	return rc ? rc : check_table(restore, info.region_count + info.stream_count, err);
 }
 
 /* ---- bringing it back ------------------------------------------------------------------------------------------ */

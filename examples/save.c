@@ -3,15 +3,19 @@
  * save.c - a running guest becomes an image. See save.h.
  *
  * The order matters:
- *   1. The helper gets all it needs, and has invalidated the image, before the guest is stopped: what can go wrong with
- *      files does so while the guest still runs.
+ *   1. The helper gets all it needs before the guest is stopped: what can go wrong with files does so while the guest
+ *      still runs.
  *   2. The guest stops, and QEMU sends the state of its devices through a pipe whose reading end only the helper has.
  *   3. Not before QEMU says that this is completed is the memory saved: devices may write to it until then.
  *   4. The image is finished. Only now does it say that it is complete.
  * From 2 on whatever fails or is cancelled ends in give_up(), which lets the guest run on.
+ *
+ * The image is created, and what stood there invalidated, at the end of 1 in the layout container. In the layout
+ * mapped-ram it is early in 2: such an image is laid out by QEMU's list of its memory, with which the stream begins.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -20,13 +24,25 @@
 
 #define MIGRATION_POLL_MS 20
 #define CLOSE_TIMEOUT_MS 10000
+#define NOTE_BYTES 160
 
 /* The guest is back within a second after a cancel, however slow the disk. */
 #define FINISH_CANCEL_MS 300 /* how long a finish may take to say whether it could still be cancelled */
 #define CLOSE_QUICKLY_MS 400
 
+/* What the layouts do differently. */
+struct layout {
+	uint32_t number;      /* enum dioh_layout */
+	uint64_t base_offset; /* not 0: our header stands in front of the image, not in it */
+	bool wants_stream;    /* its creation waits for the stream's beginning */
+};
+
+static const struct layout mapped_ram = { DIOH_LAYOUT_MAPPED_RAM, HV_MAPPED_RAM_OFFSET, true };
+static const struct layout container = { DIOH_LAYOUT_CONTAINER, 0, false };
+
 struct save {
 	struct hv_vm *vm;
+	const struct layout *layout;
 	struct hv_image image;
 	struct hv_helper helper;
 	int pipe[2];
@@ -35,28 +51,45 @@ struct save {
 	int64_t stopped_at_ms;
 };
 
-/* ---- 1: before the guest is stopped ---------------------------------------------------------------------------- */
+/* ---- the image's beginning -------------------------------------------------------------------------------------- */
 
-static int create_image(struct save *save, struct dioh_error *err)
+static int create_with(struct save *save, char *header, struct dioh_error *err)
 {
 	struct dioh_msg_entry entries[2] = {
 		{ .kind = DIOH_ENTRY_REGION, .number = 0, .flags = DIOH_ENTRY_GUEST_ADDRESS,
 		  .bytes = save->vm->machine.memory_bytes, .guest_address = 0, .name = HV_MEMORY_NAME },
 		{ .kind = DIOH_ENTRY_STREAM, .number = 0, .name = HV_STATE_NAME },
 	};
-	struct dioh_create_options options = { .layout = DIOH_LAYOUT_CONTAINER, .entry_count = 2, .entries = entries };
-	struct dioh_msg_image_reply info;
+	struct dioh_create_options options = { .layout = save->layout->number, .entry_count = 2, .entries = entries,
+		                               .stream = save->layout->wants_stream ? HV_STREAM : 0 };
+	int rc;
+
+	if (save->layout->base_offset == 0) {
+		options.header = header;
+		options.header_bytes = strlen(header);
+	}
+	rc = hv_helper_create_image(&save->helper, &options, err);
+	/* In front: not before what stood there is invalid (of a container no more than its head is left). It becomes
+	 * durable with the rest of the file, at the end. */
+	if (rc == 0 && save->layout->base_offset)
+		rc = hv_image_write_front(&save->image, header, err);
+	return rc;
+}
+
+static int create_image(struct save *save, struct dioh_error *err)
+{
 	char *header = hv_header_encode(&save->vm->machine);
 	int rc;
 
 	if (!header)
 		return hv_fail(err, ENOMEM, "no memory for the image's header");
-	options.header = header;
-	options.header_bytes = strlen(header);
-	rc = dioh_create_image(save->helper.session, &options, &info, err);
+	hv_helper_stage(&save->helper, "creating the image");
+	rc = create_with(save, header, err);
 	free(header);
 	return rc;
 }
+
+/* ---- 1: before the guest is stopped ---------------------------------------------------------------------------- */
 
 static int prepare(struct save *save, const char *path, const struct hv_helper_options *options, struct dioh_error *err)
 {
@@ -69,10 +102,9 @@ static int prepare(struct save *save, const char *path, const struct hv_helper_o
 		rc = hv_helper_start(&save->helper, options, DIOH_DIRECTION_SAVE, &save->image, save->vm->memory_fd,
 		                     save->pipe[0], err);
 	hv_close(&save->pipe[0]); /* QEMU must notice when the helper is gone */
-	if (rc)
-		return rc;
-	hv_helper_stage(&save->helper, "creating the image");
-	return create_image(save, err);
+	if (rc == 0 && !save->layout->wants_stream)
+		rc = create_image(save, err);
+	return rc;
 }
 
 /* ---- 2 to 4 ---------------------------------------------------------------------------------------------------- */
@@ -84,6 +116,18 @@ static int stop_guest(struct save *save, struct dioh_error *err)
 	return hv_vm_stop(save->vm, err);
 }
 
+static int begin_state(struct save *save, struct dioh_error *err)
+{
+	int rc;
+
+	save->migrating = true; /* it may be so even if the answer never comes */
+	rc = hv_migrate_send(save->vm, save->pipe[1], err);
+	hv_close(&save->pipe[1]); /* the stream ends when QEMU closes its own */
+	if (rc == 0 && save->layout->wants_stream)
+		rc = create_image(save, err);
+	return rc;
+}
+
 /* The state is there when QEMU says so and the helper has seen the end of the stream. */
 static int save_state(struct save *save, struct dioh_error *err)
 {
@@ -93,11 +137,6 @@ static int save_state(struct save *save, struct dioh_error *err)
 
 	hv_helper_stage(helper, "saving the state of the devices");
 	rc = dioh_save_stream(helper->session, &what, &helper->state.id, err);
-	if (rc == 0) {
-		save->migrating = true;
-		rc = hv_migrate_send(save->vm, save->pipe[1], err);
-	}
-	hv_close(&save->pipe[1]); /* the stream ends when QEMU closes its own */
 	while (rc == 0) {
 		rc = hv_migrate_status(save->vm, err);
 		if (rc == 0)
@@ -186,6 +225,8 @@ static int run_steps(struct save *save, const char *path, const struct hv_helper
 	if (rc == 0)
 		rc = stop_guest(save, err);
 	if (rc == 0)
+		rc = begin_state(save, err);
+	if (rc == 0)
 		rc = save_state(save, err);
 	if (rc == 0)
 		rc = save_memory(save, err);
@@ -194,18 +235,40 @@ static int run_steps(struct save *save, const char *path, const struct hv_helper
 	return rc;
 }
 
-int hv_save(struct hv_vm *vm, const char *path, const struct hv_helper_options *options, char summary[HV_SUMMARY_BYTES],
-            struct dioh_error *err)
+/* The layout that was asked for, or the one that this QEMU can make sense of; `note` says which, and why. */
+static const struct layout *choose_layout(const struct hv_vm *vm, enum hv_layout wanted, char note[NOTE_BYTES])
+{
+	note[0] = '\0';
+	if (wanted == HV_LAYOUT_CONTAINER)
+		return &container;
+	if (hv_vm_knows_mapped_ram(vm)) {
+		(void)snprintf(note, NOTE_BYTES, "\n  layout mapped-ram: a stock QEMU loads it too, file:IMAGE,offset=%u",
+		               HV_MAPPED_RAM_OFFSET);
+		return &mapped_ram;
+	}
+	(void)snprintf(note, NOTE_BYTES, "\n  layout container: QEMU %s has no mapped-ram, which came with QEMU 9",
+	               vm->machine.qemu_version);
+	return &container;
+}
+
+int hv_save(struct hv_vm *vm, const char *path, enum hv_layout layout, const struct hv_helper_options *options,
+            char summary[HV_SUMMARY_BYTES], struct dioh_error *err)
 {
 	struct save save = { .vm = vm, .image = HV_IMAGE_INIT, .pipe = { -1, -1 } };
 	struct hv_cancel *cancel = vm->qmp.cancel;
+	char note[NOTE_BYTES];
 	int rc;
 
+	if (vm->memory_fd < 0)
+		return hv_fail(err, EOPNOTSUPP, "this guest's memory is QEMU's own: it was restored with --stock");
+	save.layout = choose_layout(vm, layout, note);
+	save.image.base_offset = save.layout->base_offset;
 	rc = run_steps(&save, path, options, err);
 	if (rc) {
 		give_up(&save);
 	} else {
 		hv_summarize(summary, "saved", &save.helper, hv_now_ms() - save.stopped_at_ms);
+		strncat(summary, note, HV_SUMMARY_BYTES - strlen(summary) - 1);
 		(void)hv_helper_close(&save.helper, CLOSE_TIMEOUT_MS);
 	}
 	vm->qmp.cancel = cancel;

@@ -106,8 +106,11 @@ static void build_arguments(struct arguments *a, const struct hv_vm *vm, const s
 	add(a, "-m");
 	add(a, "%lluM", bytes >> 20);
 	add(a, "-object");
-	add(a, "memory-backend-file,id=" HV_MEMORY_NAME ",size=%llu,mem-path=/proc/self/fd/%d,share=on", bytes,
-	    vm->memory_fd);
+	if (vm->memory_fd >= 0)
+		add(a, "memory-backend-file,id=" HV_MEMORY_NAME ",size=%llu,mem-path=/proc/self/fd/%d,share=on", bytes,
+		    vm->memory_fd);
+	else
+		add(a, "memory-backend-ram,id=" HV_MEMORY_NAME ",size=%llu", bytes);
 	/* The image holds no disk: a guest that wrote to it after a save would find it changed after the restore. */
 	add(a, "-drive");
 	add_path(a, "if=virtio,format=raw,readonly=on,file=", options->disk, "");
@@ -150,7 +153,8 @@ static void become_qemu(const struct hv_vm *vm, char **words, int monitor_fd, pi
 	(void)signal(SIGPIPE, SIG_DFL);
 	sigemptyset(&none);
 	(void)sigprocmask(SIG_SETMASK, &none, NULL);
-	keep_open(vm->memory_fd);
+	if (vm->memory_fd >= 0)
+		keep_open(vm->memory_fd);
 	keep_open(monitor_fd);
 	(void)execvp(words[0], words);
 	(void)dprintf(STDERR_FILENO, "dioh-hypervisor: %s: %m\n", words[0]);
@@ -239,6 +243,11 @@ int hv_vm_start(struct hv_vm *vm, const struct hv_vm_options *options, bool inco
 	if (rc == 0)
 		rc = learn_version(vm, err);
 	return rc;
+}
+
+bool hv_vm_knows_mapped_ram(const struct hv_vm *vm)
+{
+	return atoi(vm->machine.qemu_version) >= 9;
 }
 
 int hv_vm_stop(struct hv_vm *vm, struct dioh_error *err)

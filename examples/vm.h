@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * vm.h - one virtual machine: a QEMU whose memory is a memfd that this program made and keeps.
+ * vm.h - one virtual machine: a QEMU whose memory is a memfd that this program made and keeps (or, for a stock restore,
+ * memory of its own).
  */
 #ifndef HV_VM_H
 #define HV_VM_H
@@ -31,7 +32,7 @@ struct hv_vm_options {
 
 struct hv_vm {
 	struct hv_machine machine;
-	int memory_fd;
+	int memory_fd; /* -1: QEMU has memory of its own */
 	pid_t pid; /* -1: not running */
 	struct hv_qmp qmp;
 	uint32_t saves; /* how many have been tried: names what is handed to QEMU */
@@ -52,6 +53,9 @@ int hv_memory_size(int fd, uint64_t bytes, struct dioh_error *err);
 int hv_vm_start(struct hv_vm *vm, const struct hv_vm_options *options, bool incoming, struct hv_cancel *cancel,
                 struct dioh_error *err);
 
+/* Whether it loads what the layout mapped-ram is made for: QEMU 9 and newer. */
+bool hv_vm_knows_mapped_ram(const struct hv_vm *vm);
+
 int hv_vm_stop(struct hv_vm *vm, struct dioh_error *err);
 int hv_vm_cont(struct hv_vm *vm, struct dioh_error *err);
 
@@ -68,6 +72,9 @@ int hv_migrate_send(struct hv_vm *vm, int fd, struct dioh_error *err);
 
 /* Begins to read it from `fd`. QEMU was started with `incoming`; the memory must be there. */
 int hv_migrate_receive(struct hv_vm *vm, int fd, struct dioh_error *err);
+
+/* Begins to read state and memory from the file `path`, by itself: a mapped-ram image that starts at `offset`. */
+int hv_migrate_load_file(struct hv_vm *vm, const char *path, uint64_t offset, struct dioh_error *err);
 
 /* 1: it is completed. 0: not yet. -EREMOTEIO: it has failed, QEMU's reason in `err`. */
 int hv_migrate_status(struct hv_vm *vm, struct dioh_error *err);

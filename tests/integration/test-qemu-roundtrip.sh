@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 # A real guest goes through save, kill and restore, again and again, by way of the example manager. The guest checks its
-# own memory (examples/guest/guest.S); first it is shown that it would notice. Then what must not succeed: a save that is
-# cancelled, over nothing and over an older image, and the restore of a damaged image.
-# timeout: 300
+# own memory (examples/guest/guest.S); first it is shown that it would notice. Then what must not succeed: a save that
+# is cancelled, over nothing and over an older image, and the restore of a damaged image. All that in both layouts; and
+# a mapped-ram image is restored by QEMU alone.
+# timeout: 600
 set -u
 
 cd "$(dirname "$0")/../.." || exit 1
@@ -47,8 +48,8 @@ start() { # MEMORY
 	wait_for_pass 1
 }
 
-restore() { # IMAGE: it goes on writing to guest.log
-	"$hypervisor" restore --disk="$disk" --control=control --serial=guest.log "$1" >manager.log 2>&1 &
+restore() { # [OPTION] IMAGE: it goes on writing to guest.log
+	"$hypervisor" restore --disk="$disk" --control=control --serial=guest.log "$@" >manager.log 2>&1 &
 	manager=$!
 }
 
@@ -90,9 +91,15 @@ check_guest_log() {
 
 # ---- images --------------------------------------------------------------------------------------------------------------
 
+layout=    # of the tests that run now
+offset=    # where such an image starts in its file
+default=() # the option that asks for this layout; none for the default
+
 save() { # ARGUMENT...
-	"$hypervisor" save --control=control "$@" >save.log 2>&1 || fail 'the save failed'
+	"$hypervisor" save --control=control "${default[@]}" "$@" >save.log 2>&1 || fail 'the save failed'
 	grep -q '^saved: memory of' save.log || fail 'the save does not say what it moved'
+	"$tool" inspect --base-offset=$offset "${*: -1}" 2>&1 | grep -q "^layout: *$layout$" ||
+		fail "the image is not of the layout $layout"
 }
 
 # Restoring $1 must fail with a sentence that matches $2, and without a guest.
@@ -125,6 +132,15 @@ find_data() {
 	echo "$offset"
 }
 
+# The offset of some byte of the devices' state in the file $1: the end of QEMU's own format is nothing else.
+find_state() {
+	local stream
+
+	stream=$(($(stat -c %s "$1") - 60000))
+	[ "$layout" != container ] || stream=$(($(grep -abo -m 1 QEVM "$1" | head -n 1 | cut -d : -f 1) + 100000))
+	echo $stream
+}
+
 # ---- the tests -----------------------------------------------------------------------------------------------------------
 
 # A test whose witness sleeps proves nothing: a word is changed in its memory, from outside.
@@ -148,7 +164,7 @@ test_round_trips() {
 	guest_goes_on
 	save one.img # the guest ends with it
 	manager_ends
-	"$tool" verify one.img >tool.log 2>&1 || fail 'diohelper-tool verify finds fault with the image'
+	"$tool" verify --base-offset=$offset one.img >tool.log 2>&1 || fail 'diohelper-tool verify finds fault with the image'
 
 	restore one.img
 	guest_goes_on
@@ -163,25 +179,23 @@ test_round_trips() {
 }
 
 test_damage() {
-	local stream
-
 	cp --sparse=always two.img page.img
 	flip page.img "$(find_data page.img)"
 	refused page.img 'checksum'
 
-	stream=$(grep -abo -m 1 QEVM two.img | head -n 1 | cut -d : -f 1)
-	[ -n "$stream" ] || fail 'the stream is not in the image'
 	cp --sparse=always two.img stream.img
-	flip stream.img $((stream + 100000))
+	flip stream.img "$(find_state two.img)"
 	refused stream.img 'checksum'
 
 	cp --sparse=always two.img head.img
-	flip head.img 1
+	flip head.img $((offset + 1))
 	refused head.img 'magic'
 
 	cp --sparse=always two.img short.img
 	truncate -s $(($(stat -c %s short.img) / 2)) short.img
 	refused short.img 'truncated'
+
+	[ "$layout" = container ] || refused_front
 
 	refused /dev/null 'character device'
 	refused . 'directory'
@@ -189,11 +203,22 @@ test_damage() {
 	rm -f page.img stream.img head.img short.img
 }
 
+# The 4096 bytes in front of a mapped-ram image.
+refused_front() {
+	cp --sparse=always two.img front.img
+	flip front.img 1
+	refused front.img 'was not made by dioh-hypervisor'
+	printf ' ' | dd of=front.img conv=notrunc status=none
+	refused front.img 'magic'
+	rm -f front.img
+}
+
 # Ctrl-C in the midst of a save: it ends within a second, the guest goes on, and the image is no image.
 cancel_save() { # IMAGE PROCESS-TO-INTERRUPT
 	local client status started_ms took_ms target
 
-	"$hypervisor" save --control=control "$1" >cancel.log 2>&1 &
+	: >cancel.log # what the last one said must not be taken for this one's
+	"$hypervisor" save --control=control "${default[@]}" "$1" >cancel.log 2>&1 &
 	client=$!
 	for _ in $(seq 500); do
 		grep -q 'saving the memory' cancel.log && break
@@ -218,7 +243,7 @@ test_cancel() {
 	cancel_save new.img client
 	[ ! -e new.img ] || fail 'a cancelled save left the image that it had made'
 	cancel_save one.img manager
-	"$tool" inspect one.img >tool.log 2>&1
+	"$tool" inspect --base-offset=$offset one.img >tool.log 2>&1
 	grep -qi 'partial' tool.log || fail 'inspect does not call an image partial whose overwriting was cancelled'
 	refused_while_running one.img
 	save one.img # and it can still be saved
@@ -237,8 +262,92 @@ refused_while_running() {
 	[ ! -s other.log ] || fail "$1: a guest has run"
 }
 
+# By QEMU alone; what it then has is not ours to save. A partial image it refuses.
+test_stock() {
+	start 512M
+	guest_goes_on
+	save one.img
+	manager_ends
+	restore --stock one.img
+	guest_goes_on
+	"$hypervisor" save --control=control no.img >save.log 2>&1 && fail "QEMU's own memory was saved"
+	grep -q "memory is QEMU's own" save.log || fail 'the save does not say why it is refused'
+	[ ! -e no.img ] || fail 'a save that is refused makes an image'
+	guest_goes_on
+	quit
+	check_guest_log
+
+	head -c 4 /dev/zero | dd of=one.img bs=1 seek=4096 conv=notrunc status=none # QEMU's magic, which comes last
+	refused one.img partial
+	: >guest.log
+	"$hypervisor" restore --stock --disk="$disk" --control=control --serial=guest.log one.img >refused.log 2>&1 &&
+		fail 'QEMU loads an image that is partial'
+	[ ! -s guest.log ] || fail 'a guest has run from a partial image'
+}
+
+# With a QEMU that says it is older, images are containers, and the save says why.
+test_old_qemu() {
+	cat >old-qemu <<-'END'
+		#!/usr/bin/python3
+		import os, re, socket, subprocess, sys, threading
+		words = sys.argv[1:]
+		at = next(i for i, word in enumerate(words) if word.startswith("socket,id=monitor,fd="))
+		manager = socket.socket(fileno=int(words[at].rpartition("=")[2]))
+		ours, theirs = socket.socketpair()
+		theirs.set_inheritable(True)
+		words[at] = f"socket,id=monitor,fd={theirs.fileno()}"
+		qemu = subprocess.Popen([os.environ["REAL_QEMU"]] + words, close_fds=False)
+		theirs.close()
+		def answers():
+		    while data := ours.recv(1 << 16):
+		        manager.sendall(re.sub(rb'"major": [0-9]+', b'"major": 8', data))
+		    os._exit(0)
+		threading.Thread(target=answers, daemon=True).start()
+		while True:
+		    data, fds, _, _ = socket.recv_fds(manager, 1 << 16, 4)
+		    if not data:
+		        break
+		    socket.send_fds(ours, [data], fds)
+		    for fd in fds:
+		        os.close(fd)
+		qemu.kill()
+	END
+	chmod +x old-qemu
+	export REAL_QEMU=$QEMU
+	QEMU=$PWD/old-qemu start 16M
+	"$hypervisor" save --control=control old.img >save.log 2>&1 || fail 'the save failed'
+	manager_ends
+	grep -q '^ *layout container: QEMU 8\.[0-9.]* has no mapped-ram' save.log || fail 'the save does not say why'
+	"$tool" inspect old.img | grep -q '^layout: *container$' || fail 'the image of an older QEMU is no container'
+	restore old.img
+	guest_goes_on
+	quit
+	check_guest_log
+	restore --stock old.img
+	wait "$manager" && fail 'QEMU alone is said to restore a container'
+	manager=
+	grep -q 'no mapped-ram image' manager.log || fail 'the restore does not say what it lacks'
+}
+
+knows_mapped_ram() { [ "$("$QEMU" --version | sed -n 's/^QEMU emulator version \([0-9]*\).*/\1/p')" -ge 9 ]; }
+
+test_layout() {
+	test_round_trips
+	test_damage
+	test_cancel
+	rm -f ./*.img
+	echo "ok: $layout"
+}
+
 test_witness
-test_round_trips
-test_damage
-test_cancel
+layout=container offset=0 default=(--layout=container)
+test_layout
+if knows_mapped_ram; then
+	layout=mapped-ram offset=4096 default=()
+	test_layout
+	test_stock
+	test_old_qemu
+else
+	echo "not done: mapped-ram: $QEMU is older than 9"
+fi
 echo 'ok'
