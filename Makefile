@@ -9,6 +9,7 @@
 #   BUILD=DIR                   another build directory
 #   V=1                         show the commands; tests show their output
 #   TESTS="..."                 `make check` runs these only (build/tests/unit/test_x tests/integration/test-y.sh)
+#   SECONDS=60                  how long `make fuzz` runs each fuzzer
 
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
@@ -80,6 +81,7 @@ TEST_LIB_SRC := $(wildcard tests/lib/*.c)
 UNIT_SRC := $(wildcard tests/unit/test_*.c)
 INTEGRATION_SRC := $(wildcard tests/integration/*.c)
 BENCH_SRC := $(wildcard tests/bench/*.c)
+FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
 SCRIPTS := $(wildcard tests/integration/test-*.sh tests/integration/test_*.py)
 
 objects = $(patsubst %.c,$(BUILD)/%.o,$(1))
@@ -90,7 +92,7 @@ TOOL_OBJ := $(call objects,$(TOOL_SRC))
 EXAMPLE_OBJ := $(call objects,$(EXAMPLE_SRC))
 TEST_LIB_OBJ := $(call objects,$(TEST_LIB_SRC))
 ALL_OBJ := $(COMMON_OBJ) $(HELPER_OBJ) $(TOOL_OBJ) $(EXAMPLE_OBJ) $(TEST_LIB_OBJ) \
-	$(call objects,$(UNIT_SRC) $(INTEGRATION_SRC) $(BENCH_SRC))
+	$(call objects,$(UNIT_SRC) $(INTEGRATION_SRC) $(BENCH_SRC) $(FUZZ_SRC) tests/fuzz/replay.c)
 
 PRODUCTS := $(addprefix $(BUILD)/,diohelper diohelper-tool libdiohelper.so libdiohelper.so.0 libdiohelper.a \
 	libdiohelper.pc dioh-hypervisor)
@@ -99,6 +101,9 @@ UNIT_TESTS := $(UNIT_SRC:%.c=$(BUILD)/%)
 INTEGRATION_PROGRAMS := $(INTEGRATION_SRC:%.c=$(BUILD)/%)
 BENCH_PROGRAMS := $(BENCH_SRC:tests/bench/%.c=$(BUILD)/bench/%)
 TEST_PROGRAMS := $(UNIT_TESTS) $(INTEGRATION_PROGRAMS)
+# The same sources twice: each runs its corpus once, as a test; or searches, by libFuzzer.
+FUZZ_TESTS := $(FUZZ_SRC:%.c=$(BUILD)/%)
+FUZZERS := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzzers/%)
 
 # What a test's name begins with says which target runs it.
 named = $(foreach test,$(2),$(if $(filter test-$(1)-% test_$(1)_%,$(notdir $(test))),$(test)))
@@ -203,8 +208,16 @@ $(BENCH_PROGRAMS): $(BUILD)/bench/%: $(BUILD)/tests/bench/%.o $(BUILD)/tests/pri
 	@mkdir -p $(@D)
 	$(call quiet,LD)$(link) $(TEST_LIBS)
 
+$(FUZZ_TESTS): $(BUILD)/%: $(BUILD)/%.o $(BUILD)/tests/fuzz/replay.o $(BUILD)/tests/private.a
+	$(call quiet,LD)$(link) $(TEST_LIBS)
+
+$(FUZZERS): $(BUILD)/fuzzers/%: tests/fuzz/%.c $(wildcard common/*.[ch] include/*.h) tests/fuzz/fuzz.h | $(FIRST)
+	@mkdir -p $(@D)
+	$(call quiet,FUZZ)clang -g -O1 -std=gnu11 -D_GNU_SOURCE= -D_FILE_OFFSET_BITS=64 -pthread $(INCLUDES_tests) \
+		-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -o $@ $(filter %.c,$^) $(HELPER_LIBS)
+
 .PHONY: tests
-tests: $(TEST_PROGRAMS) ## build the test programs
+tests: $(TEST_PROGRAMS) $(FUZZ_TESTS) ## build the test programs
 
 .PHONY: bench-build
 bench-build: $(BENCH_PROGRAMS) ## build the benchmark programs, into build/bench/
@@ -231,7 +244,21 @@ demo: all $(GUEST_IMAGE) | $(FIRST) ## save, kill and restore a real guest under
 
 .PHONY: check
 check: all tests | $(FIRST) ## unit and integration tests: no privileges, no network, no QEMU
-	@$(run_tests) $(or $(TESTS),$(UNIT_TESTS) $(PLAIN_TESTS) tests/check-layers)
+	@$(run_tests) $(or $(TESTS),$(UNIT_TESTS) $(FUZZ_TESTS) $(PLAIN_TESTS) tests/check-layers)
+
+.PHONY: check-fuzz
+check-fuzz: $(FUZZ_TESTS) | $(FIRST) ## the fuzzers' corpora, each input once (`make check` has them, too)
+	@$(run_tests) $(FUZZ_TESTS)
+
+# What a search finds stays in the build directory; a crash is named crash-*.
+SECONDS = 60
+.PHONY: fuzz
+fuzz: $(FUZZERS) ## search with the fuzzers, SECONDS=60 each; needs clang
+	@for fuzzer in $(^F); do \
+		found=$(BUILD)/fuzzers/corpus/$${fuzzer#fuzz_}; \
+		mkdir -p $$found && $(BUILD)/fuzzers/$$fuzzer -max_total_time=$(SECONDS) -print_final_stats=1 \
+			-artifact_prefix=$(BUILD)/fuzzers/ $$found tests/fuzz/corpus/$${fuzzer#fuzz_} || exit 1; \
+	done
 
 .PHONY: check-root
 check-root: all tests | $(FIRST) ## the tests that need root
@@ -287,6 +314,10 @@ bench-shapes: all bench-build | $(FIRST) ## saves of other shapes: many transfer
 .PHONY: bench-libvirt
 bench-libvirt: all $(GUEST_IMAGE) | $(FIRST) ## virsh save and restore, with libvirt's own helper and with the drop-in
 	@$(RUN_ENV) tests/bench/libvirt.sh
+
+.PHONY: bench-qemu
+bench-qemu: all $(GUEST_IMAGE) | $(FIRST) ## a mapped-ram image against QEMU's own mapped-ram with direct-io and multifd
+	@$(RUN_ENV) tests/bench/qemu.py
 
 # ---- installing -------------------------------------------------------------------------------------------------------------
 

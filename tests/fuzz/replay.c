@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * replay.c - a fuzzer's main() without libFuzzer: runs each file of the directories named on the command line, in the
- * order of their names. Fails if a directory is not there or has no files: a corpus that was lost is not a pass.
+ * order of their names; if none is named, of the program's own corpus, from the source tree's top. Fails if a directory
+ * is not there or has no files: a corpus that was lost is not a pass.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -79,14 +80,22 @@ static int run_directory(const char *path)
 	return count > 0 ? failed : complain("listing", path, "it has no files");
 }
 
+/* fuzz_NAME has tests/fuzz/corpus/NAME. */
+static int run_own(const char *program)
+{
+	const char *name = strrchr(program, '/') ? strrchr(program, '/') + 1 : program;
+	char path[256];
+
+	if (strncmp(name, "fuzz_", 5) == 0)
+		name += 5;
+	snprintf(path, sizeof(path), "tests/fuzz/corpus/%s", name);
+	return run_directory(path);
+}
+
 int main(int argc, char **argv)
 {
-	int failed = 0;
+	int failed = argc < 2 && run_own(argv[0]) < 0;
 
-	if (argc < 2) {
-		fprintf(stderr, "usage: %s CORPUS...\n", argv[0]);
-		return 2;
-	}
 	for (int i = 1; i < argc; i++)
 		failed |= run_directory(argv[i]) < 0;
 	return failed;

@@ -28,11 +28,15 @@
 const char *way_name(const struct way *way)
 {
 	static const char *const fds[] = { "two descriptors", "lone buffered", "lone direct" };
+	static const char *const layouts[] = {
+		[DIOH_LAYOUT_RAW] = "raw",
+		[DIOH_LAYOUT_CONTAINER] = "container",
+		[DIOH_LAYOUT_MAPPED_RAM] = "mapped-ram",
+	};
 	static char name[160];
 
 	snprintf(name, sizeof(name), "%s, %s, %s, block %u, base %llu",
-	         way->layout == DIOH_LAYOUT_RAW ? "raw" : "container",
-	         way->engine == DIOH_ENGINE_SYNC ? "sync" : "io_uring", fds[way->fds], way->block_bytes,
+	         layouts[way->layout], way->engine == DIOH_ENGINE_SYNC ? "sync" : "io_uring", fds[way->fds], way->block_bytes,
 	         (unsigned long long)way->base_offset);
 	return name;
 }
@@ -161,7 +165,7 @@ int moves_create(struct moves *m)
 	for (unsigned i = 0; i < m->entry_count; i++) {
 		if (entries[i].kind == DIOH_ENTRY_STREAM)
 			entries[i].bytes = 0;
-		if (m->way.layout == DIOH_LAYOUT_CONTAINER)
+		if (m->way.layout != DIOH_LAYOUT_RAW)
 			entries[i].image_offset = 0;
 	}
 	must_seal(m->session);
