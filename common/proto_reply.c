@@ -8,6 +8,7 @@
 #include "exam.h"
 
 #define ERRNO_MAX 4095
+#define IMAGE_ASKS (DIOH_IMAGE_ASK_MODE * 2 - 1)
 #define IMAGE_NOTES (DIOH_IMAGE_NOTE_ENGINE_FALLBACK * 2 - 1)
 
 /* ---- replies --------------------------------------------------------------------------------- */
@@ -26,7 +27,9 @@ static void check_attach_image_reply(struct exam *x)
 	struct dioh_msg_attach_image_reply image;
 
 	TAKE(x, image);
-	reserved(x, image.reserved);
+	terminated(x, "label_before", image.label_before, sizeof(image.label_before));
+	terminated(x, "label_after", image.label_after, sizeof(image.label_after));
+	known(x, "done", image.done, IMAGE_ASKS);
 	within(x, "kind", image.kind, DIOH_IMAGE_REGULAR, DIOH_IMAGE_BLOCK_DEVICE);
 	within(x, "direct", image.direct, 0, 1);
 	within(x, "engine", image.engine, DIOH_ENGINE_IO_URING, DIOH_ENGINE_SYNC);
@@ -60,6 +63,7 @@ static void check_seal_reply(struct exam *x)
 
 	TAKE(x, seal);
 	reserved(x, seal.reserved);
+	terminated(x, "context", seal.context, sizeof(seal.context));
 	known(x, "layers", seal.layers, LAYERS);
 	within(x, "engine", seal.engine, DIOH_ENGINE_IO_URING, DIOH_ENGINE_SYNC);
 }

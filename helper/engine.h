@@ -89,6 +89,7 @@ struct dioh_engine_ops {
 
 struct dioh_io_engine { /* first member of every engine */
 	const struct dioh_engine_ops *ops;
+	bool restricted; /* it can do nothing but its I/O on the descriptors of its table, whoever uses it */
 };
 
 extern const struct dioh_engine_ops dioh_engine_uring;

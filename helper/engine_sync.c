@@ -37,6 +37,7 @@ static int sync_open(const struct dioh_engine_config *config, struct dioh_io_eng
 	if (!engine)
 		return dioh_error_errno(err, ENOMEM, DIOH_PLACE(SEAL, SESSION, 0, DIOH_OFFSET_NONE), "helper: sync engine");
 	engine->base.ops = &dioh_engine_sync;
+	engine->base.restricted = true; /* there is no ring */
 	engine->depth = config->depth;
 	engine->completed_last = &engine->completed;
 	memcpy(engine->fds, config->fds, sizeof(engine->fds));

@@ -660,7 +660,6 @@ static void test_reserved(void **state)
 		FIELD(REQUEST, CANCEL, cancel, reserved, 0, -EBADMSG),
 		FIELD(REPLY, HELLO, hello, reserved[0], 0, -EBADMSG),
 		FIELD(REPLY, HELLO, hello, reserved[1], 0, -EBADMSG),
-		FIELD(REPLY, ATTACH_IMAGE, attach_image_reply, reserved, 0, -EBADMSG),
 		FIELD(REPLY, ATTACH_MEMORY, attach_memory_reply, reserved, 0, -EBADMSG),
 		FIELD(REPLY, ATTACH_STREAM, attach_stream_reply, reserved, 0, -EBADMSG),
 		FIELD(REPLY, SEAL, seal_reply, reserved, 0, -EBADMSG),

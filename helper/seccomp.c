@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * seccomp.c - the system calls that are left from the seal on, each with its reason. Three answers for all others: what
+ * only an attacker wants kills the process; what the C library may try and can do without gets ENOSYS; anything else is a
+ * call that nobody has thought of, most likely a newer C library's: it is named on standard error and the process ends, so
+ * that no save is lost without a word. docs/security.md has the table; a test compares the two.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <seccomp.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "sandbox.h"
+
+#define LIVES (DIOH_SANDBOX_SERVE | DIOH_SANDBOX_DROP_IN)
+#define ENGINES (DIOH_SANDBOX_URING | DIOH_SANDBOX_SYNC)
+#define ALL (LIVES | ENGINES)
+
+/* Sanitizers watch us from inside, with calls of their own: there only what kills is refused. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define WATCHED true
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define WATCHED true
+#endif
+#endif
+#ifndef WATCHED
+#define WATCHED false
+#endif
+
+struct allowed {
+	const char *name;
+	uint32_t profiles; /* needed by one of these lives and one of these engines */
+	const char *who;
+	const char *why;
+	unsigned argument;   /* looked at if `mask` is set: (argument & mask) == value */
+	uint64_t mask;
+	uint64_t value;
+};
+
+#define FOR(name_, profiles_, who_, why_) { .name = name_, .profiles = profiles_, .who = who_, .why = why_ }
+#define IF(name_, profiles_, argument_, mask_, value_, who_, why_)                                                   \
+	{ .name = name_, .profiles = profiles_, .who = who_, .why = why_, .argument = argument_, .mask = mask_,      \
+	  .value = value_ }
+
+#define WHOLE UINT32_MAX /* an int's bits: the kernel ignores what stands above */
+
+static const struct allowed allowed[] = {
+	/* The control connection, and being woken. */
+	FOR("recvmsg", DIOH_SANDBOX_SERVE | ENGINES, "channel.c", "requests"),
+	FOR("sendmsg", DIOH_SANDBOX_SERVE | ENGINES, "channel.c", "replies and events"),
+	IF("ioctl", DIOH_SANDBOX_SERVE | ENGINES, 1, WHOLE, TIOCOUTQ, "session_out.c", "has the manager read all? (SIOCOUTQ)"),
+	FOR("poll", ALL, "session.c", "waiting for the manager, a stream's setup, mailboxes"),
+	FOR("ppoll", ALL, "engine_sync.c", "the same, where the C library has it so"),
+	FOR("read", ALL, "mailbox.c, qemu_source.c", "mailboxes, streams"),
+	FOR("write", ALL, "mailbox.c, main.c", "mailboxes, messages on standard error"),
+	FOR("futex", ALL, "the C library", "locks, joining threads"),
+	/* The image's header path. */
+	FOR("pread64", ALL, "image.c", "tables, heads and tails"),
+	FOR("pwrite64", ALL, "image.c", "tables, heads and tails"),
+	FOR("ftruncate", ALL, "image.c", "the image's size"),
+	FOR("fallocate", ALL, "image.c, memory.c", "punching holes; room ahead of direct writes"),
+	FOR("fsync", ALL, "image.c", "durability"),
+	FOR("fdatasync", ALL, "image.c", "durability"),
+	FOR("fstat", ALL, "image.c, memory.c", "sizes now"),
+	FOR("newfstatat", ALL, "image.c, memory.c", "fstat, where the C library has it so"),
+	FOR("fstatfs", ALL, "image.c", "room left for the preflight"),
+	FOR("lseek", ALL, "memory.c, layout_raw.c", "finding data and holes"),
+	FOR("close", ALL, "stream_port.c", "a stream's end"),
+	IF("fcntl", ALL, 1, WHOLE, F_GETFL, "image.c, dropin.c", "heads and tails of a lone O_DIRECT descriptor"),
+	IF("fcntl", ALL, 1, WHOLE, F_SETFL, "image.c, dropin.c", "the same"),
+	FOR("sync_file_range", ALL, "writeback.c", "writing behind"),
+	FOR("fadvise64", ALL, "writeback.c", "dropping what has been written from the page cache"),
+	/* Memory: the guest's in windows, and our own. Never executable. */
+	IF("mmap", ALL, 2, PROT_EXEC, 0, "memory.c", "windows; buffers"),
+	FOR("munmap", ALL, "memory.c", "windows; buffers"),
+	FOR("mremap", ALL, "the C library", "realloc"),
+	FOR("brk", ALL, "the C library", "malloc"),
+	FOR("madvise", ALL, "payload_stream.c, the C library", "huge pages for buffers, freeing a thread's stack"),
+	IF("mprotect", ALL, 2, PROT_EXEC, 0, "the C library", "growing the heap of a thread"),
+	/* The engine that runs. */
+	FOR("io_uring_enter", LIVES | DIOH_SANDBOX_URING, "engine_uring.c", "page I/O"),
+	IF("io_uring_register", LIVES | DIOH_SANDBOX_URING, 1, WHOLE, IORING_REGISTER_FILES_UPDATE, "engine_uring.c",
+	   "letting go of a stream or the image"),
+	FOR("preadv2", LIVES | DIOH_SANDBOX_SYNC, "engine_sync.c", "page I/O"),
+	FOR("pwritev2", LIVES | DIOH_SANDBOX_SYNC, "engine_sync.c", "page I/O"),
+	FOR("readv", LIVES | DIOH_SANDBOX_SYNC, "engine_sync.c", "streams"),
+	FOR("writev", LIVES | DIOH_SANDBOX_SYNC, "engine_sync.c", "streams"),
+	/* Ends and signals. */
+	FOR("rt_sigreturn", ALL, "guard.c, dropin.c", "memory that is gone, SIGTERM"),
+	FOR("rt_sigprocmask", ALL, "the C library", "the end of a thread"),
+	FOR("restart_syscall", ALL, "the kernel", "a wait that was stopped and continued"),
+	FOR("exit", ALL, "the C library", "the end of a thread"),
+	FOR("exit_group", ALL, "main.c", "the end"),
+	FOR("clock_gettime", ALL, "clock.h", "where the kernel's own page has no clock"),
+};
+
+/* Nothing here has any business with these: whoever calls them has taken us over. */
+static const char *const deadly[] = {
+	"execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev", "socket", "socketpair", "connect", "bind",
+	"mount", "umount2", "pivot_root", "chroot", "unshare", "setns", "setuid", "setgid", "setreuid", "setregid",
+	"setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups", "capset", "init_module", "finit_module", "bpf",
+	"kexec_load", "keyctl", "add_key", "perf_event_open", "userfaultfd", "open_by_handle_at", "memfd_create",
+	"pidfd_getfd", "fork", "vfork",
+};
+
+/* The C library can do without. */
+static const char *const absent[] = {
+	"clone3", "rseq", "set_robust_list", "getrandom", "membarrier", "sched_getaffinity", "sysinfo", "prctl", "getrusage",
+};
+
+/* ---- what is none of these ---- */
+
+static char *append(char *to, const char *text)
+{
+	while (*text)
+		*to++ = *text++;
+	return to;
+}
+
+static char *append_number(char *to, unsigned number)
+{
+	if (number >= 10)
+		to = append_number(to, number / 10);
+	*to++ = (char)('0' + number % 10);
+	return to;
+}
+
+/* In a signal handler, behind the filter: formatted by hand. */
+static void on_sigsys(int signal_number, siginfo_t *info, void *context)
+{
+	char text[128];
+	char *end = append(text, "diohelper: system call ");
+
+	(void)signal_number;
+	(void)context;
+	end = append_number(end, (unsigned)info->si_syscall);
+	end = append(end, " is not permitted behind the seal: please report it, with the C library's version\n");
+	(void)!write(STDERR_FILENO, text, (size_t)(end - text));
+	_exit(EXIT_FAILURE);
+}
+
+static void install_handler(void)
+{
+	struct sigaction action = { .sa_sigaction = on_sigsys, .sa_flags = SA_SIGINFO };
+
+	sigfillset(&action.sa_mask);
+	sigaction(SIGSYS, &action, NULL);
+}
+
+/* ---- the filter ---- */
+
+static bool applies(const struct allowed *rule, uint32_t profile)
+{
+	return rule->profiles & profile & LIVES && rule->profiles & profile & ENGINES;
+}
+
+static int add_allowed(scmp_filter_ctx filter, const struct allowed *rule)
+{
+	const int number = seccomp_syscall_resolve_name(rule->name);
+	const struct scmp_arg_cmp compare = SCMP_CMP64(rule->argument, SCMP_CMP_MASKED_EQ, rule->mask, rule->value);
+
+	if (number < 0) /* this architecture has none of that name */
+		return 0;
+	return seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, number, rule->mask ? 1 : 0, &compare);
+}
+
+static int add_all(scmp_filter_ctx filter, uint32_t action, const char *const *names, size_t count)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < count && r == 0; i++) {
+		const int number = seccomp_syscall_resolve_name(names[i]);
+
+		if (number >= 0)
+			r = seccomp_rule_add(filter, action, number, 0);
+	}
+	return r;
+}
+
+static int add_refused(scmp_filter_ctx filter)
+{
+	int r = 0;
+
+	if (!WATCHED)
+		r = add_all(filter, SCMP_ACT_ERRNO(ENOSYS), absent, sizeof(absent) / sizeof(absent[0]));
+	/* LeakSanitizer starts a process that traces this one. */
+	for (size_t i = 0; i < sizeof(deadly) / sizeof(deadly[0]) && r == 0; i++)
+		if (!WATCHED || strcmp(deadly[i], "ptrace") != 0)
+			r = add_all(filter, SCMP_ACT_KILL_PROCESS, &deadly[i], 1);
+	return r;
+}
+
+static int fill(scmp_filter_ctx filter, uint32_t profile)
+{
+	int r = add_refused(filter);
+
+	for (size_t i = 0; i < sizeof(allowed) / sizeof(allowed[0]) && r == 0 && !WATCHED; i++)
+		if (applies(&allowed[i], profile))
+			r = add_allowed(filter, &allowed[i]);
+	return r;
+}
+
+bool dioh_sandbox_seccomp(uint32_t profile)
+{
+	scmp_filter_ctx filter = seccomp_init(WATCHED ? SCMP_ACT_ALLOW : SCMP_ACT_TRAP);
+	int r = filter ? 0 : -ENOMEM;
+
+	if (r == 0)
+		r = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
+	if (r == 0) /* seal.c has set it */
+		r = seccomp_attr_set(filter, SCMP_FLTATR_CTL_NNP, 0);
+	if (r == 0) /* calls of another ABI (32 bits on x86_64) */
+		r = seccomp_attr_set(filter, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
+	if (r == 0)
+		r = fill(filter, profile);
+	install_handler();
+	if (r == 0)
+		r = seccomp_load(filter);
+	seccomp_release(filter);
+	return r == 0;
+}
+
+/* ---- for people ---- */
+
+static void print_profiles(FILE *to, uint32_t profiles)
+{
+	static const char *const names[] = { "serve", "drop-in", "io_uring", "sync" };
+
+	for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		if (profiles >> i & 1)
+			fprintf(to, " %s", names[i]);
+}
+
+void dioh_sandbox_print(FILE *to)
+{
+	for (size_t i = 0; i < sizeof(allowed) / sizeof(allowed[0]); i++) {
+		fprintf(to, "%s:", allowed[i].name);
+		print_profiles(to, allowed[i].profiles);
+		fprintf(to, ": %s: %s\n", allowed[i].who, allowed[i].why);
+	}
+}
