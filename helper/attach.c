@@ -266,7 +266,7 @@ static int choose_engine(const struct dioh_msg_attach_image *request, struct dio
 	if (!engine)
 		return -EOPNOTSUPP;
 	image->engine = engine->id;
-	if (request->engine == DIOH_ENGINE_ANY && engine->id == DIOH_ENGINE_SYNC)
+	if (request->engine == DIOH_ENGINE_ANY && engine->id != DIOH_ENGINE_IO_URING)
 		image->notes |= DIOH_IMAGE_NOTE_ENGINE_FALLBACK;
 	return 0;
 }
@@ -293,6 +293,9 @@ int dioh_examine_image(const struct dioh_msg_attach_image *request, const int *f
 		r = decide_direct(request, &image, err);
 	if (r < 0)
 		return r;
+	/* Buffered, libaio does all of an I/O while it is submitted, one after the other. */
+	if (request->engine == DIOH_ENGINE_ANY && image.engine == DIOH_ENGINE_LIBAIO && !image.direct)
+		image.engine = DIOH_ENGINE_SYNC;
 	*ret_image = image;
 	return 0;
 }

@@ -302,11 +302,6 @@ static int open_threads(struct dropin *d, struct dioh_error *err)
 	return r < 0 ? r : dioh_worker_open(&d->worker, &config, err);
 }
 
-static bool uses_ring(const struct dropin *d)
-{
-	return d->worker.engine->ops->id == DIOH_ENGINE_IO_URING;
-}
-
 static int start_threads(struct dropin *d, struct dioh_error *err)
 {
 	int r;
@@ -457,7 +452,8 @@ static int run(struct dropin *d, struct dioh_error *err)
 		r = start_threads(d, err);
 	if (r == 0) {
 		/* Where there is no such filter the other layers must do: libvirt's own helper has none of them. */
-		(void)dioh_sandbox_seccomp(DIOH_SANDBOX_DROP_IN | (offsets && uses_ring(d) ? DIOH_SANDBOX_URING : DIOH_SANDBOX_SYNC));
+		(void)dioh_sandbox_seccomp(DIOH_SANDBOX_DROP_IN |
+		                           dioh_sandbox_engine(offsets ? d->worker.engine->ops->id : DIOH_ENGINE_SYNC));
 		r = offsets ? move_stream(d, err) : copy_plainly(d, err);
 	}
 	/* Lets go of the image: whoever waits for our end may unmount it then. */

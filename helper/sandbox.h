@@ -22,8 +22,12 @@ enum dioh_sandbox_profile { /* a bit each: which lives and engines a call is for
 	DIOH_SANDBOX_SERVE = 1 << 0,
 	DIOH_SANDBOX_DROP_IN = 1 << 1,
 	DIOH_SANDBOX_URING = 1 << 2,
-	DIOH_SANDBOX_SYNC = 1 << 3,
+	DIOH_SANDBOX_LIBAIO = 1 << 3,
+	DIOH_SANDBOX_SYNC = 1 << 4,
 };
+
+/* The bit of an engine (enum dioh_engine). */
+uint32_t dioh_sandbox_engine(uint32_t engine);
 
 /*
  * The system call filter, in every thread at once; the last layer. `profile`: a life and the engine that runs. Installs the

@@ -20,7 +20,8 @@
 #include "sandbox.h"
 
 #define LIVES (DIOH_SANDBOX_SERVE | DIOH_SANDBOX_DROP_IN)
-#define ENGINES (DIOH_SANDBOX_URING | DIOH_SANDBOX_SYNC)
+#define ENGINES (DIOH_SANDBOX_URING | DIOH_SANDBOX_LIBAIO | DIOH_SANDBOX_SYNC)
+#define POLLED (DIOH_SANDBOX_LIBAIO | DIOH_SANDBOX_SYNC)
 #define ALL (LIVES | ENGINES)
 
 /* Sanitizers watch us from inside, with calls of their own: there only what kills is refused. */
@@ -58,7 +59,7 @@ static const struct allowed allowed[] = {
 	FOR("sendmsg", DIOH_SANDBOX_SERVE | ENGINES, "channel.c", "replies and events"),
 	IF("ioctl", DIOH_SANDBOX_SERVE | ENGINES, 1, WHOLE, TIOCOUTQ, "session_out.c", "has the manager read all? (SIOCOUTQ)"),
 	FOR("poll", ALL, "session.c", "waiting for the manager, a stream's setup, mailboxes"),
-	FOR("ppoll", ALL, "engine_sync.c", "the same, where the C library has it so"),
+	FOR("ppoll", ALL, "engine_polled.c", "the same, where the C library has it so"),
 	FOR("read", ALL, "mailbox.c, qemu_source.c", "mailboxes, streams"),
 	FOR("write", ALL, "mailbox.c, main.c", "mailboxes, messages on standard error"),
 	FOR("futex", ALL, "the C library", "locks, joining threads"),
@@ -91,8 +92,11 @@ static const struct allowed allowed[] = {
 	   "letting go of a stream or the image"),
 	FOR("preadv2", LIVES | DIOH_SANDBOX_SYNC, "engine_sync.c", "page I/O"),
 	FOR("pwritev2", LIVES | DIOH_SANDBOX_SYNC, "engine_sync.c", "page I/O"),
-	FOR("readv", LIVES | DIOH_SANDBOX_SYNC, "engine_sync.c", "streams"),
-	FOR("writev", LIVES | DIOH_SANDBOX_SYNC, "engine_sync.c", "streams"),
+	FOR("io_submit", LIVES | DIOH_SANDBOX_LIBAIO, "engine_libaio.c", "page I/O"),
+	FOR("io_getevents", LIVES | DIOH_SANDBOX_LIBAIO, "engine_libaio.c", "page I/O"),
+	FOR("io_destroy", LIVES | DIOH_SANDBOX_LIBAIO, "engine_libaio.c", "letting go of the image"),
+	FOR("readv", LIVES | POLLED, "engine_polled.c", "streams"),
+	FOR("writev", LIVES | POLLED, "engine_polled.c", "streams"),
 	/* Ends and signals. */
 	FOR("rt_sigreturn", ALL, "guard.c, dropin.c", "memory that is gone, SIGTERM"),
 	FOR("rt_sigprocmask", ALL, "the C library", "the end of a thread"),
@@ -156,6 +160,13 @@ static void install_handler(void)
 }
 
 /* ---- the filter ---- */
+
+uint32_t dioh_sandbox_engine(uint32_t engine)
+{
+	return engine == DIOH_ENGINE_IO_URING ? DIOH_SANDBOX_URING
+	       : engine == DIOH_ENGINE_LIBAIO ? DIOH_SANDBOX_LIBAIO
+	                                      : DIOH_SANDBOX_SYNC;
+}
 
 static bool applies(const struct allowed *rule, uint32_t profile)
 {
@@ -232,7 +243,7 @@ bool dioh_sandbox_seccomp(uint32_t profile)
 
 static void print_profiles(FILE *to, uint32_t profiles)
 {
-	static const char *const names[] = { "serve", "drop-in", "io_uring", "sync" };
+	static const char *const names[] = { "serve", "drop-in", "io_uring", "libaio", "sync" };
 
 	for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		if (profiles >> i & 1)

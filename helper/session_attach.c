@@ -259,14 +259,12 @@ static bool rings_restricted(const struct dioh_session_state *session)
 /* With every thread there, as the last thing. */
 static void filter_calls(struct dioh_session_state *session)
 {
-	const bool uring = session->workers[0].engine->ops->id == DIOH_ENGINE_IO_URING;
-
 	if (rings_restricted(session))
 		session->layers |= DIOH_LAYER_RING_RESTRICTIONS;
 	if (in_own_domain(session->context))
 		session->layers |= DIOH_LAYER_SELINUX;
 
-	if (dioh_sandbox_seccomp(DIOH_SANDBOX_SERVE | (uring ? DIOH_SANDBOX_URING : DIOH_SANDBOX_SYNC)))
+	if (dioh_sandbox_seccomp(DIOH_SANDBOX_SERVE | dioh_sandbox_engine(session->workers[0].engine->ops->id)))
 		session->layers |= DIOH_LAYER_SECCOMP;
 }
 
@@ -311,7 +309,7 @@ int dioh_on_seal(struct dioh_session_state *session, struct dioh_message *messag
 	reply.layers = session->layers;
 	reply.uid = session->uid;
 	reply.gid = session->gid;
-	reply.threads = session->worker_count + 2;
+	reply.threads = session->worker_count * (1 + session->workers[0].engine->threads) + 2;
 	reply.engine = session->workers[0].engine->ops->id;
 	memcpy(reply.context, session->context, sizeof(reply.context));
 	dioh_session_reply(session, DIOH_MSG_SEAL, message->header.id, &reply, sizeof(reply));
