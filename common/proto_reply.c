@@ -214,6 +214,7 @@ static const struct shape error_reply = { EXACTLY(error), 0, 0, check_error };
 static const struct shape progress_event = { AT_LEAST(progress), 0, 0, check_progress };
 static const struct shape complete_event = { EXACTLY(complete), 0, 0, check_complete };
 static const struct shape stuck_event = { EXACTLY(stuck), 0, 0, check_stuck };
+static const struct shape broken_event = { EXACTLY(error), 0, 0, check_error };
 
 static const struct shape *find_event(uint32_t type)
 {
@@ -224,6 +225,8 @@ static const struct shape *find_event(uint32_t type)
 		return &complete_event;
 	case DIOH_MSG_STUCK:
 		return &stuck_event;
+	case DIOH_MSG_BROKEN:
+		return &broken_event;
 	default:
 		return NULL;
 	}

@@ -453,7 +453,7 @@ static int run(struct dropin *d, struct dioh_error *err)
 	if (r == 0) {
 		/* Where there is no such filter the other layers must do: libvirt's own helper has none of them. */
 		(void)dioh_sandbox_seccomp(DIOH_SANDBOX_DROP_IN |
-		                           dioh_sandbox_engine(offsets ? d->worker.engine->ops->id : DIOH_ENGINE_SYNC));
+		                           dioh_sandbox_engine(offsets ? d->worker.engine->ops->id : DIOH_ENGINE_SYNC), -1);
 		r = offsets ? move_stream(d, err) : copy_plainly(d, err);
 	}
 	/* Lets go of the image: whoever waits for our end may unmount it then. */

@@ -31,9 +31,10 @@ uint32_t dioh_sandbox_engine(uint32_t engine);
 
 /*
  * The system call filter, in every thread at once; the last layer. `profile`: a life and the engine that runs. Installs the
- * handler that names a call which is not in the table. false: the kernel, or a container's filter, does not let us.
+ * handler that names a call which is not in the table, to the manager (`control_fd`; -1: there is none) and on standard
+ * error. false: the kernel, or a container's filter, does not let us.
  */
-bool dioh_sandbox_seccomp(uint32_t profile);
+bool dioh_sandbox_seccomp(uint32_t profile, int control_fd);
 
 /* The filter's table for people and tests, a line a call. */
 void dioh_sandbox_print(FILE *to);

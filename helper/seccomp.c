@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "sandbox.h"
@@ -122,6 +123,16 @@ static const char *const absent[] = {
 
 /* ---- what is none of these ---- */
 
+#define SENTENCE_START "helper: system call "
+#define SENTENCE_END " is not permitted behind the seal: please report it, with the C library's version"
+
+/* The manager's last message, made beforehand but for the number. */
+static struct {
+	int fd; /* -1: there is no manager */
+	struct dioh_msg_header header;
+	struct dioh_msg_error error;
+} last_words;
+
 static char *append(char *to, const char *text)
 {
 	while (*text)
@@ -137,18 +148,39 @@ static char *append_number(char *to, unsigned number)
 	return to;
 }
 
+static void send_last_words(void)
+{
+	struct iovec parts[] = { { &last_words.header, sizeof(last_words.header) },
+		                 { &last_words.error, sizeof(last_words.error) } };
+	const struct msghdr message = { .msg_iov = parts, .msg_iovlen = 2 };
+
+	if (last_words.fd >= 0)
+		(void)!sendmsg(last_words.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
 /* In a signal handler, behind the filter: formatted by hand. */
 static void on_sigsys(int signal_number, siginfo_t *info, void *context)
 {
-	char text[128];
-	char *end = append(text, "diohelper: system call ");
+	char *end = last_words.error.text + sizeof(SENTENCE_START) - 1;
 
 	(void)signal_number;
 	(void)context;
-	end = append_number(end, (unsigned)info->si_syscall);
-	end = append(end, " is not permitted behind the seal: please report it, with the C library's version\n");
-	(void)!write(STDERR_FILENO, text, (size_t)(end - text));
+	end = append(append_number(end, (unsigned)info->si_syscall), SENTENCE_END);
+	send_last_words();
+	*end++ = '\n';
+	(void)!write(STDERR_FILENO, last_words.error.text, (size_t)(end - last_words.error.text));
 	_exit(EXIT_FAILURE);
+}
+
+static void prepare_last_words(int control_fd)
+{
+	struct dioh_error err;
+
+	last_words.fd = control_fd;
+	last_words.header.type = DIOH_MSG_BROKEN;
+	last_words.header.size = sizeof(last_words.error);
+	dioh_error_set(&err, ENOSYS, DIOH_PLACE(SEAL, SESSION, 0, DIOH_OFFSET_NONE), SENTENCE_START);
+	dioh_error_encode(&err, &last_words.error);
 }
 
 static void install_handler(void)
@@ -219,7 +251,7 @@ static int fill(scmp_filter_ctx filter, uint32_t profile)
 	return r;
 }
 
-bool dioh_sandbox_seccomp(uint32_t profile)
+bool dioh_sandbox_seccomp(uint32_t profile, int control_fd)
 {
 	scmp_filter_ctx filter = seccomp_init(WATCHED ? SCMP_ACT_ALLOW : SCMP_ACT_TRAP);
 	int r = filter ? 0 : -ENOMEM;
@@ -232,6 +264,7 @@ bool dioh_sandbox_seccomp(uint32_t profile)
 		r = seccomp_attr_set(filter, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
 	if (r == 0)
 		r = fill(filter, profile);
+	prepare_last_words(control_fd);
 	install_handler();
 	if (r == 0)
 		r = seccomp_load(filter);

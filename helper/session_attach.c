@@ -264,7 +264,7 @@ static void filter_calls(struct dioh_session_state *session)
 	if (in_own_domain(session->context))
 		session->layers |= DIOH_LAYER_SELINUX;
 
-	if (dioh_sandbox_seccomp(DIOH_SANDBOX_SERVE | dioh_sandbox_engine(session->workers[0].engine->ops->id)))
+	if (dioh_sandbox_seccomp(DIOH_SANDBOX_SERVE | dioh_sandbox_engine(session->workers[0].engine->ops->id), session->fd))
 		session->layers |= DIOH_LAYER_SECCOMP;
 }
 

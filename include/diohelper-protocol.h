@@ -77,6 +77,7 @@ enum dioh_msg {
 	DIOH_MSG_PROGRESS = 129, /* event */
 	DIOH_MSG_COMPLETE = 131, /* event, never lost: one per accepted SAVE_, LOAD_ and FINISH */
 	DIOH_MSG_STUCK = 133,    /* event */
+	DIOH_MSG_BROKEN = 135,   /* event, id 0, the last message: a struct dioh_msg_error with what ends the helper */
 };
 
 /* ---- errors ------------------------------------------------------------------------------------------------ */
