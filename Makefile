@@ -64,7 +64,7 @@ PIC_common = -fPIC
 dir_of = $(firstword $(subst /, ,$<))
 SOURCE_CFLAGS = $(INCLUDES_$(dir_of)) $(or $(PIC_$(dir_of)),-fPIE)
 
-HELPER_LIBS = -luring -lcap-ng -lisal
+HELPER_LIBS = -luring -laio -lcap-ng -lseccomp -lisal
 TOOL_LIBS = -ljansson
 TEST_LIBS = -lcmocka $(HELPER_LIBS) $(TOOL_LIBS)
 

@@ -132,7 +132,7 @@ static int keep_event(struct dioh_session *session, struct dioh_error *err)
 		return keep_complete(session, err);
 	if (in->header.type == DIOH_MSG_PROGRESS)
 		keep_progress(session);
-	else
+	else if (in->header.type == DIOH_MSG_STUCK)
 		keep_stuck(session);
 	return 0;
 }
@@ -142,6 +142,16 @@ static int keep_event(struct dioh_session *session, struct dioh_error *err)
 static bool is_event(uint32_t type)
 {
 	return type >= DIOH_MSG_PROGRESS;
+}
+
+/* The helper's last words: what it ends for is the connection's error. */
+static int take_last_words(const struct dioh_message *in, struct dioh_error *err)
+{
+	struct dioh_msg_error wire;
+
+	memcpy(&wire, in->payload, sizeof(wire));
+	dioh_error_decode(&wire, err);
+	return -err->code;
 }
 
 /* 1: the reply to `awaited` (NULL: none is due); 0: an event, which has been kept. */
@@ -165,6 +175,8 @@ static int examine(struct dioh_session *session, const struct dioh_msg_header *a
 		err->code = EBADMSG; /* whatever is wrong with it */
 		return -EBADMSG;
 	}
+	if (in->header.type == DIOH_MSG_BROKEN)
+		return take_last_words(in, err);
 	return is_event(in->header.type) ? 0 : 1;
 }
 

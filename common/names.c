@@ -31,6 +31,7 @@ static const char *const messages[] = {
 	[DIOH_MSG_PROGRESS] = "PROGRESS",
 	[DIOH_MSG_COMPLETE] = "COMPLETE",
 	[DIOH_MSG_STUCK] = "STUCK",
+	[DIOH_MSG_BROKEN] = "BROKEN",
 };
 
 static const char *const engines[] = {

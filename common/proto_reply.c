@@ -8,6 +8,7 @@
 #include "exam.h"
 
 #define ERRNO_MAX 4095
+#define IMAGE_ASKS (DIOH_IMAGE_ASK_MODE * 2 - 1)
 #define IMAGE_NOTES (DIOH_IMAGE_NOTE_ENGINE_FALLBACK * 2 - 1)
 
 /* ---- replies --------------------------------------------------------------------------------- */
@@ -26,7 +27,9 @@ static void check_attach_image_reply(struct exam *x)
 	struct dioh_msg_attach_image_reply image;
 
 	TAKE(x, image);
-	reserved(x, image.reserved);
+	terminated(x, "label_before", image.label_before, sizeof(image.label_before));
+	terminated(x, "label_after", image.label_after, sizeof(image.label_after));
+	known(x, "done", image.done, IMAGE_ASKS);
 	within(x, "kind", image.kind, DIOH_IMAGE_REGULAR, DIOH_IMAGE_BLOCK_DEVICE);
 	within(x, "direct", image.direct, 0, 1);
 	within(x, "engine", image.engine, DIOH_ENGINE_IO_URING, DIOH_ENGINE_SYNC);
@@ -60,6 +63,7 @@ static void check_seal_reply(struct exam *x)
 
 	TAKE(x, seal);
 	reserved(x, seal.reserved);
+	terminated(x, "context", seal.context, sizeof(seal.context));
 	known(x, "layers", seal.layers, LAYERS);
 	within(x, "engine", seal.engine, DIOH_ENGINE_IO_URING, DIOH_ENGINE_SYNC);
 }
@@ -210,6 +214,7 @@ static const struct shape error_reply = { EXACTLY(error), 0, 0, check_error };
 static const struct shape progress_event = { AT_LEAST(progress), 0, 0, check_progress };
 static const struct shape complete_event = { EXACTLY(complete), 0, 0, check_complete };
 static const struct shape stuck_event = { EXACTLY(stuck), 0, 0, check_stuck };
+static const struct shape broken_event = { EXACTLY(error), 0, 0, check_error };
 
 static const struct shape *find_event(uint32_t type)
 {
@@ -220,6 +225,8 @@ static const struct shape *find_event(uint32_t type)
 		return &complete_event;
 	case DIOH_MSG_STUCK:
 		return &stuck_event;
+	case DIOH_MSG_BROKEN:
+		return &broken_event;
 	default:
 		return NULL;
 	}

@@ -247,18 +247,6 @@ static int decide_direct(const struct dioh_msg_attach_image *request, struct dio
 	return image->direct ? give_up_direct(image, err) : 0;
 }
 
-static int check_asked(const struct dioh_msg_attach_image *request, struct dioh_error *err)
-{
-	const char *what = request->ask & (DIOH_IMAGE_ASK_LABEL_REQUIRED | DIOH_IMAGE_ASK_LABEL_IF_ENABLED) ? "a label"
-	                   : request->ask & DIOH_IMAGE_ASK_OWNER                                             ? "an owner"
-	                                                                                                     : "a mode";
-
-	if (request->ask == 0)
-		return 0;
-	return dioh_error_set(err, EOPNOTSUPP, DIOH_PLACE(LABEL, IMAGE, 0, DIOH_OFFSET_NONE),
-	                      "image: this helper does not set %s; set it before the image is attached", what);
-}
-
 static int set_kind(struct dioh_image *image, const struct stat *st, struct dioh_error *err)
 {
 	if (S_ISREG(st->st_mode)) {
@@ -278,7 +266,7 @@ static int choose_engine(const struct dioh_msg_attach_image *request, struct dio
 	if (!engine)
 		return -EOPNOTSUPP;
 	image->engine = engine->id;
-	if (request->engine == DIOH_ENGINE_ANY && engine->id == DIOH_ENGINE_SYNC)
+	if (request->engine == DIOH_ENGINE_ANY && engine->id != DIOH_ENGINE_IO_URING)
 		image->notes |= DIOH_IMAGE_NOTE_ENGINE_FALLBACK;
 	return 0;
 }
@@ -296,9 +284,7 @@ int dioh_examine_image(const struct dioh_msg_attach_image *request, const int *f
 	image.block_bytes = request->block_bytes ? request->block_bytes : DEFAULT_BLOCK_BYTES;
 	image.in_flight = request->in_flight ? request->in_flight : DEFAULT_IN_FLIGHT;
 	image.workers = request->workers ? request->workers : DEFAULT_WORKERS;
-	r = check_asked(request, err);
-	if (r == 0)
-		r = choose_descriptors(request, fds, &image, &st, err);
+	r = choose_descriptors(request, fds, &image, &st, err);
 	if (r == 0)
 		r = set_kind(&image, &st, err);
 	if (r == 0)
@@ -307,6 +293,9 @@ int dioh_examine_image(const struct dioh_msg_attach_image *request, const int *f
 		r = decide_direct(request, &image, err);
 	if (r < 0)
 		return r;
+	/* Buffered, libaio does all of an I/O while it is submitted, one after the other. */
+	if (request->engine == DIOH_ENGINE_ANY && image.engine == DIOH_ENGINE_LIBAIO && !image.direct)
+		image.engine = DIOH_ENGINE_SYNC;
 	*ret_image = image;
 	return 0;
 }

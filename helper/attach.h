@@ -13,7 +13,7 @@
  * Examines an image's descriptors (buffered, direct, directory, as request->fds says; all in `fds`) and fills `image`, which
  * owns them on success. EBADF: O_PATH, or the wrong access mode. EISDIR, EINVAL: not a file or block device. EINVAL:
  * O_APPEND, O_DIRECT where it should not be or not where it should, two different files. EOPNOTSUPP: direct I/O required
- * and not to be had; label, owner, mode, engine not served.
+ * and not to be had; engine not served.
  */
 int dioh_examine_image(const struct dioh_msg_attach_image *request, const int *fds, struct dioh_image *image,
                       struct dioh_error *err);

@@ -15,6 +15,7 @@ static void *control_main(void *argument)
 {
 	struct dioh_control *control = argument;
 
+	pthread_barrier_wait(control->barrier);
 	while (!atomic_load(&control->stop)) {
 		uint64_t count;
 
@@ -27,9 +28,12 @@ static void *control_main(void *argument)
 	return NULL;
 }
 
-int dioh_control_start(struct dioh_control *control, struct dioh_error *err)
+int dioh_control_start(struct dioh_control *control, pthread_barrier_t *barrier, struct dioh_error *err)
 {
-	int r = pthread_create(&control->thread, NULL, control_main, control);
+	int r;
+
+	control->barrier = barrier;
+	r = pthread_create(&control->thread, NULL, control_main, control);
 
 	if (r != 0)
 		return dioh_error_errno(err, r, DIOH_PLACE(SEAL, SESSION, 0, DIOH_OFFSET_NONE),

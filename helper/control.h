@@ -14,13 +14,15 @@
 struct dioh_control {
 	struct dioh_mailbox mailbox;
 	pthread_t thread;
+	pthread_barrier_t *barrier;
 	bool running;
 	atomic_bool stop;
 	atomic_uint_fast64_t busy_since_ns; /* 0: idle */
 };
 
 int dioh_control_open(struct dioh_control *control, struct dioh_error *err);
-int dioh_control_start(struct dioh_control *control, struct dioh_error *err);
+/* The thread waits at the barrier before anything else, like the workers. */
+int dioh_control_start(struct dioh_control *control, pthread_barrier_t *barrier, struct dioh_error *err);
 
 /* Waits for the job at hand. Nothing may be posted any more. */
 void dioh_control_stop(struct dioh_control *control);

@@ -26,6 +26,7 @@
 #include "align.h"
 #include "attach.h"
 #include "payload.h"
+#include "sandbox.h"
 #include "seal.h"
 #include "worker.h"
 
@@ -305,8 +306,8 @@ static int start_threads(struct dropin *d, struct dioh_error *err)
 {
 	int r;
 
-	pthread_barrier_init(&d->barrier, NULL, 2);
-	r = dioh_control_start(&d->control, err);
+	pthread_barrier_init(&d->barrier, NULL, 3);
+	r = dioh_control_start(&d->control, &d->barrier, err);
 	if (r == 0)
 		r = dioh_worker_start(&d->worker, &d->barrier, err);
 	if (r < 0)
@@ -415,12 +416,14 @@ static int finish(struct dropin *d, struct dioh_error *err)
 
 /* ---- the life ---- */
 
+static const struct dioh_identity same = { .keep_uid = true };
+
 static int prepare(struct dropin *d, bool offsets, struct dioh_error *err)
 {
 	int r = find_direction(d, err);
 
 	if (r == 0)
-		r = dioh_seal_start(d->fd, err);
+		r = dioh_seal_start(d->fd, &same, 0, err);
 	if (r == 0)
 		r = dioh_mailbox_open(&d->mailbox, err);
 	if (r < 0)
@@ -439,7 +442,6 @@ static int prepare(struct dropin *d, bool offsets, struct dioh_error *err)
 
 static int run(struct dropin *d, struct dioh_error *err)
 {
-	const struct dioh_identity same = { .keep_uid = true };
 	const bool offsets = has_offsets(d);
 	uint32_t layers;
 	int r = prepare(d, offsets, err);
@@ -448,8 +450,12 @@ static int run(struct dropin *d, struct dioh_error *err)
 		r = dioh_seal_privileges(&same, &layers, err);
 	if (r == 0 && offsets)
 		r = start_threads(d, err);
-	if (r == 0)
+	if (r == 0) {
+		/* Where there is no such filter the other layers must do: libvirt's own helper has none of them. */
+		(void)dioh_sandbox_seccomp(DIOH_SANDBOX_DROP_IN |
+		                           dioh_sandbox_engine(offsets ? d->worker.engine->ops->id : DIOH_ENGINE_SYNC), -1);
 		r = offsets ? move_stream(d, err) : copy_plainly(d, err);
+	}
 	/* Lets go of the image: whoever waits for our end may unmount it then. */
 	if (d->worker.running)
 		dioh_worker_stop(&d->worker);

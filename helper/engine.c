@@ -7,7 +7,8 @@
 #include "proto.h"
 
 /* In order of preference. */
-static const struct dioh_engine_ops *const engines[] = { &dioh_engine_uring, &dioh_engine_sync };
+static const struct dioh_engine_ops *const engines[] = { &dioh_engine_uring, &dioh_engine_libaio,
+	                                                &dioh_engine_sync };
 
 const struct dioh_engine_ops *dioh_engine_choose(uint32_t wanted, struct dioh_error *err)
 {

@@ -3,7 +3,7 @@
  * engine.h - how I/O is submitted. An engine belongs to one worker; it knows descriptors as slots of a file table that
  * is fixed before the seal, and nothing of images, memory or transfers.
  *
- *      payload_*.c  --io-->  worker.c  --io-->  engine_{uring,sync}.c  -->  kernel
+ *      payload_*.c  --io-->  worker.c  --io-->  engine_{uring,libaio,sync}.c  -->  kernel
  *
  * The worker continues short image I/O, repeats EINTR and EAGAIN, and keeps what the engine has no room for.
  */
@@ -89,9 +89,12 @@ struct dioh_engine_ops {
 
 struct dioh_io_engine { /* first member of every engine */
 	const struct dioh_engine_ops *ops;
+	unsigned threads; /* of its own, beside the worker */
+	bool restricted; /* it can do nothing but its I/O on the descriptors of its table, whoever uses it */
 };
 
 extern const struct dioh_engine_ops dioh_engine_uring;
+extern const struct dioh_engine_ops dioh_engine_libaio;
 extern const struct dioh_engine_ops dioh_engine_sync;
 
 /* The engine to use when `wanted` (enum dioh_engine) is asked for; NULL: not to be had, err says why. */

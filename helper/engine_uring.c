@@ -61,6 +61,27 @@ static int uring_probe(void)
 	return r;
 }
 
+/*
+ * Nothing but reads, writes and cancels, and those on the file table only: what can't be reached by a system call any more
+ * is not to be had through the ring either. By the system call, as below.
+ */
+static bool restrict_ring(struct io_uring *ring)
+{
+	struct io_uring_restriction rules[] = {
+		{ .opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_READV },
+		{ .opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_WRITEV },
+		{ .opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_READ },
+		{ .opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_ASYNC_CANCEL },
+		{ .opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED, .sqe_flags = IOSQE_FIXED_FILE },
+		{ .opcode = IORING_RESTRICTION_SQE_FLAGS_REQUIRED, .sqe_flags = IOSQE_FIXED_FILE },
+		{ .opcode = IORING_RESTRICTION_REGISTER_OP, .register_op = IORING_REGISTER_ENABLE_RINGS },
+		{ .opcode = IORING_RESTRICTION_REGISTER_OP, .register_op = IORING_REGISTER_FILES_UPDATE },
+	};
+
+	return syscall(SYS_io_uring_register, ring->ring_fd, IORING_REGISTER_RESTRICTIONS, rules,
+	               sizeof(rules) / sizeof(rules[0])) == 0;
+}
+
 static int uring_open(const struct dioh_engine_config *config, struct dioh_io_engine **ret_engine,
                       struct dioh_error *err)
 {
@@ -83,6 +104,7 @@ static int uring_open(const struct dioh_engine_config *config, struct dioh_io_en
 		free(engine);
 		return dioh_error_errno(err, r, PLACE(SEAL), "helper: io_uring_register of the descriptors failed");
 	}
+	engine->base.restricted = restrict_ring(&engine->ring);
 	*ret_engine = &engine->base;
 	return 0;
 }
@@ -206,6 +228,7 @@ static void uring_cancel(struct dioh_io_engine *base, struct dioh_io *io)
 	if (!sqe)
 		return;
 	io_uring_prep_cancel(sqe, io, 0);
+	sqe->flags |= IOSQE_FIXED_FILE; /* of no meaning here, but the ring permits nothing without */
 	io_uring_sqe_set_data(sqe, &tag_cancel);
 	(void)io_uring_submit(&engine->ring);
 }

@@ -88,7 +88,7 @@ static int serve(struct dioh_options *options)
 
 	if (check_control_fd(options->fd, &err) < 0)
 		return fail(err.text);
-	if (move_control_fd(&options->fd, &err) < 0 || dioh_seal_start(options->fd, &err) < 0)
+	if (move_control_fd(&options->fd, &err) < 0 || dioh_seal_start(options->fd, &options->identity, options->allow, &err) < 0)
 		return fail(err.text);
 	/* A terminal's reach the whole process group: what they mean for the session is the manager's to say. */
 	signal(SIGINT, SIG_IGN);

@@ -25,6 +25,7 @@ enum {
 	OPT_FD = CHAR_MAX + 1,
 	OPT_KEEP_UID,
 	OPT_USER,
+	OPT_ALLOW,
 	OPT_ATTACH_TIMEOUT,
 	OPT_STUCK_TIMEOUT,
 	OPT_HELP,
@@ -45,6 +46,7 @@ static const struct option_row rows[] = {
 	{ "fd", OPT_FD, true, "N", "the control socket, a connected AF_UNIX SOCK_SEQPACKET descriptor" },
 	{ "keep-uid", OPT_KEEP_UID, true, NULL, "keep the user and group id; drop only capabilities" },
 	{ "user", OPT_USER, true, "NAME|UID:GID", "the user to become at the seal, if root (default: diohelper or nobody)" },
+	{ "allow", OPT_ALLOW, true, "WHAT,...", "what the manager may ask for the image: label, owner, mode (default: none)" },
 	{ "attach-timeout", OPT_ATTACH_TIMEOUT, true, "SECONDS", "a file that hangs while it is attached ends us (default: 30)" },
 	{ "stuck-timeout", OPT_STUCK_TIMEOUT, true, "SECONDS", "report I/O that is older (default: 30)" },
 	{ "print-capabilities", OPT_CAPABILITIES, false, NULL, "what this build and kernel can do, as JSON" },
@@ -59,7 +61,7 @@ void dioh_options_print_help(void)
 {
 	printf("Usage: diohelper serve --fd=N [OPTION...]   save or restore, as a manager says over descriptor N\n"
 	       "       diohelper FILENAME FD                stand in for libvirt_iohelper\n"
-	       "       diohelper VERB ...                   run diohelper-tool: inspect, verify\n\n");
+	       "       diohelper VERB ...                   run diohelper-tool: bench, inspect, verify\n\n");
 	for (size_t i = 0; i < ROWS; i++) {
 		char option[48];
 
@@ -123,6 +125,25 @@ static int parse_user(const char *text, struct dioh_identity *identity, struct d
 	return 0;
 }
 
+static int parse_allow(const char *text, uint32_t *ret, struct dioh_error *err)
+{
+	static const char *const names[] = { "label", "owner", "mode" }; /* enum dioh_allow, bit by bit */
+	size_t length;
+
+	for (const char *at = text;; at += length + 1) {
+		unsigned i = 0;
+
+		length = strcspn(at, ",");
+		while (i < sizeof(names) / sizeof(names[0]) && (strlen(names[i]) != length || strncmp(names[i], at, length) != 0))
+			i++;
+		if (i == sizeof(names) / sizeof(names[0]))
+			return bad(err, "allow", text, "label, owner, mode, or some of them with commas between");
+		*ret |= 1u << i;
+		if (at[length] == '\0')
+			return 0;
+	}
+}
+
 static int parse_timeout(const char *option, const char *text, unsigned *ret, struct dioh_error *err)
 {
 	unsigned long seconds;
@@ -147,6 +168,7 @@ static int take_option(int option, const char *value, struct dioh_options *optio
 		break;
 	case OPT_KEEP_UID: options->identity.keep_uid = true; break;
 	case OPT_USER: r = parse_user(value, &options->identity, err); break;
+	case OPT_ALLOW: r = parse_allow(value, &options->allow, err); break;
 	case OPT_ATTACH_TIMEOUT: r = parse_timeout("attach-timeout", value, &options->attach_timeout_s, err); break;
 	case OPT_STUCK_TIMEOUT: r = parse_timeout("stuck-timeout", value, &options->stuck_timeout_s, err); break;
 	case OPT_HELP: options->life = DIOH_LIFE_HELP; break;

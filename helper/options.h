@@ -3,6 +3,7 @@
 #ifndef DIOH_OPTIONS_H
 #define DIOH_OPTIONS_H
 
+#include "label.h"
 #include "seal.h"
 
 enum dioh_life {
@@ -19,6 +20,7 @@ struct dioh_options {
 	enum dioh_life life;
 	int fd; /* serve: the control socket */
 	struct dioh_identity identity;
+	uint32_t allow; /* enum dioh_allow */
 	unsigned attach_timeout_s;
 	unsigned stuck_timeout_s;
 };

@@ -3,16 +3,13 @@
  * seal.c - privileges only ever go down.
  *
  *   1. start       strays closed; SIGPIPE and SIGXFSZ become errors; no core dump (it would hold guest memory), not
- *                  ptraceable.
- *   -- attach: descriptors arrive, one thread --
- *   2. privileges  in the order that the kernel demands: the identity first, since it takes privilege to change it (with
- *                  libcap-ng clearing the bounding set on the way); then every capability set; then NO_NEW_PRIVS. All of
- *                  it acts on the calling thread only, hence before any other thread exists: they inherit it.
- *   3. threads     workers start, each enables its own ring; a barrier; and only then would a system call filter follow
- *                  (session_attach.c).
- *
- * Securebits, Landlock, ring restrictions, seccomp and labels have their places in 2 and 3 and are not there yet: the
- * reply to SEAL says so.
+ *                  ptraceable; of the capabilities only those that attach and the next stage need.
+ *   -- attach: descriptors arrive, one thread; label, owner and mode are set (label.c) --
+ *   2. privileges  in the order that the kernel demands: securebits and the identity, which take privilege (libcap-ng
+ *                  clears the bounding set on the way); then every capability set; then NO_NEW_PRIVS and Landlock. All of it acts on the calling thread only, hence before any other thread
+ *                  exists: they inherit it. Rings were opened disabled, and restricted, before.
+ *   3. threads     workers start, each enables its own ring; a barrier; and only then the system call filter, in all of
+ *                  them at once (session_attach.c, dropin.c).
  */
 #define _GNU_SOURCE
 #include "seal.h"
@@ -22,6 +19,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/close_range.h>
+#include <linux/securebits.h>
 #include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
@@ -31,10 +29,22 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "engine.h"
+#include "label.h"
+#include "sandbox.h"
+
 #define PLACE DIOH_PLACE(SEAL, SESSION, 0, DIOH_OFFSET_NONE)
 
 /* What nobody is where no such user is known: the kernel's overflow id (/proc/sys/kernel/overflowuid). */
 #define OVERFLOW_ID 65534
+
+/* KEEP_CAPS stays unlocked, since libcap-ng uses it; it keeps nothing that is not there. */
+#define SECUREBITS_LOCKED                                                                                              \
+	(SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP | SECBIT_NO_SETUID_FIXUP_LOCKED |               \
+	 SECBIT_NO_CAP_AMBIENT_RAISE | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED)
+
+/* poll(2) looks at so many descriptors at most, whatever their numbers. */
+#define DESCRIPTORS_MAX DIOH_SLOTS_MAX
 
 /* LeakSanitizer looks at its own process by ptrace(2), which a process that is not dumpable refuses. */
 #if defined(__SANITIZE_ADDRESS__)
@@ -117,7 +127,30 @@ static void arrange_signals(void)
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-int dioh_seal_start(int keep_fd, struct dioh_error *err)
+/* What attach and stage 2 need, and nothing else from here on. Who has no capabilities has nothing to drop. */
+static int keep_capabilities(const struct dioh_identity *identity, uint32_t allow, struct dioh_error *err)
+{
+	capng_clear(CAPNG_SELECT_ALL);
+	if (capng_get_caps_process() < 0 || capng_have_capabilities(CAPNG_SELECT_CAPS) == CAPNG_NONE)
+		return 0;
+	capng_clear(CAPNG_SELECT_ALL);
+	capng_update(CAPNG_ADD, CAPNG_EFFECTIVE | CAPNG_PERMITTED, CAP_SETPCAP); /* for the bounding set and securebits */
+	if (geteuid() == 0 && !identity->keep_uid)
+		capng_updatev(CAPNG_ADD, CAPNG_EFFECTIVE | CAPNG_PERMITTED, CAP_SETUID, CAP_SETGID, -1);
+	if (allow & DIOH_ALLOW_OWNER)
+		capng_update(CAPNG_ADD, CAPNG_EFFECTIVE | CAPNG_PERMITTED, CAP_CHOWN);
+	if (allow & (DIOH_ALLOW_LABEL | DIOH_ALLOW_MODE))
+		capng_update(CAPNG_ADD, CAPNG_EFFECTIVE | CAPNG_PERMITTED, CAP_FOWNER);
+	/* An unprivileged manager may have some capabilities and not these. */
+	if (capng_apply(CAPNG_SELECT_ALL) < 0 && capng_apply(CAPNG_SELECT_CAPS) < 0) {
+		capng_clear(CAPNG_SELECT_ALL);
+		if (capng_apply(CAPNG_SELECT_CAPS) < 0)
+			return dioh_error_set(err, EPERM, PLACE, "helper: dropping capabilities at the start failed");
+	}
+	return 0;
+}
+
+int dioh_seal_start(int keep_fd, const struct dioh_identity *identity, uint32_t allow, struct dioh_error *err)
 {
 	const struct rlimit no_core = { 0, 0 };
 	int r = fill_stdio(err);
@@ -131,26 +164,37 @@ int dioh_seal_start(int keep_fd, struct dioh_error *err)
 		return dioh_error_errno(err, errno, PLACE, "helper: turning core dumps off failed");
 	if (!MUST_STAY_DUMPABLE && prctl(PR_SET_DUMPABLE, 0) < 0)
 		return dioh_error_errno(err, errno, PLACE, "helper: turning ptrace access off failed");
-	return 0;
+	return keep_capabilities(identity, allow, err);
 }
 
 /* ---- stage 2 ---- */
 
-static int drop_identity(const struct dioh_identity *identity, struct dioh_error *err)
+/* That uid 0 and a change of uid bring capabilities back is over for good. Takes CAP_SETPCAP: who has none stays as he is. */
+static void lock_securebits(void)
+{
+	(void)prctl(PR_SET_SECUREBITS, SECUREBITS_LOCKED, 0, 0, 0);
+}
+
+static int change_identity(const struct dioh_identity *identity, struct dioh_error *err)
 {
 	int r;
 
-	capng_clear(CAPNG_SELECT_ALL);
-	if (geteuid() != 0 || identity->keep_uid) {
-		/* Without CAP_SETPCAP the bounding set stays; NO_NEW_PRIVS makes it worthless. */
-		if (capng_apply(CAPNG_SELECT_ALL) < 0 && capng_apply(CAPNG_SELECT_CAPS) < 0)
-			return dioh_error_set(err, EPERM, PLACE, "helper: dropping all capabilities failed");
+	if (geteuid() != 0 || identity->keep_uid)
 		return 0;
-	}
+	capng_clear(CAPNG_SELECT_ALL);
 	r = capng_change_id((int)identity->uid, (int)identity->gid, CAPNG_DROP_SUPP_GRP | CAPNG_CLEAR_BOUNDING);
 	if (r < 0)
 		return dioh_error_set(err, EPERM, PLACE, "helper: changing to uid %u, gid %u failed (libcap-ng says %d)",
 		                      (unsigned)identity->uid, (unsigned)identity->gid, r);
+	return 0;
+}
+
+/* Who never had CAP_SETPCAP keeps the bounding set; NO_NEW_PRIVS makes it worthless. */
+static int drop_capabilities(struct dioh_error *err)
+{
+	capng_clear(CAPNG_SELECT_ALL);
+	if (capng_apply(CAPNG_SELECT_ALL) < 0 && capng_apply(CAPNG_SELECT_CAPS) < 0)
+		return dioh_error_set(err, EPERM, PLACE, "helper: dropping all capabilities failed");
 	return 0;
 }
 
@@ -175,15 +219,37 @@ static uint32_t layers_that_hold(void)
 		layers |= DIOH_LAYER_NO_NEW_PRIVS;
 	if (prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) != 1)
 		layers |= DIOH_LAYER_NOT_DUMPABLE;
+	if (prctl(PR_GET_SECUREBITS, 0, 0, 0, 0) == SECUREBITS_LOCKED)
+		layers |= DIOH_LAYER_SECUREBITS;
 	return layers;
+}
+
+static int limit_descriptors(struct dioh_error *err)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		return dioh_error_errno(err, errno, PLACE, "helper: asking for the limit of descriptors failed");
+	limit.rlim_max = limit.rlim_max < DESCRIPTORS_MAX ? limit.rlim_max : DESCRIPTORS_MAX;
+	limit.rlim_cur = limit.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+		return dioh_error_errno(err, errno, PLACE, "helper: limiting the number of descriptors failed");
+	return 0;
 }
 
 int dioh_seal_privileges(const struct dioh_identity *identity, uint32_t *ret_layers, struct dioh_error *err)
 {
-	int r = drop_identity(identity, err);
+	bool landlocked;
+	int r;
 
+	lock_securebits();
+	r = change_identity(identity, err);
+	if (r == 0)
+		r = drop_capabilities(err);
 	if (r == 0)
 		r = clear_ambient(err);
+	if (r == 0)
+		r = limit_descriptors(err);
 	if (r < 0)
 		return r;
 	/* A change of identity sets it anew from fs.suid_dumpable. */
@@ -191,7 +257,8 @@ int dioh_seal_privileges(const struct dioh_identity *identity, uint32_t *ret_lay
 		return dioh_error_errno(err, errno, PLACE, "helper: turning ptrace access off failed");
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return dioh_error_errno(err, errno, PLACE, "helper: setting NO_NEW_PRIVS failed");
-	*ret_layers = layers_that_hold();
+	landlocked = dioh_sandbox_landlock();
+	*ret_layers = layers_that_hold() | (landlocked ? DIOH_LAYER_LANDLOCK : 0);
 	if (!(*ret_layers & DIOH_LAYER_NO_CAPABILITIES))
 		return dioh_error_set(err, EPERM, PLACE, "helper: capabilities are left after dropping them all");
 	return 0;
@@ -200,5 +267,6 @@ int dioh_seal_privileges(const struct dioh_identity *identity, uint32_t *ret_lay
 uint32_t dioh_seal_layers_available(void)
 {
 	return DIOH_LAYER_STRAYS_CLOSED | DIOH_LAYER_NO_CAPABILITIES | DIOH_LAYER_NOT_ROOT | DIOH_LAYER_NO_NEW_PRIVS |
+	       DIOH_LAYER_SECUREBITS | DIOH_LAYER_LANDLOCK | DIOH_LAYER_SECCOMP | DIOH_LAYER_RING_RESTRICTIONS |
 	       (MUST_STAY_DUMPABLE ? 0 : DIOH_LAYER_NOT_DUMPABLE);
 }

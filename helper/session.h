@@ -112,6 +112,9 @@ struct dioh_session_state {
 
 	bool sealed;
 	uint32_t layers;
+	uid_t uid;
+	gid_t gid;
+	char context[DIOH_LABEL_BYTES]; /* our own, under SELinux */
 	struct dioh_mailbox mailbox;
 	struct dioh_control control;
 	struct dioh_worker *workers;

@@ -12,7 +12,9 @@
 
 #include "attach.h"
 #include "capabilities.h"
+#include "label.h"
 #include "proto.h"
+#include "sandbox.h"
 #include "session.h"
 
 #define PROTOCOL_PLACE DIOH_PLACE(PROTOCOL, SESSION, 0, DIOH_OFFSET_NONE)
@@ -92,6 +94,8 @@ int dioh_on_attach_image(struct dioh_session_state *session, struct dioh_message
 	if (session->image_attached)
 		return dioh_error_set(err, EEXIST, PROTOCOL_PLACE, "ATTACH_IMAGE: this session has its image already");
 	r = dioh_examine_image(request, message->fds, &session->image, err);
+	if (r == 0)
+		r = dioh_label_image(request, session->options->allow, &session->image, &reply, err);
 	if (r == 0)
 		r = dioh_image_size(&session->image, &reply.file_bytes, err);
 	if (r < 0) {
@@ -222,27 +226,64 @@ static int start_threads(struct dioh_session_state *session, struct dioh_error *
 	static pthread_barrier_t barrier; /* outlives a failure in which some worker still waits at it */
 	int r;
 
-	pthread_barrier_init(&barrier, NULL, session->worker_count + 1);
-	r = dioh_control_start(&session->control, err);
+	pthread_barrier_init(&barrier, NULL, session->worker_count + 2);
+	r = dioh_control_start(&session->control, &barrier, err);
 	return r < 0 ? r : start_workers(session, &barrier, err);
-	/* Here, with every thread there, a system call filter would follow. */
+}
+
+static int check_layers(uint32_t required, uint32_t layers, struct dioh_error *err)
+{
+	const uint32_t missing = required & ~layers;
+
+	if (!missing)
+		return 0;
+	return dioh_error_set(err, EPERM, SEAL_PLACE,
+	                      "SEAL: layer %s (0x%" PRIx32 ") is required and not to be had here", dioh_layer_name(missing),
+	                      missing);
+}
+
+/* A binary without its label runs in its manager's domain, and no policy of ours confines it. */
+static bool in_own_domain(const char *context)
+{
+	return strstr(context, ":diohelper_t:") || strstr(context, ":diohelper_t") == context + strlen(context) - 12;
+}
+
+static bool rings_restricted(const struct dioh_session_state *session)
+{
+	for (unsigned i = 0; i < session->worker_count; i++)
+		if (!session->workers[i].engine->restricted)
+			return false;
+	return true;
+}
+
+/* With every thread there, as the last thing. */
+static void filter_calls(struct dioh_session_state *session)
+{
+	if (rings_restricted(session))
+		session->layers |= DIOH_LAYER_RING_RESTRICTIONS;
+	if (in_own_domain(session->context))
+		session->layers |= DIOH_LAYER_SELINUX;
+
+	if (dioh_sandbox_seccomp(DIOH_SANDBOX_SERVE | dioh_sandbox_engine(session->workers[0].engine->ops->id), session->fd))
+		session->layers |= DIOH_LAYER_SECCOMP;
 }
 
 static int seal(struct dioh_session_state *session, uint32_t required, struct dioh_error *err)
 {
-	uint32_t missing;
 	int r = open_threads(session, err);
 
+	dioh_label_own_context(session->context);
 	if (r == 0)
 		r = dioh_seal_privileges(&session->options->identity, &session->layers, err);
 	if (r < 0)
 		return r;
-	missing = required & ~session->layers;
-	if (missing)
-		return dioh_error_set(err, EPERM, SEAL_PLACE,
-		                      "SEAL: layer %s (0x%" PRIx32 ") is required and not to be had here", dioh_layer_name(missing),
-		                      missing);
-	return start_threads(session, err);
+	session->uid = getuid();
+	session->gid = getgid();
+	r = start_threads(session, err);
+	if (r < 0)
+		return r;
+	filter_calls(session);
+	return check_layers(required, session->layers, err);
 }
 
 int dioh_on_seal(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
@@ -266,10 +307,11 @@ int dioh_on_seal(struct dioh_session_state *session, struct dioh_message *messag
 	}
 	session->phase = PHASE_TRANSFER;
 	reply.layers = session->layers;
-	reply.uid = getuid();
-	reply.gid = getgid();
-	reply.threads = session->worker_count + 2;
+	reply.uid = session->uid;
+	reply.gid = session->gid;
+	reply.threads = session->worker_count * (1 + session->workers[0].engine->threads) + 2;
 	reply.engine = session->workers[0].engine->ops->id;
+	memcpy(reply.context, session->context, sizeof(reply.context));
 	dioh_session_reply(session, DIOH_MSG_SEAL, message->header.id, &reply, sizeof(reply));
 	return 0;
 }

@@ -77,6 +77,7 @@ enum dioh_msg {
 	DIOH_MSG_PROGRESS = 129, /* event */
 	DIOH_MSG_COMPLETE = 131, /* event, never lost: one per accepted SAVE_, LOAD_ and FINISH */
 	DIOH_MSG_STUCK = 133,    /* event */
+	DIOH_MSG_BROKEN = 135,   /* event, id 0, the last message: a struct dioh_msg_error with what ends the helper */
 };
 
 /* ---- errors ------------------------------------------------------------------------------------------------ */
@@ -203,8 +204,10 @@ struct dioh_msg_attach_image_reply {
 	uint32_t block_bytes;
 	uint32_t in_flight;
 	uint32_t workers;
-	uint32_t reserved;
+	uint32_t done;       /* enum dioh_image_ask: what was set of what was asked */
 	uint64_t file_bytes; /* regular: its size now; device: its capacity */
+	char label_before[DIOH_LABEL_BYTES]; /* if a label was set; empty: it had none */
+	char label_after[DIOH_LABEL_BYTES];
 };
 
 /* ---- ATTACH_MEMORY: descriptors: memory [selection] -------------------------------------------------------------- */
@@ -260,7 +263,7 @@ enum dioh_layer {
 	DIOH_LAYER_LANDLOCK = 1u << 6,
 	DIOH_LAYER_SECCOMP = 1u << 7,
 	DIOH_LAYER_RING_RESTRICTIONS = 1u << 8,
-	DIOH_LAYER_SELINUX = 1u << 9,
+	DIOH_LAYER_SELINUX = 1u << 9, /* in a domain of its own: diohelper_t */
 };
 
 struct dioh_msg_seal {
@@ -275,6 +278,7 @@ struct dioh_msg_seal_reply {
 	uint32_t threads;
 	uint32_t engine; /* enum dioh_engine that runs */
 	uint32_t reserved;
+	char context[DIOH_LABEL_BYTES]; /* the helper's own SELinux context; empty where SELinux is off */
 };
 
 /* ---- the image's tables ---------------------------------------------------------------------------------------------------- */

@@ -454,7 +454,7 @@ static int run(int argc, char **argv)
 		{ "helper", "PATH", DIOH_TOOL_HELPER_HELP, NULL, &helper, NULL },
 	};
 	const struct dioh_tool_usage usage = {
-		"inspect", "Shows what IMAGE holds, whatever its state. Exit status 1 if it cannot be read.", options,
+		"inspect", "IMAGE", "Shows what IMAGE holds, whatever its state. Exit status 1 if it cannot be read.", options,
 		sizeof(options) / sizeof(options[0])
 	};
 	struct dioh_error err;

@@ -10,6 +10,7 @@
 #include "tool.h"
 
 static const struct dioh_tool_verb *const verbs[] = {
+	&dioh_tool_bench,
 	&dioh_tool_inspect,
 	&dioh_tool_verify,
 };
@@ -18,8 +19,8 @@ static const struct dioh_tool_verb *const verbs[] = {
 
 static void print_help(void)
 {
-	printf("Usage: " DIOH_TOOL_NAME " VERB [OPTION...] IMAGE\n"
-	       "Looks at images that diohelper has saved; a sealed diohelper does the reading.\n\n"
+	printf("Usage: " DIOH_TOOL_NAME " VERB [OPTION...] PATH\n"
+	       "Looks at images that diohelper has saved, and measures disks; a sealed diohelper does the I/O.\n\n"
 	       "Verbs:\n");
 	for (size_t i = 0; i < VERB_COUNT; i++)
 		printf("  %-10s %s\n", verbs[i]->name, verbs[i]->summary);

@@ -11,7 +11,7 @@
 
 #include "tool.h"
 
-#define OPTIONS_MAX 16u /* of a verb, --help and --long-options included */
+#define OPTIONS_MAX 32u /* of a verb, --help and --long-options included */
 
 enum { VALUE_HELP = CHAR_MAX + 1, VALUE_LONG_OPTIONS, VALUE_FIRST };
 
@@ -39,7 +39,8 @@ int dioh_tool_check_base_offset(const char *verb, uint64_t base_offset)
 
 static void print_help(const struct dioh_tool_usage *usage)
 {
-	printf("Usage: " DIOH_TOOL_NAME " %s [OPTION...] IMAGE\n%s\n\n", usage->verb, usage->description);
+	printf("Usage: " DIOH_TOOL_NAME " %s [OPTION...] %s\n%s\n\n", usage->verb, usage->operand,
+	       usage->description);
 	for (unsigned i = 0; i < usage->option_count; i++) {
 		const struct dioh_tool_option *option = &usage->options[i];
 		char left[64];
@@ -58,8 +59,7 @@ static void print_long_options(const struct dioh_tool_usage *usage)
 	printf("--help\n");
 }
 
-/* "64", "4K", "1G": false if it is anything else or does not fit 64 bits. */
-static bool parse_size(const char *text, uint64_t *ret_bytes)
+bool dioh_tool_parse_size(const char *text, uint64_t *ret_bytes)
 {
 	static const char suffixes[] = "KMGT";
 	unsigned long long value;
@@ -91,7 +91,7 @@ static int take_value(const struct dioh_tool_usage *usage, const struct dioh_too
 		*option->flag = true;
 	else if (option->text)
 		*option->text = value;
-	else if (!parse_size(value, option->size))
+	else if (!dioh_tool_parse_size(value, option->size))
 		return dioh_tool_usage_error(usage->verb,
 		                             "--%s: %s is not a size (a number, then K, M, G, T or nothing)",
 		                             option->name, value);
@@ -125,19 +125,20 @@ static int unknown_option(const char *verb, const char *text)
 }
 
 /* The one operand, behind the options. */
-static int take_image(const struct dioh_tool_usage *usage, int argc, char **argv, const char **ret_image)
+static int take_operand(const struct dioh_tool_usage *usage, int argc, char **argv, const char **ret_operand)
 {
 	if (optind == argc)
-		return dioh_tool_usage_error(usage->verb, "an image is missing; try --help");
+		return dioh_tool_usage_error(usage->verb, "%s is missing; try --help", usage->operand);
 	if (optind + 1 < argc)
-		return dioh_tool_usage_error(usage->verb, "%s: one image only; try --help", argv[optind + 1]);
+		return dioh_tool_usage_error(usage->verb, "%s: one %s only; try --help", argv[optind + 1],
+		                             usage->operand);
 	if (argv[optind][0] == '\0')
-		return dioh_tool_usage_error(usage->verb, "the image's name is empty");
-	*ret_image = argv[optind];
+		return dioh_tool_usage_error(usage->verb, "%s: the name is empty", usage->operand);
+	*ret_operand = argv[optind];
 	return -1;
 }
 
-int dioh_tool_parse(const struct dioh_tool_usage *usage, int argc, char **argv, const char **ret_image)
+int dioh_tool_parse(const struct dioh_tool_usage *usage, int argc, char **argv, const char **ret_operand)
 {
 	struct option table[OPTIONS_MAX];
 	int value, status;
@@ -163,5 +164,5 @@ int dioh_tool_parse(const struct dioh_tool_usage *usage, int argc, char **argv, 
 				return status;
 		}
 	}
-	return take_image(usage, argc, argv, ret_image);
+	return take_operand(usage, argc, argv, ret_operand);
 }

@@ -17,9 +17,6 @@
 /* The helper ends at once when nothing runs; a disk that hangs must not hang the tool as well. */
 #define END_TIMEOUT_MS 10000
 
-/* Hostile bytes are parsed behind these. They can be had everywhere, so a helper without them is not to be used. */
-#define LAYERS_REQUIRED (DIOH_LAYER_STRAYS_CLOSED | DIOH_LAYER_NO_CAPABILITIES | DIOH_LAYER_NO_NEW_PRIVS)
-
 #define FEATURES_REQUIRED                                                                                              \
 	(DIOH_FEATURE_LAYOUT_CONTAINER | DIOH_FEATURE_LAYOUT_MAPPED_RAM | DIOH_FEATURE_CHECKSUM | DIOH_FEATURE_STREAM)
 
@@ -101,17 +98,22 @@ static bool find_neighbour(char *path, size_t size)
 	return access(path, X_OK) == 0;
 }
 
-static int spawn(const char *helper, struct dioh_session **ret_session, struct dioh_error *err)
+const char *dioh_tool_helper(const char *helper, char path[DIOH_TOOL_PATH_BYTES])
 {
-	struct dioh_spawn_options spawn_options = DIOH_SPAWN_OPTIONS_INIT;
-	char neighbour[4096];
-
 	if (!helper)
 		helper = getenv("DIOHELPER");
-	if ((!helper || *helper == '\0') && find_neighbour(neighbour, sizeof(neighbour)))
-		helper = neighbour;
-	spawn_options.program = helper && *helper ? helper : NULL;
-	return dioh_spawn(&spawn_options, FEATURES_REQUIRED, ret_session, err);
+	if ((!helper || *helper == '\0') && find_neighbour(path, DIOH_TOOL_PATH_BYTES))
+		helper = path;
+	return helper && *helper ? helper : "diohelper";
+}
+
+int dioh_tool_spawn(const char *helper, uint64_t required, struct dioh_session **ret_session, struct dioh_error *err)
+{
+	struct dioh_spawn_options spawn_options = DIOH_SPAWN_OPTIONS_INIT;
+	char path[DIOH_TOOL_PATH_BYTES];
+
+	spawn_options.program = dioh_tool_helper(helper, path);
+	return dioh_spawn(&spawn_options, required, ret_session, err);
 }
 
 static int attach(struct dioh_session *session, const struct dioh_tool_session_options *options, struct dioh_error *err)
@@ -137,7 +139,7 @@ static int attach(struct dioh_session *session, const struct dioh_tool_session_o
 		r = dioh_attach_stream(session, i, options->stream_fds[i], &stream, err);
 	if (r != 0)
 		return r;
-	return dioh_seal(session, LAYERS_REQUIRED, &seal, err);
+	return dioh_seal(session, DIOH_TOOL_LAYERS, &seal, err);
 }
 
 int dioh_tool_session_start(const struct dioh_tool_session_options *options, struct dioh_session **ret_session,
@@ -151,7 +153,7 @@ int dioh_tool_session_start(const struct dioh_tool_session_options *options, str
 	struct dioh_session *session;
 	int r;
 
-	r = spawn(options->helper, &session, err);
+	r = dioh_tool_spawn(options->helper, FEATURES_REQUIRED, &session, err);
 	if (r != 0)
 		return r;
 	r = attach(session, options, err);

@@ -42,16 +42,20 @@ struct dioh_tool_option {
 
 struct dioh_tool_usage {
 	const char *verb;
+	const char *operand; /* what --help and complaints call it */
 	const char *description;
 	const struct dioh_tool_option *options;
 	unsigned option_count;
 };
 
 /*
- * Parses a verb's options and its one operand, IMAGE. Returns -1 to go on, else the exit status: --help has been
- * printed, or what is wrong with the command line.
+ * Parses a verb's options and its one operand. Returns -1 to go on, else the exit status: --help has been printed, or
+ * what is wrong with the command line.
  */
-int dioh_tool_parse(const struct dioh_tool_usage *usage, int argc, char **argv, const char **ret_image);
+int dioh_tool_parse(const struct dioh_tool_usage *usage, int argc, char **argv, const char **ret_operand);
+
+/* "64", "4K", "1G": false if it is anything else or does not fit 64 bits. */
+bool dioh_tool_parse_size(const char *text, uint64_t *ret_bytes);
 
 /* Complains "diohelper-tool VERB: ..." on stderr. Returns DIOH_TOOL_USAGE. */
 int dioh_tool_usage_error(const char *verb, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -122,6 +126,11 @@ int dioh_tool_image_open(const char *path, uint64_t base_offset, bool direct, st
                          struct dioh_error *err);
 void dioh_tool_image_close(struct dioh_tool_image *image);
 
+#define DIOH_TOOL_PATH_BYTES 4096u
+
+/* Bytes of hostile images are parsed behind these. They can be had everywhere: no helper without them is to be used. */
+#define DIOH_TOOL_LAYERS (DIOH_LAYER_STRAYS_CLOSED | DIOH_LAYER_NO_CAPABILITIES | DIOH_LAYER_NO_NEW_PRIVS)
+
 struct dioh_tool_session_options {
 	const char *helper; /* --helper, or NULL */
 	const struct dioh_tool_image *image;
@@ -137,6 +146,12 @@ struct dioh_tool_session_options {
 /* Spawns a helper, attaches, seals, opens the image for a load. */
 int dioh_tool_session_start(const struct dioh_tool_session_options *options, struct dioh_session **ret_session,
                             struct dioh_msg_open_image_reply *ret_open, struct dioh_error *err);
+
+/* Which diohelper to use: `helper` (--helper, may be NULL) and what DIOH_TOOL_HELPER_HELP says. For execvp(3). */
+const char *dioh_tool_helper(const char *helper, char path[DIOH_TOOL_PATH_BYTES]);
+
+/* Spawns a helper that has the features `required`. */
+int dioh_tool_spawn(const char *helper, uint64_t required, struct dioh_session **ret_session, struct dioh_error *err);
 
 /* Closes the session; an error if the helper did not end as it should. `session` may be NULL. */
 int dioh_tool_session_end(struct dioh_session *session, struct dioh_error *err);
@@ -215,6 +230,7 @@ void dioh_tool_progress_end(struct dioh_tool_progress *progress); /* removes the
 
 /* ---- the verbs ---------------------------------------------------------------------------------------------- */
 
+extern const struct dioh_tool_verb dioh_tool_bench;
 extern const struct dioh_tool_verb dioh_tool_inspect;
 extern const struct dioh_tool_verb dioh_tool_verify;
 

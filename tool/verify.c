@@ -497,7 +497,7 @@ static int run(int argc, char **argv)
 		{ "helper", "PATH", DIOH_TOOL_HELPER_HELP, NULL, &options.helper, NULL },
 	};
 	const struct dioh_tool_usage usage = {
-		"verify",
+		"verify", "IMAGE",
 		"Compares every checksum in IMAGE. Exit status 1 if it is damaged, partial or was never made durable.",
 		table, sizeof(table) / sizeof(table[0])
 	};

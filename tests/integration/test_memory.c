@@ -107,17 +107,17 @@ static void round_trip(const struct way *way, uint64_t seed)
 static void every_way(void **state)
 {
 	static const uint32_t layouts[] = { DIOH_LAYOUT_CONTAINER, DIOH_LAYOUT_RAW };
-	static const uint32_t engines[] = { DIOH_ENGINE_IO_URING, DIOH_ENGINE_SYNC };
+	static const uint32_t engines[] = { DIOH_ENGINE_IO_URING, DIOH_ENGINE_LIBAIO, DIOH_ENGINE_SYNC };
 	static const uint32_t blocks[] = { 64 * 1024, 1 << 20, 4 << 20 };
 	uint64_t seed = test_seed();
 
 	(void)state;
-	for (unsigned i = 0; i < 2 * 2 * 3 * 3; i++) {
+	for (unsigned i = 0; i < 2 * 3 * 3 * 3; i++) {
 		const struct way way = {
 			.layout = layouts[i % 2],
-			.engine = engines[i / 2 % 2],
-			.fds = i / 4 % 3,
-			.block_bytes = blocks[i / 12],
+			.engine = engines[i / 2 % 3],
+			.fds = i / 6 % 3,
+			.block_bytes = blocks[i / 18],
 			.base_offset = i % 5 == 0 ? 12 * 1024 : 0,
 		};
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #define _GNU_SOURCE
 #include "moves.h"
+#include "proto.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -36,7 +37,7 @@ const char *way_name(const struct way *way)
 	static char name[160];
 
 	snprintf(name, sizeof(name), "%s, %s, %s, block %u, base %llu",
-	         layouts[way->layout], way->engine == DIOH_ENGINE_SYNC ? "sync" : "io_uring", fds[way->fds], way->block_bytes,
+	         layouts[way->layout], dioh_engine_name(way->engine), fds[way->fds], way->block_bytes,
 	         (unsigned long long)way->base_offset);
 	return name;
 }
@@ -77,10 +78,10 @@ bool way_possible(const struct way *way)
 
 void for_each_way(void (*test)(const struct way *way))
 {
-	for (unsigned i = 0; i < 4; i++) {
+	for (unsigned i = 0; i < 6; i++) {
 		const struct way way = {
-			.layout = i & 1 ? DIOH_LAYOUT_RAW : DIOH_LAYOUT_CONTAINER,
-			.engine = i & 2 ? DIOH_ENGINE_SYNC : DIOH_ENGINE_IO_URING,
+			.layout = i % 2 ? DIOH_LAYOUT_RAW : DIOH_LAYOUT_CONTAINER,
+			.engine = DIOH_ENGINE_IO_URING + i / 2,
 		};
 
 		if (way_possible(&way))

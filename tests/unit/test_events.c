@@ -628,6 +628,32 @@ static void test_full_socket(void **state)
 	client_disconnect(f);
 }
 
+static void script_last_words(struct fake *fake)
+{
+	struct dioh_msg_header header = { .type = DIOH_MSG_BROKEN };
+	struct dioh_msg_error why = { .code = ENOSYS, .operation = DIOH_OP_SEAL, .text = "its last words" };
+
+	fake_greet(fake);
+	fake_take(fake, DIOH_MSG_STATUS);
+	fake_send(fake, header, &why, sizeof(why));
+	fake_hang_up(fake);
+}
+
+/* What the helper ended for is what this call and all further ones answer, not that the connection is gone. */
+static void test_last_words(void **state)
+{
+	struct client *f = *state;
+	struct dioh_msg_status_reply status;
+
+	client_connect(f, script_last_words);
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(dioh_status(f->session, &status, &f->err), -ENOSYS);
+		assert_string_equal(f->err.text, "its last words");
+		assert_int_equal(f->err.operation, DIOH_OP_SEAL);
+	}
+	client_disconnect(f);
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, client_set_up, client_tear_down)
 
 int main(void)
@@ -647,6 +673,7 @@ int main(void)
 		TEST(test_signals_in_a_call),
 		TEST(test_own_event_loop),
 		TEST(test_full_socket),
+		TEST(test_last_words),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

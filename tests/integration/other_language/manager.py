@@ -62,10 +62,10 @@ _HEADER = struct.Struct("<IIII")
 _ERROR = struct.Struct("<iIIIQQ256s")
 _HELLO = struct.Struct("<IIQQQQ")
 _ATTACH_IMAGE = struct.Struct("<IIIIIIIIQIIII256s")
-_ATTACH_IMAGE_REPLY = struct.Struct("<IIIIIIIIIIQ")
+_ATTACH_IMAGE_REPLY = struct.Struct("<IIIIIIIIIIQ256s256s")
 _ATTACH_MEMORY = struct.Struct("<IIIIQ")
 _ATTACH_MEMORY_REPLY = struct.Struct("<IIQQQ")
-_SEAL_REPLY = struct.Struct("<IIIIII")
+_SEAL_REPLY = struct.Struct("<IIIIII256s")
 _ENTRY = struct.Struct("<IIIIQQQQ256s")
 _CREATE_IMAGE = struct.Struct("<IIIIQII")
 _CREATE_IMAGE_REPLY = struct.Struct("<IIQQQ")
@@ -109,8 +109,10 @@ class ImageReply(NamedTuple):
     block_bytes: int
     in_flight: int
     workers: int
-    reserved: int
+    done: int
     file_bytes: int
+    label_before: bytes
+    label_after: bytes
 
 
 class SealReply(NamedTuple):
@@ -120,6 +122,7 @@ class SealReply(NamedTuple):
     threads: int
     engine: int
     reserved: int
+    context: bytes
 
 
 class CreateReply(NamedTuple):
