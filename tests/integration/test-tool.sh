@@ -7,7 +7,8 @@
 
 tool=$DIOHELPER_TOOL
 version=$(sed -n 's/.*DIOH_VERSION_STRING "\(.*\)"/\1/p' "$root/include/diohelper.h")
-verbs="inspect verify"
+verbs="inspect verify" # these take an image
+all_verbs="bench $verbs"
 
 usage_error() { # PATTERN ARGUMENT...
 	local pattern=$1
@@ -34,7 +35,7 @@ refused() { # FILE PATTERN ARGUMENT...
 
 run 0 "$tool" --help
 says '^Usage: diohelper-tool VERB'
-for verb in $verbs; do says "^  $verb "; done
+for verb in $all_verbs; do says "^  $verb "; done
 is_content
 run 0 "$tool" --version
 [ "$(cat "$tmp/out")" = "diohelper-tool $version" ] || fail "--version does not say $version"
@@ -47,7 +48,7 @@ done
 
 # Help, the table that the options are parsed by, and the manual page know the same options.
 page=$(sed 's/\\-/-/g' "$root/docs/diohelper-tool.1")
-for verb in $verbs; do
+for verb in $all_verbs; do
 	run 0 "$tool" "$verb" --long-options
 	options=$(cat "$tmp/out")
 	run 0 "$tool" "$verb" --help
@@ -58,7 +59,7 @@ for verb in $verbs; do
 done
 for option in $(grep -oE '^\.B[IR]? --[a-z-]+' <<<"$page" | sed 's/.* //'); do
 	[ "$option" = --version ] && continue
-	{ for verb in $verbs; do "$tool" "$verb" --long-options; done; } | grep -qxF -- "$option" ||
+	{ for verb in $all_verbs; do "$tool" "$verb" --long-options; done; } | grep -qxF -- "$option" ||
 		fail "the manual page has $option, which no verb has"
 done
 
@@ -76,10 +77,10 @@ usage_error 'verb is missing'
 usage_error 'explode: there is no such verb' explode
 usage_error '\-\-explode: there is no such option' --explode
 for verb in $verbs; do
-	usage_error 'image is missing' "$verb"
-	usage_error 'image is missing' "$verb" --json
+	usage_error 'IMAGE is missing' "$verb"
+	usage_error 'IMAGE is missing' "$verb" --json
 	usage_error "name is empty" "$verb" ''
-	usage_error 'b: one image only' "$verb" a b
+	usage_error 'b: one IMAGE only' "$verb" a b
 	usage_error '\-\-explode: there is no such option' "$verb" --explode a
 	usage_error '\-x: there is no such option' "$verb" -x a
 	usage_error '\-\-json=yes: it takes no value' "$verb" --json=yes a

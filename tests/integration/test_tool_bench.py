@@ -1,0 +1,282 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# timeout: 180
+#
+# `diohelper bench`: what it reports, that it leaves nothing behind, and what it refuses. No rate is judged; the only
+# time that is, is what --quick promises, with room for a slow machine.
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unittest
+
+sys.dont_write_bytecode = True  # no __pycache__ in the source tree
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import dropin  # noqa: E402 (the path had to be set first)
+from dropin import KIB, MIB  # noqa: E402
+
+TOOL = os.path.abspath(os.environ.get("DIOHELPER_TOOL") or os.path.join(dropin.HERE, "../../build/diohelper-tool"))
+ENVIRONMENT = dict(os.environ, DIOHELPER=dropin.HELPER)
+QUICK_S = 10 * 3  # what it promises, and a factor for machines that do something else as well
+LIMIT_S = 60
+SMALL = ["--size=16M", "--repeat=1", "--block=1M", "--depth=4"]
+FIGURES = ["mib_per_s", "mib_per_s_min", "mib_per_s_max", "seconds", "cpu_s_per_gib"]
+
+
+class Bench(unittest.TestCase):
+    def setUp(self):
+        self.temporary = dropin.temporary_directory()
+        self.addCleanup(self.temporary.cleanup)
+        self.directory = os.path.join(self.temporary.name, "d")
+        os.mkdir(self.directory)
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def run_bench(self, *arguments, status=0, environment=None, preexec=None):
+        done = subprocess.run([TOOL, "bench", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                              timeout=LIMIT_S, env=environment or ENVIRONMENT, preexec_fn=preexec, check=False)
+        self.assertEqual(done.returncode, status, done.stdout + done.stderr)
+        if status == 0:
+            self.assertEqual(done.stderr, "")
+        return done
+
+    def document(self, *arguments, **how):
+        return json.loads(self.run_bench("--json", *arguments, **how).stdout)
+
+    def refused(self, pattern, *arguments, status=1, **how):
+        done = self.run_bench(*arguments, status=status, **how)
+        self.assertRegex(done.stderr, r"^diohelper-tool( bench)?: .*(" + pattern + ")")
+        self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+        self.assertEqual(done.stdout, "")
+
+    def is_left_clean(self, *names):
+        self.assertEqual(sorted(os.listdir(self.directory)), sorted(names))
+
+    # ---- what is reported ----
+
+    def check_run(self, run):
+        self.assertIn(run["operation"], ("save", "load"))
+        memory = run["payload"] == "memory"
+        for figure in FIGURES:
+            self.assertGreater(run[figure], 0, figure)
+        self.assertLessEqual(run["mib_per_s_min"], run["mib_per_s"])
+        self.assertLessEqual(run["mib_per_s"], run["mib_per_s_max"])
+        self.assertEqual(len(run["mib_per_s_all"]), run["repeats"])
+        if memory:
+            self.assertIn(run["engine"], ("io_uring", "libaio", "sync"))
+            self.assertGreater(run["latency_p50_us"], 0)
+            self.assertLessEqual(run["latency_p50_us"], run["latency_p99_us"])
+            self.assertTrue(0 <= run["wait_share"] <= 1.01, run["wait_share"])
+        for key in ("engine", "block_bytes", "in_flight", "workers", "latency_p50_us", "io_bytes", "io_count"):
+            self.assertEqual(run[key] is not None, memory, key)
+        self.assertEqual(run["sync_s"] is not None, run["operation"] == "save")
+        if run["operation"] == "load":
+            self.assertIsNone(run["page_cache_bytes"])
+
+    def check_document(self, document):
+        self.assertEqual(document["result"], "ok")
+        self.assertEqual(document["path"], self.directory)
+        self.assertIn(document["direct"], (True, False))
+        self.assertRegex(document["advice"], r"MiB/s saved and .* loaded, .*\.$")
+        for run in document["runs"]:
+            self.check_run(run)
+        for operation in ("save", "load"):
+            best = document["best"][operation]
+            self.assertIn(best, document["runs"])
+            self.assertEqual((best["operation"], best["payload"]), (operation, "memory"))
+            self.assertEqual(best["mib_per_s"], max(run["mib_per_s"] for run in document["runs"]
+                                                    if (run["operation"], run["payload"]) == (operation, "memory")))
+
+    def test_quick(self):
+        begun = time.monotonic()
+        document = self.document("--quick", self.directory)
+        self.assertLess(time.monotonic() - begun, QUICK_S)
+        self.check_document(document)
+        self.assertTrue(document["quick"])
+        self.assertEqual(document["kind"], "file")
+        self.assertTrue(all(run["repeats"] == 1 for run in document["runs"]))
+        self.is_left_clean()
+
+    def test_every_combination(self):
+        document = self.document("--size=8M", "--repeat=2", "--engine=sync", "--block=64K,256K", "--depth=1,8",
+                                 "--workers=1,2", "--streams", self.directory)
+        self.check_document(document)
+        memory = [run for run in document["runs"] if run["payload"] == "memory"]
+        streams = [run for run in document["runs"] if run["payload"] == "stream"]
+        setups = {(run["operation"], run["block_bytes"], run["in_flight"], run["workers"]) for run in memory}
+        self.assertEqual(setups, {(operation, block * KIB, depth, workers) for operation in ("save", "load")
+                                  for block in (64, 256) for depth in (1, 8) for workers in (1, 2)})
+        self.assertEqual(len(memory), len(setups))
+        descriptors = ["direct", "buffered"] if dropin.supports_direct(self.directory) else ["buffered"]
+        self.assertEqual([(run["descriptor"], run["operation"]) for run in streams],
+                         [(descriptor, operation) for descriptor in descriptors for operation in ("save", "load")])
+        self.assertTrue(all(run["repeats"] == 2 for run in document["runs"]))
+        self.assertEqual((document["size_bytes"], document["stopped_early"]), (8 * MIB, False))
+        self.is_left_clean()
+
+    def test_zero_pages_and_holes(self):
+        for layout in (["--layout=container"], ["--layout=raw"], ["--no-checksum"]):
+            document = self.document("--size=25M", "--repeat=2", "--block=1M", "--depth=4", "--zero=30", "--holes=20",
+                                     *layout, self.directory)
+            self.check_document(document)
+            self.assertEqual(document["checksums"], layout == ["--layout=container"])
+            for run in document["runs"]:
+                # Half of a hundred units; gaps between runs may be written or read along.
+                self.assertTrue(12.5 * MIB <= run["io_bytes"] <= 25 * MIB, run["io_bytes"])
+        document = self.document(*SMALL, "--engine=sync", "--zero=100", self.directory)
+        self.assertEqual([run["io_bytes"] for run in document["runs"]], [0, 0])
+        self.is_left_clean()
+
+    def test_buffered(self):
+        document = self.document(*SMALL, "--buffered", self.directory)
+        self.assertFalse(document["direct"])
+        self.assertIn("without direct I/O, as asked for", document["advice"])
+        self.is_left_clean()
+
+    def test_table(self):
+        lines = self.run_bench(*SMALL, "--engine=sync", "--streams", self.directory).stdout.splitlines()
+        self.assertEqual(lines[0], self.directory)
+        self.assertRegex(lines[1], r"^16\.0 MiB of memory, 0 % zero pages, 0 % holes; container, checksums; .*; 1 round$")
+        self.assertEqual(sum(line.startswith("save  memory ") for line in lines), 1)
+        self.assertEqual(sum(line.startswith("load  memory ") for line in lines), 1)
+        self.assertEqual(sum(line.startswith("load  stream, buffered  drop-in") for line in lines), 1)
+        self.assertRegex(lines[-1], r"MiB/s saved and .*\.$")
+
+    def test_csv(self):
+        rows = list(csv.DictReader(io.StringIO(self.run_bench(*SMALL, "--engine=sync", "--streams", "--csv",
+                                                              self.directory).stdout)))
+        self.assertEqual([row["operation"] for row in rows[:2]], ["save", "load"])
+        for row in rows:
+            self.assertNotIn(None, row)
+            self.assertNotIn(None, row.values())
+            self.assertGreater(float(row["mib_per_s"]), 0)
+        self.assertEqual((rows[0]["engine"], rows[0]["block_bytes"]), ("sync", str(MIB)))
+        self.assertEqual((rows[-1]["payload"], rows[-1]["descriptor"], rows[-1]["engine"]), ("stream", "buffered", ""))
+
+    def test_missing_engine(self):
+        try:
+            document = self.document(*SMALL, self.directory, preexec=dropin.forbid_io_uring)
+        except subprocess.SubprocessError:
+            self.skipTest("no system call filter can be set here")
+        self.assertEqual([missing["engine"] for missing in document["engines_missing"]][:1], ["io_uring"])
+        self.assertNotIn("io_uring", {run["engine"] for run in document["runs"]})
+        self.assertIn("sync", {run["engine"] for run in document["runs"]})
+        self.refused("engine io_uring is not to be had here", *SMALL, "--engine=io_uring", self.directory,
+                     preexec=dropin.forbid_io_uring)
+        self.is_left_clean()
+
+    def test_plot(self):
+        without = dict(ENVIRONMENT, PATH=self.directory)
+        self.refused("--plot needs gnuplot.* install it", *SMALL, "--plot=" + self.path("p.svg"), self.directory,
+                     environment=without)
+        self.is_left_clean()
+        if not shutil.which("gnuplot"):
+            self.skipTest("there is no gnuplot here: that one is missing was told")
+        for name, magic in (("it's.svg", b"<?xml"), ("p.png", b"\x89PNG")):
+            self.run_bench(*SMALL, "--engine=sync", "--plot=" + self.path(name), self.directory)
+            with open(self.path(name), "rb") as file:
+                self.assertTrue(file.read().startswith(magic), name)
+
+    # ---- files ----
+
+    def test_file_of_its_own(self):
+        self.document(*SMALL, "--engine=sync", self.path("new"))
+        self.is_left_clean()
+
+    def test_existing_file(self):
+        name = self.path("file")
+        dropin.put(name, b"")
+        self.document(*SMALL, "--engine=sync", name)
+        dropin.put(name, b"precious")
+        self.refused("has a content of 8 bytes: --destroy permits", *SMALL, name)
+        with open(name, "rb") as file:
+            self.assertEqual(file.read(), b"precious")
+        # Also --destroy loses nothing before there is something to measure.
+        self.refused("/nonexistent.*No such file", *SMALL, "--destroy", "--helper=/nonexistent", name)
+        with open(name, "rb") as file:
+            self.assertEqual(file.read(), b"precious")
+        self.document(*SMALL, "--engine=sync", "--destroy", name)
+        self.assertEqual(os.path.getsize(name), 0)
+        self.is_left_clean("file")
+
+    def interrupt(self, number, target, group, *arguments):
+        """Sends the signal while it writes, and to the helper too, as a terminal does, or to the tool alone."""
+        bench = subprocess.Popen([TOOL, "bench", "--size=256M", "--repeat=99", *arguments, target], env=ENVIRONMENT,
+                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                 start_new_session=True)
+        try:
+            dropin.wait_until(lambda: any(os.path.getsize(self.path(name)) >= MIB for name in os.listdir(self.directory)),
+                              "an image that grows", LIMIT_S)
+            (os.killpg if group else os.kill)(bench.pid, number)
+            output, complaint = bench.communicate(timeout=LIMIT_S)
+        finally:
+            if bench.poll() is None:
+                os.killpg(bench.pid, signal.SIGKILL)
+                bench.communicate()
+        self.assertEqual(bench.returncode, -number, complaint)
+        self.assertEqual(output, "")
+        self.assertRegex(complaint, r"diohelper-tool: interrupted\n$")
+
+    def test_interrupted(self):
+        for number, group in ((signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False),
+                              (signal.SIGHUP, True)):
+            self.interrupt(number, self.directory, group)
+            self.is_left_clean()
+        self.interrupt(signal.SIGINT, self.path("new"), True, "--json")
+        self.is_left_clean()
+
+    # ---- what is refused ----
+
+    def test_refused_targets(self):
+        self.refused("cannot be created: No such file or directory", *SMALL, self.path("missing/file"))
+        self.refused("neither a directory, nor a regular file, nor a block device", *SMALL, "/dev/null")
+        os.mkfifo(self.path("fifo"))
+        self.refused("neither a directory, nor a regular file, nor a block device", *SMALL, self.path("fifo"))
+        os.unlink(self.path("fifo"))
+        document = self.document(*SMALL, self.path("missing/file"), status=1)
+        self.assertEqual((document["result"], document["error"]["code"]), ("failed", 2))
+        self.refused("/nonexistent/helper.*No such file", *SMALL, "--helper=/nonexistent/helper", self.directory)
+        self.is_left_clean()
+
+    def test_too_large(self):
+        status = os.statvfs(self.directory)
+        gib = status.f_blocks * status.f_frsize // (1 << 30) + 1
+        self.refused(r"the image needs [0-9.]+ MiB, and the file system has room for [0-9.]+ MiB", f"--size={gib}G",
+                     self.directory)
+        gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (1 << 30) + 1
+        self.refused(r"the memory to be saved takes [0-9.]+ MiB, and [0-9.]+ MiB are available", f"--size={gib}G",
+                     "--zero=100", self.directory)
+        self.is_left_clean()
+
+    def test_usage(self):
+        for pattern, *arguments in (
+                ("PATH is missing",), ("b: one PATH only", "a", "b"), ("the name is empty", ""),
+                ("--engine: posix is not an engine", "--engine=posix", "a"),
+                ("--engine:  is not an engine", "--engine=sync,", "a"),
+                ("--engine: sync is in the list twice", "--engine=sync,io_uring,sync", "a"),
+                ("--block: 3M is not a power of two from 64K to 4M", "--block=1M,3M", "a"),
+                ("--block: 32K is not", "--block=32K", "a"), ("--block: 8M is not", "--block=8M", "a"),
+                ("--depth: 0 is not a number from 1 to 128", "--depth=0", "a"), ("--depth: 129 is not", "--depth=129", "a"),
+                ("--depth: more than 16 values", "--depth=" + ",".join(map(str, range(1, 18))), "a"),
+                ("--workers: 17 is not a number from 1 to 16", "--workers=17", "a"),
+                ("--zero: 101 is not a percentage", "--zero=101", "a"), ("--holes: x is not", "--holes=x", "a"),
+                ("more than 100 percent together", "--zero=60", "--holes=41", "a"),
+                ("--layout: mapped-ram is not a layout", "--layout=mapped-ram", "a"),
+                ("--repeat: 0 is not a number from 1 to 99", "--repeat=0", "a"),
+                ("--size: 1 is not a multiple of 1M", "--size=1", "a"), ("--size: more than 64T", "--size=65T", "a"),
+                ("--json and --csv", "--json", "--csv", "a"), ("neither in .svg nor in .png", "--plot=p.gif", "a"),
+                ("control character", "--plot=\n.svg", "a")):
+            self.refused(re.escape(pattern), *arguments, status=2)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
