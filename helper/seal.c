@@ -5,9 +5,8 @@
  *   1. start       strays closed; SIGPIPE and SIGXFSZ become errors; no core dump (it would hold guest memory), not
  *                  ptraceable; of the capabilities only those that attach and the next stage need.
  *   -- attach: descriptors arrive, one thread; label, owner and mode are set (label.c) --
- *   2. privileges  in the order that the kernel demands: the identity first, since it takes privilege to change it (with
- *                  libcap-ng clearing the bounding set on the way); securebits; then every capability set; then
- *                  NO_NEW_PRIVS and Landlock. All of it acts on the calling thread only, hence before any other thread
+ *   2. privileges  in the order that the kernel demands: securebits and the identity, which take privilege (libcap-ng
+ *                  clears the bounding set on the way); then every capability set; then NO_NEW_PRIVS and Landlock. All of it acts on the calling thread only, hence before any other thread
  *                  exists: they inherit it. Rings were opened disabled, and restricted, before.
  *   3. threads     workers start, each enables its own ring; a barrier; and only then the system call filter, in all of
  *                  them at once (session_attach.c, dropin.c).
@@ -39,9 +38,10 @@
 /* What nobody is where no such user is known: the kernel's overflow id (/proc/sys/kernel/overflowuid). */
 #define OVERFLOW_ID 65534
 
+/* KEEP_CAPS stays unlocked, since libcap-ng uses it; it keeps nothing that is not there. */
 #define SECUREBITS_LOCKED                                                                                              \
 	(SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP | SECBIT_NO_SETUID_FIXUP_LOCKED |               \
-	 SECBIT_KEEP_CAPS_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED)
+	 SECBIT_NO_CAP_AMBIENT_RAISE | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED)
 
 /* poll(2) looks at so many descriptors at most, whatever their numbers. */
 #define DESCRIPTORS_MAX DIOH_SLOTS_MAX
@@ -169,17 +169,19 @@ int dioh_seal_start(int keep_fd, const struct dioh_identity *identity, uint32_t 
 
 /* ---- stage 2 ---- */
 
-/* CAP_SETPCAP stays for the next step. Who never had it keeps the bounding set; NO_NEW_PRIVS makes that worthless. */
+/* That uid 0 and a change of uid bring capabilities back is over for good. Takes CAP_SETPCAP: who has none stays as he is. */
+static void lock_securebits(void)
+{
+	(void)prctl(PR_SET_SECUREBITS, SECUREBITS_LOCKED, 0, 0, 0);
+}
+
 static int change_identity(const struct dioh_identity *identity, struct dioh_error *err)
 {
 	int r;
 
-	capng_clear(CAPNG_SELECT_ALL);
-	capng_update(CAPNG_ADD, CAPNG_EFFECTIVE | CAPNG_PERMITTED, CAP_SETPCAP);
-	if (geteuid() != 0 || identity->keep_uid) {
-		(void)capng_apply(CAPNG_SELECT_ALL);
+	if (geteuid() != 0 || identity->keep_uid)
 		return 0;
-	}
+	capng_clear(CAPNG_SELECT_ALL);
 	r = capng_change_id((int)identity->uid, (int)identity->gid, CAPNG_DROP_SUPP_GRP | CAPNG_CLEAR_BOUNDING);
 	if (r < 0)
 		return dioh_error_set(err, EPERM, PLACE, "helper: changing to uid %u, gid %u failed (libcap-ng says %d)",
@@ -187,16 +189,19 @@ static int change_identity(const struct dioh_identity *identity, struct dioh_err
 	return 0;
 }
 
-/* That uid 0 and a change of uid bring capabilities back is over for good. Takes CAP_SETPCAP. */
-static void lock_securebits(void)
-{
-	(void)prctl(PR_SET_SECUREBITS, SECUREBITS_LOCKED, 0, 0, 0);
-}
-
+/*
+ * Who has no CAP_SETPCAP, or no more, keeps the bounding set as it is; NO_NEW_PRIVS makes it worthless. Asked all the same,
+ * libcap-ng opens a socket and complains to syslog.
+ */
 static int drop_capabilities(struct dioh_error *err)
 {
+	capng_select_t what = CAPNG_SELECT_CAPS;
+
 	capng_clear(CAPNG_SELECT_ALL);
-	if (capng_apply(CAPNG_SELECT_CAPS) < 0)
+	if (capng_get_caps_process() == 0 && capng_have_capability(CAPNG_EFFECTIVE, CAP_SETPCAP))
+		what = CAPNG_SELECT_ALL;
+	capng_clear(CAPNG_SELECT_ALL);
+	if (capng_apply(what) < 0)
 		return dioh_error_set(err, EPERM, PLACE, "helper: dropping all capabilities failed");
 	return 0;
 }
@@ -243,12 +248,12 @@ static int limit_descriptors(struct dioh_error *err)
 int dioh_seal_privileges(const struct dioh_identity *identity, uint32_t *ret_layers, struct dioh_error *err)
 {
 	bool landlocked;
-	int r = change_identity(identity, err);
+	int r;
 
-	if (r < 0)
-		return r;
 	lock_securebits();
-	r = drop_capabilities(err);
+	r = change_identity(identity, err);
+	if (r == 0)
+		r = drop_capabilities(err);
 	if (r == 0)
 		r = clear_ambient(err);
 	if (r == 0)
