@@ -82,6 +82,7 @@ UNIT_SRC := $(wildcard tests/unit/test_*.c)
 INTEGRATION_SRC := $(wildcard tests/integration/*.c)
 BENCH_SRC := $(wildcard tests/bench/*.c)
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
+VM_SRC := $(wildcard tests/vm/*.c)
 SCRIPTS := $(wildcard tests/integration/test-*.sh tests/integration/test_*.py)
 
 objects = $(patsubst %.c,$(BUILD)/%.o,$(1))
@@ -92,7 +93,7 @@ TOOL_OBJ := $(call objects,$(TOOL_SRC))
 EXAMPLE_OBJ := $(call objects,$(EXAMPLE_SRC))
 TEST_LIB_OBJ := $(call objects,$(TEST_LIB_SRC))
 ALL_OBJ := $(COMMON_OBJ) $(HELPER_OBJ) $(TOOL_OBJ) $(EXAMPLE_OBJ) $(TEST_LIB_OBJ) \
-	$(call objects,$(UNIT_SRC) $(INTEGRATION_SRC) $(BENCH_SRC) $(FUZZ_SRC) tests/fuzz/replay.c)
+	$(call objects,$(UNIT_SRC) $(INTEGRATION_SRC) $(BENCH_SRC) $(VM_SRC) $(FUZZ_SRC) tests/fuzz/replay.c)
 
 PRODUCTS := $(addprefix $(BUILD)/,diohelper diohelper-tool libdiohelper.so libdiohelper.so.0 libdiohelper.a \
 	libdiohelper.pc dioh-hypervisor)
@@ -100,6 +101,7 @@ PRODUCTS := $(addprefix $(BUILD)/,diohelper diohelper-tool libdiohelper.so libdi
 UNIT_TESTS := $(UNIT_SRC:%.c=$(BUILD)/%)
 INTEGRATION_PROGRAMS := $(INTEGRATION_SRC:%.c=$(BUILD)/%)
 BENCH_PROGRAMS := $(BENCH_SRC:tests/bench/%.c=$(BUILD)/bench/%)
+VM_PROGRAMS := $(VM_SRC:%.c=$(BUILD)/%)
 TEST_PROGRAMS := $(UNIT_TESTS) $(INTEGRATION_PROGRAMS)
 # The same sources twice: each runs its corpus once, as a test; or searches, by libFuzzer.
 FUZZ_TESTS := $(FUZZ_SRC:%.c=$(BUILD)/%)
@@ -128,7 +130,7 @@ FIRST := $(filter deps,$(MAKECMDGOALS))
 # removed). `make install` takes what was built.
 NOW_flags = $(CC) $(CFLAGS) $(CPPFLAGS) $(BASE_CFLAGS) $(LDFLAGS) $(BASE_LDFLAGS)
 NOW_sources = $(LIB_SRC) $(CODEC_SRC) $(HELPER_SRC) $(TOOL_SRC) $(EXAMPLE_SRC) $(TEST_LIB_SRC) $(TEST_LIBS)
-NOW_paths = $(prefix) $(libdir) $(includedir)
+NOW_paths = $(prefix) $(bindir) $(libdir) $(includedir)
 LAST_flags := $(BUILD)/.flags
 LAST_sources := $(BUILD)/.sources
 LAST_paths := $(BUILD)/.paths
@@ -216,8 +218,12 @@ $(FUZZERS): $(BUILD)/fuzzers/%: tests/fuzz/%.c $(wildcard common/*.[ch] include/
 	$(call quiet,FUZZ)clang -g -O1 -std=gnu11 -D_GNU_SOURCE= -D_FILE_OFFSET_BITS=64 -pthread $(INCLUDES_tests) \
 		-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -o $@ $(filter %.c,$^) $(HELPER_LIBS)
 
+# What runs inside the virtual machine needs nothing but the C library there.
+$(VM_PROGRAMS): $(BUILD)/%: $(BUILD)/%.o $(BUILD)/libdiohelper.a
+	$(call quiet,LD)$(link)
+
 .PHONY: tests
-tests: $(TEST_PROGRAMS) $(FUZZ_TESTS) ## build the test programs
+tests: $(TEST_PROGRAMS) $(FUZZ_TESTS) $(VM_PROGRAMS) ## build the test programs
 
 .PHONY: bench-build
 bench-build: $(BENCH_PROGRAMS) ## build the benchmark programs, into build/bench/
@@ -273,6 +279,10 @@ check-qemu: all tests $(GUEST_IMAGE) | $(FIRST) ## the tests with a real QEMU
 check-libvirt: all $(GUEST_IMAGE) | $(FIRST) ## the drop-in under a real libvirtd of its own; needs root, touches no host's
 	@$(run_tests) $(LIBVIRT_TESTS)
 
+.PHONY: check-selinux
+check-selinux: all tests | $(FIRST) ## the SELinux policy in a virtual machine that enforces it; the AppArmor profile's syntax
+	@$(run_tests) tests/vm/test-selinux.sh tests/vm/test-apparmor.sh
+
 .PHONY: check-asan
 check-asan: | $(FIRST) ## `make check` in a build with AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-asan check
@@ -293,7 +303,7 @@ check-clang: | $(FIRST) ## compile everything with clang, warnings being errors
 .PHONY: check-all
 check-all: all tests bench-build | $(FIRST) ## every check there is
 	@failed=; \
-	for target in check check-root check-qemu check-libvirt check-valgrind check-asan check-clang; do \
+	for target in check check-root check-qemu check-libvirt check-selinux check-valgrind check-asan check-clang; do \
 		echo "== $$target"; \
 		$(MAKE) --no-print-directory $$target || failed="$$failed $$target"; \
 	done; \
@@ -310,6 +320,10 @@ bench-stream: all bench-build | $(FIRST) ## the drop-in against libvirt's own pr
 .PHONY: bench-shapes
 bench-shapes: all bench-build | $(FIRST) ## saves of other shapes: many transfers, sparse, a manager that does not read
 	@$(RUN_ENV) tests/bench/shapes.sh
+
+.PHONY: bench-startup
+bench-startup: all bench-build | $(FIRST) ## how long a helper takes until it is sealed
+	@$(RUN_ENV) tests/bench/startup.sh
 
 .PHONY: bench-libvirt
 bench-libvirt: all $(GUEST_IMAGE) | $(FIRST) ## virsh save and restore, with libvirt's own helper and with the drop-in
@@ -359,12 +373,48 @@ install-iohelper: ## put the drop-in in libvirt_iohelper's place, by dpkg-divert
 	@command -v dpkg-divert >/dev/null || { echo 'install-iohelper: this needs dpkg-divert; elsewhere see docs/drop-in.md' >&2; exit 1; }
 	dpkg-divert --local --rename --divert '$(IOHELPER).stock' --add '$(IOHELPER)'
 	$(INSTALL) -m 755 $(BUILD)/diohelper '$(IOHELPER)'
+	@! command -v restorecon >/dev/null || restorecon '$(IOHELPER)'
 
 .PHONY: uninstall-iohelper
 uninstall-iohelper: ## put libvirt's own libvirt_iohelper back
 	@[ -n '$(IOHELPER)' ] && [ -f '$(IOHELPER).stock' ] || { echo 'uninstall-iohelper: nothing was diverted' >&2; exit 1; }
 	rm -f '$(IOHELPER)'
 	dpkg-divert --local --rename --remove '$(IOHELPER)'
+
+# ---- SELinux --------------------------------------------------------------------------------------------------------------------
+
+SELINUX_SRC := $(addprefix selinux/diohelper.,te if fc)
+SELINUX_MODULE := $(BUILD)/selinux/diohelper.pp
+SELINUX_DEVEL = /usr/share/selinux/devel/Makefile
+# Which policy the machine has: Debian's is called default where no configuration says so.
+SELINUX_TYPE = $(or $(shell sed -n 's/^SELINUXTYPE=//p' /etc/selinux/config 2>/dev/null),default)
+# The policy names the usual places of the program; another bindir is added.
+selinux_place = $(filter-out /usr/bin /usr/local/bin,$(bindir))
+
+$(SELINUX_MODULE): $(SELINUX_SRC) $(LAST_paths)
+	@[ -f $(SELINUX_DEVEL) ] || { echo 'selinux: this needs selinux-policy-dev (Fedora: selinux-policy-devel)' >&2; exit 1; }
+	@mkdir -p $(@D)
+	$(Q)cp $(SELINUX_SRC) $(@D)
+	$(Q)$(if $(selinux_place),printf '%s/diohelper\t--\tgen_context(system_u:object_r:diohelper_exec_t,s0)\n' \
+		'$(subst .,\.,$(selinux_place))' >>$(@D)/diohelper.fc,:)
+	$(Q)$(MAKE) --no-print-directory -C $(@D) -f $(SELINUX_DEVEL) NAME=$(SELINUX_TYPE) diohelper.pp
+
+.PHONY: selinux
+selinux: $(SELINUX_MODULE) ## compile the SELinux policy module (selinux/README.md)
+
+.PHONY: install-selinux
+install-selinux: selinux ## load the policy module and label the installed program
+	semodule -s $(SELINUX_TYPE) -i $(SELINUX_MODULE)
+	@for file in '$(bindir)/diohelper' $(IOHELPER); do \
+		[ ! -e "$$file" ] || restorecon -F -v "$$file"; \
+	done
+
+.PHONY: uninstall-selinux
+uninstall-selinux: ## take the policy module out again
+	semodule -s $(SELINUX_TYPE) -r diohelper
+	@for file in '$(bindir)/diohelper' $(IOHELPER); do \
+		[ ! -e "$$file" ] || restorecon -F -v "$$file"; \
+	done
 
 .PHONY: clean
 clean: ## remove everything that was built

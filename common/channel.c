@@ -182,7 +182,8 @@ static int check_packet(const struct dioh_message *message, const struct msghdr 
 		                      message->header.size, bytes - sizeof(message->header));
 	if (packet->msg_flags & MSG_CTRUNC)
 		return dioh_error_set(err, EBADMSG, PLACE,
-		                      "descriptors of a message were lost on the way");
+		                      "descriptors of a message were lost on the way: there are too many, "
+		                      "or SELinux does not permit us to have one");
 	if (fds > DIOH_FDS_MAX)
 		return dioh_error_set(err, EBADMSG, PLACE,
 		                      "%u descriptors came with a message, more than %u", fds,

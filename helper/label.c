@@ -88,7 +88,7 @@ static int set_mode(const struct dioh_msg_attach_image *request, int fd, struct 
 	return 0;
 }
 
-static int check_allowed(const struct dioh_msg_attach_image *request, uint32_t allowed, struct dioh_error *err)
+int dioh_label_check(const struct dioh_msg_attach_image *request, uint32_t allowed, struct dioh_error *err)
 {
 	static const struct {
 		uint32_t ask;
@@ -107,13 +107,11 @@ static int check_allowed(const struct dioh_msg_attach_image *request, uint32_t a
 	return 0;
 }
 
-int dioh_label_image(const struct dioh_msg_attach_image *request, uint32_t allowed, struct dioh_image *image,
+int dioh_label_image(const struct dioh_msg_attach_image *request, struct dioh_image *image,
                      struct dioh_msg_attach_image_reply *reply, struct dioh_error *err)
 {
-	int r = check_allowed(request, allowed, err);
+	int r = set_label(request, image->header_fd, reply, err);
 
-	if (r == 0)
-		r = set_label(request, image->header_fd, reply, err);
 	if (r == 0)
 		r = set_owner(request, image->header_fd, reply, err);
 	if (r == 0)

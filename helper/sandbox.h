@@ -13,8 +13,23 @@
 #include "error.h"
 
 /*
+ * Sanitizers watch us from inside: they read /proc, and make calls of their own. In such builds there is no Landlock, and of
+ * calls only those are refused that kill.
+ */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define DIOH_SANDBOX_WATCHED true
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define DIOH_SANDBOX_WATCHED true
+#endif
+#endif
+#ifndef DIOH_SANDBOX_WATCHED
+#define DIOH_SANDBOX_WATCHED false
+#endif
+
+/*
  * Landlock: no path, no TCP port, no signal and no abstract socket beyond this process. Acts on the calling thread and on
- * those it starts later; needs NO_NEW_PRIVS. false: the kernel has none.
+ * those it starts later; needs NO_NEW_PRIVS. false: the kernel, or this build, has none.
  */
 bool dioh_sandbox_landlock(void);
 

@@ -189,11 +189,19 @@ static int change_identity(const struct dioh_identity *identity, struct dioh_err
 	return 0;
 }
 
-/* Who never had CAP_SETPCAP keeps the bounding set; NO_NEW_PRIVS makes it worthless. */
+/*
+ * Who has no CAP_SETPCAP, or no more, keeps the bounding set as it is; NO_NEW_PRIVS makes it worthless. Asked all the same,
+ * libcap-ng opens a socket and complains to syslog.
+ */
 static int drop_capabilities(struct dioh_error *err)
 {
+	capng_select_t what = CAPNG_SELECT_CAPS;
+
 	capng_clear(CAPNG_SELECT_ALL);
-	if (capng_apply(CAPNG_SELECT_ALL) < 0 && capng_apply(CAPNG_SELECT_CAPS) < 0)
+	if (capng_get_caps_process() == 0 && capng_have_capability(CAPNG_EFFECTIVE, CAP_SETPCAP))
+		what = CAPNG_SELECT_ALL;
+	capng_clear(CAPNG_SELECT_ALL);
+	if (capng_apply(what) < 0)
 		return dioh_error_set(err, EPERM, PLACE, "helper: dropping all capabilities failed");
 	return 0;
 }

@@ -25,18 +25,6 @@
 #define POLLED (DIOH_SANDBOX_LIBAIO | DIOH_SANDBOX_SYNC)
 #define ALL (LIVES | ENGINES)
 
-/* Sanitizers watch us from inside, with calls of their own: there only what kills is refused. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define WATCHED true
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
-#define WATCHED true
-#endif
-#endif
-#ifndef WATCHED
-#define WATCHED false
-#endif
-
 struct allowed {
 	const char *name;
 	uint32_t profiles; /* needed by one of these lives and one of these engines */
@@ -232,11 +220,11 @@ static int add_refused(scmp_filter_ctx filter)
 {
 	int r = 0;
 
-	if (!WATCHED)
+	if (!DIOH_SANDBOX_WATCHED)
 		r = add_all(filter, SCMP_ACT_ERRNO(ENOSYS), absent, sizeof(absent) / sizeof(absent[0]));
 	/* LeakSanitizer starts a process that traces this one. */
 	for (size_t i = 0; i < sizeof(deadly) / sizeof(deadly[0]) && r == 0; i++)
-		if (!WATCHED || strcmp(deadly[i], "ptrace") != 0)
+		if (!DIOH_SANDBOX_WATCHED || strcmp(deadly[i], "ptrace") != 0)
 			r = add_all(filter, SCMP_ACT_KILL_PROCESS, &deadly[i], 1);
 	return r;
 }
@@ -245,7 +233,7 @@ static int fill(scmp_filter_ctx filter, uint32_t profile)
 {
 	int r = add_refused(filter);
 
-	for (size_t i = 0; i < sizeof(allowed) / sizeof(allowed[0]) && r == 0 && !WATCHED; i++)
+	for (size_t i = 0; i < sizeof(allowed) / sizeof(allowed[0]) && r == 0 && !DIOH_SANDBOX_WATCHED; i++)
 		if (applies(&allowed[i], profile))
 			r = add_allowed(filter, &allowed[i]);
 	return r;
@@ -253,7 +241,7 @@ static int fill(scmp_filter_ctx filter, uint32_t profile)
 
 bool dioh_sandbox_seccomp(uint32_t profile, int control_fd)
 {
-	scmp_filter_ctx filter = seccomp_init(WATCHED ? SCMP_ACT_ALLOW : SCMP_ACT_TRAP);
+	scmp_filter_ctx filter = seccomp_init(DIOH_SANDBOX_WATCHED ? SCMP_ACT_ALLOW : SCMP_ACT_TRAP);
 	int r = filter ? 0 : -ENOMEM;
 
 	if (r == 0)

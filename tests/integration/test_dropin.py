@@ -392,12 +392,18 @@ def save_and_look_at_the_cache(keep):
     return run
 
 
+def filters_of(status):
+    """How many system call filters a thread has: one more than the process that started it, behind the seal."""
+    return int(status["Seccomp_filters"])
+
+
 def sealed(pid):
-    return dropin.status_of(pid).get("NoNewPrivs") == "1"
+    return filters_of(dropin.status_of(pid)) > filters_of(dropin.status_of("self"))
 
 
 def seal_of(status):
-    return {name: status[name] for name in ("NoNewPrivs", "CapInh", "CapPrm", "CapEff", "CapAmb", "Uid")}
+    seal = {name: status[name] for name in ("NoNewPrivs", "Seccomp", "CapInh", "CapPrm", "CapEff", "CapAmb", "Uid")}
+    return {**seal, "filters": filters_of(status) - filters_of(dropin.status_of("self"))}
 
 
 def seal_while_it_waits(direct):
@@ -427,7 +433,8 @@ def seal_while_it_waits(direct):
 def all_sealed(seals):
     uids = "\t".join(str(os.geteuid()) for _ in range(4))
     none = "0" * 16
-    wanted = {"NoNewPrivs": "1", "CapInh": none, "CapPrm": none, "CapEff": none, "CapAmb": none, "Uid": uids}
+    wanted = {"NoNewPrivs": "1", "Seccomp": "2", "filters": 1, "CapInh": none, "CapPrm": none, "CapEff": none,
+              "CapAmb": none, "Uid": uids}
     return len(seals) >= 3 and all(seal == wanted for seal in seals)
 
 

@@ -14,13 +14,18 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/landlock.h>
 #include <poll.h>
 #include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "cleanup.h"
@@ -30,10 +35,10 @@
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 #define SAVE DIOH_DIRECTION_SAVE
+#define USER 12345 /* somebody, where root can become him */
 #define CAP_SETPCAP_BIT (UINT64_C(1) << 8)
 
 #define ALWAYS (DIOH_LAYER_STRAYS_CLOSED | DIOH_LAYER_NO_CAPABILITIES | DIOH_LAYER_NO_NEW_PRIVS)
-#define NEVER_YET (DIOH_LAYER_LANDLOCK | DIOH_LAYER_SECCOMP | DIOH_LAYER_RING_RESTRICTIONS)
 
 /* Sanitizers want to look at their process. */
 static bool is_sanitized(void)
@@ -41,6 +46,27 @@ static bool is_sanitized(void)
 	const char *sanitize = getenv("DIOH_SANITIZE");
 
 	return sanitize && *sanitize;
+}
+
+/* What a sanitizer does not ask for, and a change of identity may bring all the same. */
+#define DEPENDS (is_sanitized() ? (uint32_t)DIOH_LAYER_NOT_DUMPABLE : 0)
+
+static bool has_landlock(void)
+{
+	return !is_sanitized() && syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION) >= 1;
+}
+
+static bool has_io_uring(void)
+{
+	return syscall(SYS_io_uring_setup, 0, NULL) < 0 && errno == EFAULT; /* else ENOSYS, EPERM */
+}
+
+/* What this kernel can give a helper that is started like that. */
+static uint32_t layers_here(bool root, bool not_root_after)
+{
+	return ALWAYS | DIOH_LAYER_SECCOMP | DIOH_LAYER_RING_RESTRICTIONS | (is_sanitized() ? 0 : DIOH_LAYER_NOT_DUMPABLE) |
+	       (has_landlock() ? DIOH_LAYER_LANDLOCK : 0) | (root ? DIOH_LAYER_SECUREBITS : 0) |
+	       (not_root_after ? DIOH_LAYER_NOT_ROOT : 0);
 }
 
 static struct dioh_msg_seal_reply seal(struct raw_manager *m, uint32_t required)
@@ -64,6 +90,7 @@ static void check_thread(const char *path, bool root)
 	if (root && raw_proc_status("/proc/self/status", "CapEff", 16) & CAP_SETPCAP_BIT)
 		assert_true(raw_proc_status(path, "CapBnd", 16) == 0);
 	assert_int_equal(raw_proc_status(path, "NoNewPrivs", 10), 1);
+	assert_int_equal(raw_proc_status(path, "Seccomp", 10), 2);
 }
 
 static void check_ids(const char *path, uint32_t uid, uint32_t gid)
@@ -128,11 +155,11 @@ static unsigned check_threads(const struct raw_manager *m, const struct dioh_msg
 
 static void check_layers(const struct dioh_msg_seal_reply *reply)
 {
-	assert_int_equal(reply->layers & ALWAYS, ALWAYS);
-	assert_int_equal(reply->layers & NEVER_YET, 0);
-	assert_int_equal(!(reply->layers & DIOH_LAYER_NOT_ROOT), reply->uid == 0 || reply->gid == 0);
-	if (!is_sanitized())
-		assert_true(reply->layers & DIOH_LAYER_NOT_DUMPABLE);
+	const uint32_t expected = layers_here(geteuid() == 0, reply->uid != 0 && reply->gid != 0);
+
+	assert_int_equal(reply->layers & ~(DIOH_LAYER_SELINUX | DEPENDS), expected & ~DEPENDS);
+	if (reply->context[0] == '\0')
+		assert_int_equal(reply->layers & DIOH_LAYER_SELINUX, 0);
 }
 
 static void sealed_with(const char *const *args, uint32_t workers, struct dioh_msg_seal_reply *ret_reply)
@@ -147,7 +174,7 @@ static void sealed_with(const char *const *args, uint32_t workers, struct dioh_m
 	raw_reach(&m, &options, NULL, SAVE, RAW_STAGE_ATTACH);
 	id = raw_request_fds(&m, DIOH_MSG_ATTACH_IMAGE, &image, sizeof(image), &fd, 1);
 	raw_reply(&m, DIOH_MSG_ATTACH_IMAGE, id, NULL, 0);
-	*ret_reply = seal(&m, ALWAYS);
+	*ret_reply = seal(&m, ALWAYS | DIOH_LAYER_SECCOMP | DIOH_LAYER_RING_RESTRICTIONS);
 	check_layers(ret_reply);
 	assert_int_equal(ret_reply->threads, workers + 2);
 	assert_int_equal(check_threads(&m, ret_reply), workers + 2);
@@ -205,30 +232,88 @@ static void expect_content(const char *path, const char *content)
 	assert_string_equal(bytes, content);
 }
 
-static void missing_layer_ends_before_anything_is_written(void **state)
+/* Layer by layer; what is to be had is granted, what is not ends the session with the image as it was. */
+static void require_each(const struct raw_options *options, uint32_t here)
 {
-	static const uint32_t missing[] = { DIOH_LAYER_SECCOMP, DIOH_LAYER_LANDLOCK, DIOH_LAYER_RING_RESTRICTIONS,
-		                            ALWAYS | DIOH_LAYER_SECCOMP };
 	static const char content[] = "what stood there before";
 
-	(void)state;
-	for (size_t i = 0; i < COUNT(missing); i++) {
-		const struct dioh_msg_seal request = { .required = missing[i] };
+	for (uint32_t layer = 1; layer <= DIOH_LAYER_SELINUX; layer <<= 1) {
+		const struct dioh_msg_seal request = { .required = layer };
 		const char *path = fixture_path("precious");
+		int fd = layer & DEPENDS ? -1 : open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 		struct dioh_msg_error error;
 		struct raw_manager m;
-		int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 
+		if (layer & DEPENDS)
+			continue;
 		assert_int_equal(write(fd, content, strlen(content)), strlen(content));
 		close(fd);
-		raw_reach(&m, NULL, path, SAVE, RAW_STAGE_IMAGE);
-		error = raw_call_refused(&m, DIOH_MSG_SEAL, &request, sizeof(request), EPERM,
-		                         dioh_layer_name(missing[i] & ~ALWAYS));
-		assert_int_equal(error.operation, DIOH_OP_SEAL);
-		assert_int_equal(error.object, DIOH_OBJECT_SESSION);
-		raw_ends(&m, 1);
+		raw_reach(&m, options, path, SAVE, RAW_STAGE_IMAGE);
+		if (here & layer) {
+			assert_true(seal(&m, layer).layers & layer);
+			raw_hang_up(&m);
+			raw_ends(&m, 0);
+		} else {
+			error = raw_call_refused(&m, DIOH_MSG_SEAL, &request, sizeof(request), EPERM, dioh_layer_name(layer));
+			assert_int_equal(error.operation, DIOH_OP_SEAL);
+			assert_int_equal(error.object, DIOH_OBJECT_SESSION);
+			raw_ends(&m, 1);
+		}
 		expect_content(path, content);
 	}
+}
+
+/* Of several, the one that is missing is named. */
+static void missing_one_of_many_is_named(void **state)
+{
+	const struct dioh_msg_seal request = { .required = ALWAYS | DIOH_LAYER_SECCOMP };
+	struct raw_options options = RAW_OPTIONS_INIT;
+	struct raw_manager m;
+
+	(void)state;
+	options.no_seccomp = true;
+	raw_reach(&m, &options, fixture_path("image"), SAVE, RAW_STAGE_IMAGE);
+	raw_call_refused(&m, DIOH_MSG_SEAL, &request, sizeof(request), EPERM, "seccomp");
+	raw_ends(&m, 1);
+}
+
+static bool selinux_is_on(void)
+{
+	int fd = open("/proc/self/attr/current", O_RDONLY | O_CLOEXEC);
+	char context[256] = "";
+	ssize_t n = fd < 0 ? -1 : read(fd, context, sizeof(context) - 1);
+
+	if (fd >= 0)
+		close(fd);
+	return n > 0 && strchr(context, ':') != strrchr(context, ':');
+}
+
+static void every_layer_may_be_required(void **state)
+{
+	static const char *const keep[] = { "--keep-uid", NULL };
+	const bool root = geteuid() == 0;
+	const uint32_t here = layers_here(root, true);
+	struct raw_options options = RAW_OPTIONS_INIT;
+
+	(void)state;
+	if (selinux_is_on())
+		skip(); /* tests/vm */
+	require_each(&options, here);
+	options.no_landlock = true;
+	require_each(&options, here & ~(uint32_t)DIOH_LAYER_LANDLOCK);
+	options = (struct raw_options)RAW_OPTIONS_INIT;
+	options.no_seccomp = true;
+	require_each(&options, here & ~(uint32_t)DIOH_LAYER_SECCOMP);
+	options = (struct raw_options)RAW_OPTIONS_INIT;
+	options.no_restrictions = true;
+	require_each(&options, has_io_uring() ? here & ~(uint32_t)DIOH_LAYER_RING_RESTRICTIONS : here);
+	options.no_io_uring = true; /* no ring, nothing to restrict */
+	require_each(&options, here);
+	options = (struct raw_options)RAW_OPTIONS_INIT;
+	options.args = keep;
+	require_each(&options, layers_here(root, !root));
+	options.user = USER;
+	require_each(&options, layers_here(false, true));
 }
 
 static void unknown_layer_is_only_refused(void **state)
@@ -241,6 +326,69 @@ static void unknown_layer_is_only_refused(void **state)
 	raw_call_refused(&m, DIOH_MSG_SEAL, &request, sizeof(request), EINVAL, "required");
 	(void)seal(&m, 0);
 	assert_int_equal(raw_status_phase(&m), DIOH_PHASE_READY);
+	raw_hang_up(&m);
+	raw_ends(&m, 0);
+}
+
+/* ---- another process of the same user ---- */
+
+/* How tracing ends for who has the same uid and no privilege: 0 or errno. */
+static int trace_as_user(pid_t pid)
+{
+	int status;
+	pid_t child = fork();
+
+	if (child == 0) {
+		if (geteuid() == 0 && (setresgid(USER, USER, USER) < 0 || setresuid(USER, USER, USER) < 0))
+			_exit(255);
+		_exit(ptrace(PTRACE_SEIZE, pid, NULL, NULL) < 0 ? errno : 0);
+	}
+	assert_int_equal(waitpid(child, &status, 0), child);
+	assert_true(WIFEXITED(status));
+	return WEXITSTATUS(status);
+}
+
+static pid_t ordinary_process(void)
+{
+	int ready[2];
+	pid_t pid;
+	char byte;
+
+	assert_int_equal(pipe(ready), 0);
+	pid = fork();
+	if (pid == 0) {
+		if (geteuid() == 0 && (setresgid(USER, USER, USER) < 0 || setresuid(USER, USER, USER) < 0))
+			_exit(99);
+		prctl(PR_SET_DUMPABLE, 1);
+		prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY); /* where Yama is */
+		(void)!write(ready[1], "", 1);
+		for (;;)
+			pause();
+	}
+	assert_int_equal(read(ready[0], &byte, 1), 1);
+	close(ready[0]);
+	close(ready[1]);
+	return pid;
+}
+
+/* From the start on, as serve's and the drop-in's user may be that of other helpers. */
+static void nobody_of_the_same_user_traces_it(void **state)
+{
+	struct raw_options options = RAW_OPTIONS_INIT;
+	pid_t other = ordinary_process();
+	struct raw_manager m;
+
+	(void)state;
+	if (is_sanitized())
+		skip();
+	assert_int_equal(trace_as_user(other), 0); /* else this test would show nothing */
+	kill(other, SIGKILL);
+	waitpid(other, NULL, 0);
+	options.user = USER;
+	raw_reach(&m, &options, fixture_path("image"), SAVE, RAW_STAGE_IMAGE);
+	assert_int_equal(trace_as_user(m.pid), EPERM);
+	(void)seal(&m, DIOH_LAYER_NOT_DUMPABLE);
+	assert_int_equal(trace_as_user(m.pid), EPERM);
 	raw_hang_up(&m);
 	raw_ends(&m, 0);
 }
@@ -316,8 +464,10 @@ int main(void)
 		cmocka_unit_test(sealed_helper_has_nothing_left),
 		cmocka_unit_test(sealed_helper_keeps_its_uid),
 		cmocka_unit_test(sealed_helper_becomes_whom_it_is_told),
-		cmocka_unit_test(missing_layer_ends_before_anything_is_written),
+		cmocka_unit_test(every_layer_may_be_required),
+		cmocka_unit_test(missing_one_of_many_is_named),
 		cmocka_unit_test(unknown_layer_is_only_refused),
+		cmocka_unit_test(nobody_of_the_same_user_traces_it),
 		cmocka_unit_test(strays_are_closed),
 		cmocka_unit_test(any_control_descriptor_does),
 		cmocka_unit_test(alarm_is_armed_whatever_was_inherited),

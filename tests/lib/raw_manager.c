@@ -12,9 +12,11 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <inttypes.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/io_uring.h>
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <signal.h>
@@ -43,19 +45,38 @@
 
 /* ---- the process ----------------------------------------------------------------------------- */
 
-static void refuse_io_uring(void)
+#define ARGUMENT(index) (offsetof(struct seccomp_data, args) + (index) * sizeof(uint64_t)) /* its lower half here */
+
+/* Whoever calls `number` (with that value as its argument, unless it is negative) is told `error`. */
+static void refuse_call(unsigned number, unsigned argument, int value, int error)
 {
-	struct sock_filter code[] = {
+	const struct sock_filter code[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 3),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, ARGUMENT(argument)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)value, 0, value < 0 ? 0 : 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)error),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 	};
-	struct sock_fprog program = { sizeof(code) / sizeof(code[0]), code };
+	const struct sock_fprog program = { sizeof(code) / sizeof(code[0]), (struct sock_filter *)(uintptr_t)code };
 
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
 	    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
 		_exit(99);
+}
+
+static void refuse_calls(const struct raw_options *options)
+{
+	if (options->no_io_uring)
+		refuse_call(SYS_io_uring_setup, 0, -1, EPERM);
+	if (options->no_landlock)
+		refuse_call(SYS_landlock_create_ruleset, 0, -1, ENOSYS);
+	if (options->no_restrictions)
+		refuse_call(SYS_io_uring_register, 1, IORING_REGISTER_RESTRICTIONS, EINVAL);
+	if (options->no_seccomp) { /* last, since it takes the call that it refuses */
+		refuse_call(SYS_seccomp, 0, -1, EPERM);
+		refuse_call(SYS_prctl, 0, PR_SET_SECCOMP, EPERM);
+	}
 }
 
 static void block_alarm(void)
@@ -74,10 +95,13 @@ static void prepare_child(const struct raw_options *options)
 
 	if (options->alarm_blocked)
 		block_alarm();
-	if (options->no_io_uring)
-		refuse_io_uring();
 	if (options->descriptors_max && setrlimit(RLIMIT_NOFILE, &limit) < 0)
 		_exit(99);
+	if (options->user && geteuid() == 0 &&
+	    (setgroups(0, NULL) < 0 || setresgid(options->user, options->user, options->user) < 0 ||
+	     setresuid(options->user, options->user, options->user) < 0))
+		_exit(99);
+	refuse_calls(options);
 }
 
 static _Noreturn void run_helper(int fd, const struct raw_options *options)
@@ -86,6 +110,7 @@ static _Noreturn void run_helper(int fd, const struct raw_options *options)
 	char number[24];
 	unsigned n = 2;
 	int moved = fcntl(fd, F_DUPFD_CLOEXEC, HIGH_FD);
+	int program;
 
 	snprintf(number, sizeof(number), "--fd=%d", options->fd_number);
 	argv[n++] = number;
@@ -93,8 +118,10 @@ static _Noreturn void run_helper(int fd, const struct raw_options *options)
 		argv[n++] = options->args[i];
 	if (moved < 0 || dup2(moved, options->fd_number) < 0)
 		_exit(99);
+	/* By descriptor: another user may not come through the directories. */
+	program = open(argv[0], O_PATH | O_CLOEXEC);
 	prepare_child(options);
-	execv(argv[0], (char **)(uintptr_t)argv);
+	fexecve(program, (char **)(uintptr_t)argv, environ);
 	_exit(99);
 }
 

@@ -25,7 +25,11 @@ struct raw_options {
 	const char *const *args; /* behind "serve --fd=N", NULL-terminated; NULL: none */
 	int fd_number;           /* N */
 	unsigned descriptors_max; /* RLIMIT_NOFILE of the helper; 0: as it is here */
-	bool no_io_uring;        /* a filter that refuses io_uring_setup(2) */
+	uid_t user;              /* root only: the helper is started by this uid, and its group; 0: as we are */
+	bool no_io_uring;        /* filters, as of a container: io_uring_setup(2) answers EPERM, */
+	bool no_landlock;        /* landlock_create_ruleset(2) ENOSYS, */
+	bool no_restrictions;    /* io_uring_register(2) for those EINVAL, */
+	bool no_seccomp;         /* seccomp(2) and the prctl(2) that does the same EPERM */
 	bool alarm_blocked;      /* SIGALRM blocked and ignored, as a careless manager leaves it */
 };
 

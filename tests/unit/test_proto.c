@@ -976,6 +976,7 @@ static void test_values_of_replies(void **state)
 		R_IMAGE(engine, 0, -EINVAL),
 		R_IMAGE(engine, 4, -EINVAL),
 		R_IMAGE(notes, 32, -EINVAL),
+		R_IMAGE(done, DIOH_IMAGE_ASK_MODE * 2, -EINVAL),
 		R_IMAGE(block_bytes, 0, -EINVAL),
 		R_IMAGE(block_bytes, DIOH_BLOCK_BYTES_MAX + 1, -EINVAL),
 		R_IMAGE(in_flight, 0, -EINVAL),
@@ -1017,6 +1018,29 @@ static void test_values_of_replies(void **state)
 	(void)state;
 	for (size_t i = 0; i < COUNT(cases); i++)
 		run_case(&cases[i]);
+}
+
+/* Labels come from a file, and who reads them must find their end. */
+static void test_texts_of_replies(void **state)
+{
+	static const struct {
+		uint32_t type;
+		size_t offset;
+	} texts[] = {
+		{ DIOH_MSG_ATTACH_IMAGE, offsetof(struct dioh_msg_attach_image_reply, label_before) },
+		{ DIOH_MSG_ATTACH_IMAGE, offsetof(struct dioh_msg_attach_image_reply, label_after) },
+		{ DIOH_MSG_SEAL, offsetof(struct dioh_msg_seal_reply, context) },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(texts); i++) {
+		struct sample changed = *find(REPLY, texts[i].type);
+
+		memset(&changed.payload[texts[i].offset], 'l', DIOH_LABEL_BYTES - 1);
+		assert_int_equal(check_sample(&changed), 0);
+		changed.payload[texts[i].offset + DIOH_LABEL_BYTES - 1] = 'l';
+		assert_int_equal(check_sample(&changed), -EBADMSG);
+	}
 }
 
 static void test_progress_entries(void **state)
@@ -1239,7 +1263,7 @@ static void test_sentences(void **state)
 	header.type = DIOH_MSG_SEAL + 1;
 	header.size = 0;
 	dioh_proto_check_reply(&header, NULL, 0, DIOH_MSG_SEAL, ID, &err);
-	assert_string_equal(err.text, "SEAL's reply: its size 0 is not within 24 and 24");
+	assert_string_equal(err.text, "SEAL's reply: its size 0 is not within 280 and 280");
 	header.type = 4711;
 	dioh_proto_check_request(&header, NULL, 0, &err);
 	assert_string_equal(err.text, "unknown: no request has the type 4711");
@@ -1351,6 +1375,7 @@ int main(void)
 		cmocka_unit_test(test_values_about_transfers),
 		cmocka_unit_test(test_longest_patch),
 		cmocka_unit_test(test_values_of_replies),
+		cmocka_unit_test(test_texts_of_replies),
 		cmocka_unit_test(test_progress_entries),
 		cmocka_unit_test(test_region_entries),
 		cmocka_unit_test(test_stream_entries),

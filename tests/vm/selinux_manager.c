@@ -1,21 +1,25 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * selinux_manager.c - a manager for tests/vm/selinux-guest: it runs inside the virtual machine, in the domain that the
- * script gives it, opens what is to be opened, and lets a diohelper work on it. The script decides what is right: this
+ * script gives it, opens what is to be opened, and lets a diohelper work on it. The script decides what is right; this
  * program says "ok", or "error ERRNO SENTENCE" with exit status 1. Exit status 2: it could not even try.
  *
- *   selinux_manager [OPTION...] attach PROGRAM       one session that ends after the attach phase
+ *   selinux_manager [OPTION...] attach PROGRAM       one session that ends when the image is attached
+ *   selinux_manager [OPTION...] seal PROGRAM         one session that ends after SEAL
  *   selinux_manager [OPTION...] roundtrip PROGRAM    save memory and a stream, load both, compare
  *   selinux_manager [OPTION...] run PROGRAM ARG...   execute it with the image as descriptor 3, and answer its exit status
+ *   selinux_manager listen PATH                      a socket that somebody could connect to, until killed
  *
  *   -i IMAGE   opened here, before anything is started
  *   -w         open it write-only
- *   -c CATS    start the program with these categories ("c1,c2"), and give the sockets the same
+ *   -c CATS    start the program with these categories ("c1,c2"), and give sockets and pipes the same
  *   -l LABEL   ask for this label, required
  *   -o ID      ask for this uid and gid
  *   -m LABEL   the label of the guest memory, which is that of this domain's memfds otherwise
  *   -g         guest memory of huge pages
  *   -k         keep the uid
+ *   -s         plain system calls; io_uring is required otherwise
+ *   -r         require the layer selinux at the seal
  *   -p         print "pid N" once the program stands at its work, and go on when a line comes on standard input
  *
  * The library is linked statically: a copy of this file is all that the guest needs.
@@ -28,7 +32,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "diohelper.h"
@@ -45,8 +52,9 @@ static struct {
 	const char *image, *categories, *label, *memory_label, *program;
 	unsigned long owner;
 	int access;
-	bool has_owner, huge, keep_uid, pause;
-} options = { .access = O_RDWR };
+	uint32_t engine;
+	bool has_owner, huge, keep_uid, require, pause;
+} options = { .access = O_RDWR, .engine = DIOH_ENGINE_IO_URING };
 
 static struct dioh_error err;
 
@@ -94,6 +102,12 @@ static void own_context_with(const char *categories, char context[CONTEXT_BYTES]
 	snprintf(level, CONTEXT_BYTES - (size_t)(level - context), ":s0:%s", categories);
 }
 
+static void set_label(int fd, const char *label)
+{
+	if (fsetxattr(fd, "security.selinux", label, strlen(label) + 1, 0) < 0)
+		cannot("label what it made");
+}
+
 static void set_start_contexts(void)
 {
 	char context[CONTEXT_BYTES];
@@ -112,13 +126,11 @@ static int make_memory(void)
 {
 	int fd;
 
-	if (options.memory_label)
-		set_context("fscreate", options.memory_label);
 	fd = memfd_create("memory", MFD_CLOEXEC | (options.huge ? MFD_HUGETLB : 0));
 	if (fd < 0 || ftruncate(fd, MEMORY_BYTES) < 0)
 		cannot("make memory");
-	if (options.memory_label)
-		set_context("fscreate", "");
+	if (options.memory_label) /* a memfd takes no notice of attr/fscreate */
+		set_label(fd, options.memory_label);
 	return fd;
 }
 
@@ -146,10 +158,17 @@ static bool same_memory(int one, int other)
 	return memcmp(a, b, MEMORY_BYTES) == 0;
 }
 
+/* With categories, a pipe gets what libvirt gives to a guest's: the type of images, and the guest's categories. */
 static void make_pipe(int fds[2])
 {
+	char context[CONTEXT_BYTES];
+
 	if (pipe2(fds, O_CLOEXEC) < 0 || fcntl(fds[1], F_SETPIPE_SZ, PIPE_BYTES) < 0)
 		cannot("make a pipe");
+	if (!options.categories)
+		return;
+	snprintf(context, sizeof(context), "system_u:object_r:svirt_image_t:s0:%s", options.categories);
+	set_label(fds[0], context);
 }
 
 /* Fits the pipe, so that it needs no reader yet. */
@@ -190,6 +209,16 @@ static void pause_for_inspection(int pid)
 		cannot("read the line that says to go on");
 }
 
+/* Opened here: our own output is the script's, which the helper has no business with. */
+static int null_fd(void)
+{
+	int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	if (fd < 0)
+		cannot("open /dev/null");
+	return fd;
+}
+
 static int start(struct dioh_session **ret_session)
 {
 	const char *args[4] = { NULL };
@@ -204,6 +233,7 @@ static int start(struct dioh_session **ret_session)
 		args[n++] = "--keep-uid";
 	spawn.program = options.program;
 	spawn.args = args;
+	spawn.stderr_fd = null_fd();
 	set_start_contexts();
 	return dioh_spawn(&spawn, 0, ret_session, &err);
 }
@@ -223,6 +253,7 @@ static int attach_image(struct dioh_session *session, uint32_t direction)
 	int r;
 
 	image.direction = direction;
+	image.engine = options.engine;
 	image.buffered_fd = open_image(direction == DIOH_DIRECTION_SAVE ? O_CREAT : 0);
 	image.direct_fd = open_image(O_DIRECT);
 	if (direction == DIOH_DIRECTION_SAVE && options.label) {
@@ -249,13 +280,15 @@ static int attach_payloads(struct dioh_session *session, int memory_fd, int stre
 	if (r == 0)
 		r = dioh_attach_stream(session, 0, stream_fd, NULL, &err);
 	if (r == 0)
-		r = dioh_seal(session, 0, NULL, &err);
+		r = dioh_seal(session, options.require ? DIOH_LAYER_SELINUX : 0, NULL, &err);
 	return r;
 }
 
-static int wait_for(struct dioh_session *session, int r, uint32_t transfer)
+static uint32_t begun; /* the transfer that was begun last */
+
+static int wait_for(struct dioh_session *session, int r)
 {
-	return r < 0 ? r : dioh_wait(session, transfer, NULL, &err);
+	return r < 0 ? r : dioh_wait(session, begun, NULL, &err);
 }
 
 static int save_content(struct dioh_session *session)
@@ -265,34 +298,32 @@ static int save_content(struct dioh_session *session)
 		{ .kind = DIOH_ENTRY_STREAM, .name = "state" },
 	};
 	struct dioh_create_options create = { .layout = DIOH_LAYOUT_CONTAINER, .entry_count = 2, .entries = entries };
-	struct dioh_msg_memory_transfer memory = { .bytes = MEMORY_BYTES };
+	struct dioh_msg_memory_transfer memory = { .length = MEMORY_BYTES };
 	struct dioh_msg_stream_transfer stream = { 0 };
-	uint32_t transfer = 0;
 	int r = dioh_create_image(session, &create, NULL, &err);
 
 	if (r == 0)
-		r = wait_for(session, dioh_save_memory(session, &memory, &transfer, &err), transfer);
+		r = wait_for(session, dioh_save_memory(session, &memory, &begun, &err));
 	if (r == 0)
-		r = wait_for(session, dioh_save_stream(session, &stream, &transfer, &err), transfer);
+		r = wait_for(session, dioh_save_stream(session, &stream, &begun, &err));
 	if (r == 0)
-		r = wait_for(session, dioh_finish(session, DIOH_FINISH_DURABLE, 0, NULL, 0, &transfer, &err), transfer);
+		r = wait_for(session, dioh_finish(session, DIOH_FINISH_DURABLE, 0, NULL, 0, &begun, &err));
 	return r;
 }
 
 static int load_content(struct dioh_session *session)
 {
 	struct dioh_open_options open_options = { .layout = DIOH_LAYOUT_DETECT };
-	struct dioh_msg_memory_transfer memory = { .bytes = MEMORY_BYTES };
+	struct dioh_msg_memory_transfer memory = { .length = MEMORY_BYTES };
 	struct dioh_msg_stream_transfer stream = { 0 };
-	uint32_t transfer = 0;
 	int r = dioh_open_image(session, &open_options, NULL, &err);
 
 	if (r == 0)
-		r = wait_for(session, dioh_load_memory(session, &memory, &transfer, &err), transfer);
+		r = wait_for(session, dioh_load_memory(session, &memory, &begun, &err));
 	if (r == 0)
-		r = wait_for(session, dioh_load_stream(session, &stream, &transfer, &err), transfer);
+		r = wait_for(session, dioh_load_stream(session, &stream, &begun, &err));
 	if (r == 0)
-		r = wait_for(session, dioh_finish(session, DIOH_FINISH_DURABLE, 0, NULL, 0, &transfer, &err), transfer);
+		r = wait_for(session, dioh_finish(session, DIOH_FINISH_DURABLE, 0, NULL, 0, &begun, &err));
 	return r;
 }
 
@@ -327,6 +358,23 @@ static int attach(void)
 	return EXIT_SUCCESS;
 }
 
+static int no_content(struct dioh_session *session)
+{
+	(void)session;
+	return 0;
+}
+
+static int seal(void)
+{
+	int in[2];
+
+	make_pipe(in);
+	if (session_of(DIOH_DIRECTION_SAVE, make_memory(), in[0], no_content) < 0)
+		return refused();
+	puts("ok");
+	return EXIT_SUCCESS;
+}
+
 static int roundtrip(void)
 {
 	int saved = make_memory(), loaded = make_memory();
@@ -353,12 +401,12 @@ static int roundtrip(void)
 
 static _Noreturn void execute(char **argv, int stdin_fd, int image_fd)
 {
-	if (dup2(stdin_fd, STDIN_FILENO) < 0 || (image_fd >= 0 && dup2(image_fd, IMAGE_FD) < 0))
-		cannot("arrange descriptors");
+	int null = null_fd();
+
 	set_start_contexts();
-	execv(argv[0], argv);
-	printf("cannot execute %s: %s\n", argv[0], strerror(errno));
-	fflush(stdout);
+	if (dup2(stdin_fd, STDIN_FILENO) >= 0 && (image_fd < 0 || dup2(image_fd, IMAGE_FD) >= 0) &&
+	    dup2(null, STDOUT_FILENO) >= 0 && dup2(null, STDERR_FILENO) >= 0)
+		execv(argv[0], argv);
 	_exit(126);
 }
 
@@ -366,15 +414,19 @@ static _Noreturn void execute(char **argv, int stdin_fd, int image_fd)
 static int run(char **argv)
 {
 	int image_fd = options.image ? fcntl(open_image(O_CREAT), F_DUPFD_CLOEXEC, 10) : -1;
-	int in[2], status;
+	int in[2], executed[2], status;
 	pid_t pid;
+	char byte;
 
 	make_pipe(in);
+	make_pipe(executed);
 	put_stream(in[1]);
 	fflush(stdout);
 	pid = fork();
 	if (pid == 0)
 		execute(argv, in[0], image_fd);
+	close(executed[1]);
+	(void)!read(executed[0], &byte, 1); /* its end: the child is the other program now */
 	pause_for_inspection(pid);
 	close(in[1]);
 	if (pid < 0 || waitpid(pid, &status, 0) < 0)
@@ -382,11 +434,23 @@ static int run(char **argv)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
+static int listen_at(const char *path)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+
+	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 16) < 0)
+		cannot(path);
+	for (;;)
+		pause();
+}
+
 int main(int argc, char **argv)
 {
 	int option;
 
-	while ((option = getopt(argc, argv, "+i:wc:l:o:m:gkp")) != -1) {
+	while ((option = getopt(argc, argv, "+i:wc:l:o:m:gksrp")) != -1) {
 		switch (option) {
 		case 'i': options.image = optarg; break;
 		case 'w': options.access = O_WRONLY; break;
@@ -396,6 +460,8 @@ int main(int argc, char **argv)
 		case 'm': options.memory_label = optarg; break;
 		case 'g': options.huge = true; break;
 		case 'k': options.keep_uid = true; break;
+		case 's': options.engine = DIOH_ENGINE_SYNC; break;
+		case 'r': options.require = true; break;
 		case 'p': options.pause = true; break;
 		default: return CANNOT_TRY;
 		}
@@ -405,8 +471,12 @@ int main(int argc, char **argv)
 	options.program = argv[optind + 1];
 	if (strcmp(argv[optind], "attach") == 0)
 		return attach();
+	if (strcmp(argv[optind], "seal") == 0)
+		return seal();
 	if (strcmp(argv[optind], "roundtrip") == 0)
 		return roundtrip();
+	if (strcmp(argv[optind], "listen") == 0)
+		return listen_at(argv[optind + 1]);
 	if (strcmp(argv[optind], "run") == 0)
 		return run(argv + optind + 1);
 	return CANNOT_TRY;
