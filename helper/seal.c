@@ -20,6 +20,7 @@
 #include <grp.h>
 #include <linux/close_range.h>
 #include <linux/securebits.h>
+#include <malloc.h>
 #include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
@@ -154,6 +155,9 @@ int dioh_seal_start(int keep_fd, const struct dioh_identity *identity, uint32_t 
 {
 	const struct rlimit no_core = { 0, 0 };
 	int r = fill_stdio(err);
+
+	/* glibc opens a file of /proc before it shrinks a thread's heap: behind the seal there is none but the first one. */
+	(void)mallopt(M_ARENA_MAX, 1);
 
 	if (r == 0)
 		r = close_strays(keep_fd, err);

@@ -245,10 +245,18 @@ static int check_layers(uint32_t required, uint32_t layers, struct dioh_error *e
 	                      missing);
 }
 
-/* A binary without its label runs in its manager's domain, and no policy of ours confines it. */
+/*
+ * A binary without its label runs in its manager's domain, and no policy of ours confines it. A context is
+ * user:role:type[:range].
+ */
 static bool in_own_domain(const char *context)
 {
-	return strstr(context, ":diohelper_t:") || strstr(context, ":diohelper_t") == context + strlen(context) - 12;
+	static const char domain[] = "diohelper_t";
+	const char *role = strchr(context, ':');
+	const char *type = role ? strchr(role + 1, ':') : NULL;
+	const size_t length = type ? strcspn(type + 1, ":") : 0;
+
+	return length == sizeof(domain) - 1 && strncmp(type + 1, domain, length) == 0;
 }
 
 static bool rings_restricted(const struct dioh_session_state *session)

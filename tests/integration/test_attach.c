@@ -398,9 +398,6 @@ static void image_asks_for_what_is_not_served(void **state)
 	start(&m);
 	image.direct = DIOH_DIRECT_REQUIRE;
 	refuse_image(&m, &image, &plain, EOPNOTSUPP, "required");
-	image.direct = 0;
-	image.engine = DIOH_ENGINE_LIBAIO;
-	refuse_image(&m, &image, &plain, EOPNOTSUPP, "libaio");
 	stop(&m);
 	close(plain);
 }
@@ -454,15 +451,16 @@ static void image_with_a_direct_descriptor(void **state)
 	assert_int_equal(reply.direct, reply.offset_alignment > 0);
 	/* A refused request has no effect, not even on the descriptor's flags. */
 	image.direct = DIOH_DIRECT_NEVER;
-	image.engine = DIOH_ENGINE_LIBAIO;
+	image.ask = DIOH_IMAGE_ASK_MODE;
+	image.mode = 0600;
 	start(&m);
-	refuse_image(&m, &image, (int[]){ plain, direct }, EOPNOTSUPP, "libaio");
+	refuse_image(&m, &image, (int[]){ plain, direct }, EPERM, "mode");
 	image.fds = DIRECT;
-	refuse_image(&m, &image, &direct, EOPNOTSUPP, "libaio");
+	refuse_image(&m, &image, &direct, EPERM, "mode");
 	assert_true(is_direct(direct));
 	stop(&m);
 	image.fds = BOTH;
-	image.engine = DIOH_ENGINE_ANY;
+	image.ask = image.mode = 0;
 	reply = accept_image(&image, (int[]){ plain, direct });
 	assert_int_equal(reply.direct, 0);
 	assert_true(is_direct(direct)); /* the buffered one serves */

@@ -40,6 +40,7 @@ static const char *const keep_uid[] = { "--keep-uid", NULL };
 
 static const struct environment environments[] = {
 	{ "io_uring", RAW_OPTIONS_INIT, DIOH_ENGINE_IO_URING, 0 },
+	{ "libaio", RAW_OPTIONS_INIT, DIOH_ENGINE_LIBAIO, 0 },
 	{ "sync", RAW_OPTIONS_INIT, DIOH_ENGINE_SYNC, 0 },
 	{ "io_uring disabled", { .fd_number = 3, .no_io_uring = true }, DIOH_ENGINE_ANY, 0 },
 	{ "no Landlock", { .fd_number = 3, .no_landlock = true }, DIOH_ENGINE_ANY, DIOH_LAYER_LANDLOCK },
@@ -69,7 +70,10 @@ static void check_reply(const struct environment *e, const struct dioh_msg_seal_
 		assert_true(reply->layers & DIOH_LAYER_SECCOMP);
 	if (!(missing & DIOH_LAYER_RING_RESTRICTIONS))
 		assert_true(reply->layers & DIOH_LAYER_RING_RESTRICTIONS);
-	assert_int_equal(reply->engine, e->engine ? e->engine : ring_here(e) ? DIOH_ENGINE_IO_URING : DIOH_ENGINE_SYNC);
+	if (e->engine || ring_here(e))
+		assert_int_equal(reply->engine, e->engine ? e->engine : DIOH_ENGINE_IO_URING);
+	else /* libaio for direct I/O */
+		assert_in_range(reply->engine, DIOH_ENGINE_LIBAIO, DIOH_ENGINE_SYNC);
 }
 
 static int open_image(const char *name, int flags)

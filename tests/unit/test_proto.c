@@ -379,7 +379,7 @@ static void test_samples_are_right(void **state)
 	const struct sample *sample;
 
 	(void)state;
-	assert_int_equal(sample_count, 18 + 18 + 3);
+	assert_int_equal(sample_count, 18 + 18 + 4);
 	FOR_EACH_SAMPLE(sample)
 	expect(sample, 0, check_sample(sample), "as it is, bytes", sample->size);
 }
