@@ -289,14 +289,16 @@ test_stock() {
 test_old_qemu() {
 	cat >old-qemu <<-'END'
 		#!/usr/bin/python3
-		import os, re, socket, subprocess, sys, threading
+		import ctypes, os, re, signal, socket, subprocess, sys, threading
 		words = sys.argv[1:]
 		at = next(i for i, word in enumerate(words) if word.startswith("socket,id=monitor,fd="))
 		manager = socket.socket(fileno=int(words[at].rpartition("=")[2]))
 		ours, theirs = socket.socketpair()
 		theirs.set_inheritable(True)
 		words[at] = f"socket,id=monitor,fd={theirs.fileno()}"
-		qemu = subprocess.Popen([os.environ["REAL_QEMU"]] + words, close_fds=False)
+		# Who kills this program means QEMU: PR_SET_PDEATHSIG.
+		dies_with_us = lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+		qemu = subprocess.Popen([os.environ["REAL_QEMU"]] + words, close_fds=False, preexec_fn=dies_with_us)
 		theirs.close()
 		def answers():
 		    while data := ours.recv(1 << 16):
