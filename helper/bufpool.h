@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * bufpool.h - blocks: a worker's in-flight budget. Each block is what one step of a memory transfer needs for its I/O,
- * allocated once; the bounce buffer in it is mapped at first use. One thread.
+ * allocated once. One thread.
  */
 #ifndef DIOH_BUFPOOL_H
 #define DIOH_BUFPOOL_H
@@ -21,7 +21,7 @@ struct dioh_block {
 	struct iovec *iovs;
 	unsigned io_count;
 	unsigned outstanding; /* I/Os under way */
-	uint8_t *bounce;      /* NULL until dioh_block_bounce() */
+	uint8_t *bounce;      /* page-aligned buffer of unit_bytes; takes memory once it is used */
 	struct dioh_window window; /* the unit's memory, where it is mapped */
 	/* The transfer's own. */
 	void *owner;
@@ -36,6 +36,7 @@ struct dioh_bufpool {
 	unsigned count;
 	struct dioh_block *blocks;
 	struct dioh_block *free;
+	void *map; /* of all bounce buffers */
 };
 
 int dioh_bufpool_open(struct dioh_bufpool *pool, uint32_t block_bytes, unsigned count, struct dioh_error *err);
@@ -44,9 +45,6 @@ void dioh_bufpool_close(struct dioh_bufpool *pool);
 /* NULL: none is free. */
 struct dioh_block *dioh_bufpool_take(struct dioh_bufpool *pool);
 void dioh_bufpool_give(struct dioh_bufpool *pool, struct dioh_block *block);
-
-/* The block's page-aligned buffer of unit_bytes; NULL: out of memory. */
-uint8_t *dioh_block_bounce(struct dioh_bufpool *pool, struct dioh_block *block);
 
 /* The most I/Os a pool's blocks may make at once. */
 unsigned dioh_bufpool_ios_max(const struct dioh_bufpool *pool);

@@ -233,12 +233,7 @@ static void load_io_done(struct dioh_io *io)
 /* Where the unit is read to. NULL: err is set. */
 static uint8_t *unit_data(struct memory_transfer *t, struct dioh_block *block, struct dioh_error *err)
 {
-	if (!aside(t))
-		return dioh_block_map(block, err);
-	if (!dioh_block_bounce(&t->base.worker->pool, block))
-		dioh_error_errno(err, ENOMEM, DIOH_PLACE(READ, REGION, t->params.region->record.number, DIOH_OFFSET_NONE),
-		                 "region %" PRIu32 ": a buffer", t->params.region->record.number);
-	return block->bounce;
+	return aside(t) ? block->bounce : dioh_block_map(block, err);
 }
 
 static void read_unit(struct memory_transfer *t, struct dioh_block *block)

@@ -127,19 +127,12 @@ static int find_candidates(struct memory_transfer *t, struct span *span, uint64_
 /* Where the unit's bytes can be read: mapped, or copied where mapping would allocate. */
 static uint8_t *unit_data(struct memory_transfer *t, struct dioh_block *block, struct dioh_error *err)
 {
-	uint64_t at = dioh_memory_at(t, block->first);
-	uint8_t *bounce;
+	const uint64_t at = dioh_memory_at(t, block->first);
+	const uint64_t bytes = (uint64_t)block->pages * DIOH_PAGE_BYTES;
 
 	if (t->may_map)
 		return dioh_block_map(block, err);
-	bounce = dioh_block_bounce(&t->base.worker->pool, block);
-	if (!bounce) {
-		dioh_error_errno(err, ENOMEM, DIOH_PLACE(READ, MEMORY, t->params.memory->number, at), "memory %" PRIu32
-		                 ": a buffer", t->params.memory->number);
-		return NULL;
-	}
-	return dioh_memory_pread(t->params.memory, bounce, (uint64_t)block->pages * DIOH_PAGE_BYTES, at, err) < 0 ? NULL
-	                                                                                                          : bounce;
+	return dioh_memory_pread(t->params.memory, block->bounce, bytes, at, err) < 0 ? NULL : block->bounce;
 }
 
 static bool examine_unit(struct memory_transfer *t, struct dioh_block *block, uint8_t **ret_data)
