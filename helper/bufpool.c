@@ -5,11 +5,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "align.h"
-
-#define HUGE_PAGE_BYTES (UINT64_C(2) << 20)
 
 static unsigned unit_pages(const struct dioh_bufpool *pool)
 {
@@ -25,26 +22,6 @@ static unsigned unit_ios(const struct dioh_bufpool *pool)
 	return unit_pages(pool) / (DIOH_GAP_PAGES_MAX + 2) + 1;
 }
 
-static uint64_t map_bytes(const struct dioh_bufpool *pool)
-{
-	return (uint64_t)pool->count * pool->unit_bytes + HUGE_PAGE_BYTES;
-}
-
-/*
- * Address space only: a buffer takes memory once it is used. In huge pages, where they are to be had: a buffer is then one
- * piece of memory to the disk, not 256, and is read into more than twice as fast on some.
- */
-static int map_buffers(struct dioh_bufpool *pool)
-{
-	void *map = mmap(NULL, map_bytes(pool), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	if (map == MAP_FAILED)
-		return -ENOMEM;
-	pool->map = map;
-	(void)madvise(map, map_bytes(pool), MADV_HUGEPAGE);
-	return 0;
-}
-
 static int block_open(struct dioh_bufpool *pool, struct dioh_block *block)
 {
 	block->ios = calloc(unit_ios(pool), sizeof(*block->ios));
@@ -54,20 +31,17 @@ static int block_open(struct dioh_bufpool *pool, struct dioh_block *block)
 
 int dioh_bufpool_open(struct dioh_bufpool *pool, uint32_t block_bytes, unsigned count, struct dioh_error *err)
 {
-	uint8_t *buffers;
-
 	memset(pool, 0, sizeof(*pool));
 	pool->block_bytes = block_bytes;
 	pool->unit_bytes = (uint32_t)dioh_max(block_bytes, DIOH_CHUNK_BYTES);
 	pool->blocks = calloc(count, sizeof(*pool->blocks));
 	pool->count = pool->blocks ? count : 0;
-	if (!pool->blocks || map_buffers(pool) < 0)
+	if (!pool->blocks || !dioh_buffers_open(&pool->buffers, (uint64_t)count * pool->unit_bytes))
 		goto no_room;
-	buffers = (uint8_t *)dioh_align_up((uintptr_t)pool->map, HUGE_PAGE_BYTES);
 	for (unsigned i = 0; i < count; i++) {
 		if (block_open(pool, &pool->blocks[i]) < 0)
 			goto no_room;
-		pool->blocks[i].bounce = buffers + (uint64_t)i * pool->unit_bytes;
+		pool->blocks[i].bounce = pool->buffers.first + (uint64_t)i * pool->unit_bytes;
 		dioh_bufpool_give(pool, &pool->blocks[i]);
 	}
 	return 0;
@@ -83,8 +57,7 @@ void dioh_bufpool_close(struct dioh_bufpool *pool)
 		free(pool->blocks[i].ios);
 		free(pool->blocks[i].iovs);
 	}
-	if (pool->map)
-		munmap(pool->map, map_bytes(pool));
+	dioh_buffers_close(&pool->buffers);
 	free(pool->blocks);
 	memset(pool, 0, sizeof(*pool));
 }

@@ -6,6 +6,7 @@
 #ifndef DIOH_BUFPOOL_H
 #define DIOH_BUFPOOL_H
 
+#include "buffers.h"
 #include "engine.h"
 #include "memory.h"
 
@@ -36,7 +37,7 @@ struct dioh_bufpool {
 	unsigned count;
 	struct dioh_block *blocks;
 	struct dioh_block *free;
-	void *map; /* of all bounce buffers */
+	struct dioh_buffers buffers; /* all bounce buffers */
 };
 
 int dioh_bufpool_open(struct dioh_bufpool *pool, uint32_t block_bytes, unsigned count, struct dioh_error *err);

@@ -49,6 +49,17 @@ int dioh_layout_file_bytes(struct dioh_image_layout *layout, uint64_t *ret_bytes
 	return r;
 }
 
+int dioh_layout_check_room(const struct dioh_image_layout *layout, uint64_t needed_bytes, struct dioh_error *err)
+{
+	const uint64_t available = dioh_image_free_bytes(layout->image);
+
+	if (needed_bytes <= available)
+		return 0;
+	return dioh_error_set(err, ENOSPC, PLACE(SIZE, DIOH_OFFSET_NONE),
+	                      "image: it needs at least %" PRIu64 " bytes, and there is room for %" PRIu64
+	                      ": nothing was written", needed_bytes, available);
+}
+
 static void free_tables(struct dioh_image_layout *layout)
 {
 	for (unsigned i = 0; i < layout->stream_count; i++)

@@ -52,15 +52,10 @@ static uint64_t tables_end(const struct dioh_image_layout *layout)
 static int preflight(struct dioh_image_layout *layout, struct dioh_error *err)
 {
 	uint64_t needed = tables_end(layout);
-	uint64_t available = dioh_image_free_bytes(layout->image);
 
 	if (layout->image->kind == DIOH_IMAGE_BLOCK_DEVICE)
 		needed = layout->image_bytes;
-	if (needed > available)
-		return dioh_error_set(err, ENOSPC, PLACE(SIZE, DIOH_OFFSET_NONE),
-		                      "image: it needs at least %" PRIu64 " bytes, and there is room for %" PRIu64
-		                      ": nothing was written", needed, available);
-	return 0;
+	return dioh_layout_check_room(layout, needed, err);
 }
 
 /* What stands there now, if anything, is durably no complete image any more. */

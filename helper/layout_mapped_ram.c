@@ -221,15 +221,10 @@ static int plan(struct dioh_image_layout *layout, struct dioh_error *err)
 static int preflight(struct dioh_image_layout *layout, struct dioh_error *err)
 {
 	uint64_t needed = layout->regions[0].record.pages_offset;
-	uint64_t available = dioh_image_free_bytes(layout->image);
 
 	if (layout->image->kind == DIOH_IMAGE_BLOCK_DEVICE)
 		needed = layout->image_bytes + DIOH_PAGE_BYTES; /* device state there will be */
-	if (needed > available)
-		return dioh_error_set(err, ENOSPC, PLACE(SIZE, DIOH_OFFSET_NONE),
-		                      "image: it needs at least %" PRIu64 " bytes, and there is room for %" PRIu64
-		                      ": nothing was written", needed, available);
-	return 0;
+	return dioh_layout_check_room(layout, needed, err);
 }
 
 /* Every kind of image begins with a mark of its own: without its first page it is none. */

@@ -11,9 +11,9 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "align.h"
+#include "buffers.h"
 #include "errand.h"
 #include "layout_mapped_ram.h"
 #include "pages.h"
@@ -61,7 +61,7 @@ struct qemu_save {
 	bool input_ended;
 	bool piece_waits; /* `piece` has not been dealt with, for want of a buffer */
 	struct dioh_qemu_piece piece;
-	uint8_t *pages; /* of all buffers: one mapping */
+	struct dioh_buffers memory; /* of all buffers */
 	struct chunk_buffer buffers[BUFFERS];
 	struct chunk_buffer *filling;
 	uint8_t **stored; /* a region each: a bit a chunk that has been stored; made when needed */
@@ -529,9 +529,7 @@ static void save_abandon(struct dioh_transfer *transfer)
 
 static void free_buffers(struct qemu_save *t)
 {
-	if (t->pages)
-		munmap(t->pages, BUFFERS * DIOH_CHUNK_BYTES);
-	t->pages = NULL;
+	dioh_buffers_close(&t->memory);
 	for (unsigned i = 0; i < BUFFERS; i++)
 		free(t->buffers[i].runs);
 	for (unsigned i = 0; t->stored && i < t->params.layout->region_count; i++)
@@ -553,16 +551,14 @@ static const struct dioh_payload_ops save_ops = { .step = save_step, .abandon = 
 
 static bool allocate(struct qemu_save *t)
 {
-	void *map = mmap(NULL, BUFFERS * DIOH_CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	bool all = map != MAP_FAILED;
+	bool all = dioh_buffers_open(&t->memory, BUFFERS * DIOH_CHUNK_BYTES);
 
-	t->pages = all ? map : NULL;
 	for (unsigned i = 0; i < BUFFERS; i++) {
 		struct chunk_buffer *buffer = &t->buffers[i];
 
 		buffer->owner = t;
 		buffer->errand.transfer = &t->base;
-		buffer->pages = t->pages + i * DIOH_CHUNK_BYTES;
+		buffer->pages = all ? t->memory.first + i * DIOH_CHUNK_BYTES : NULL;
 		buffer->runs = calloc(RUNS_MAX, sizeof(*buffer->runs));
 		all = all && buffer->runs;
 	}

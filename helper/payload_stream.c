@@ -7,12 +7,10 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "align.h"
 
 #define BUFFERS_BYTES (DIOH_STREAM_BUFFERS * DIOH_STREAM_BUFFER_BYTES)
-#define HUGE_PAGE_BYTES (UINT64_C(2) << 20)
 
 /* ---- image I/O of a buffer ---- */
 
@@ -165,9 +163,7 @@ static void stream_abandon(struct dioh_transfer *transfer)
 
 static void free_buffers(struct stream_transfer *t)
 {
-	if (t->pages)
-		munmap(t->pages, BUFFERS_BYTES + HUGE_PAGE_BYTES);
-	t->pages = NULL;
+	dioh_buffers_close(&t->memory);
 	free(t->checksums);
 	t->checksums = NULL;
 }
@@ -194,18 +190,11 @@ static const struct dioh_payload_ops load_ops = {
 
 static bool allocate(struct stream_transfer *t)
 {
-	void *map = mmap(NULL, BUFFERS_BYTES + HUGE_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	uint8_t *first;
-
-	if (map == MAP_FAILED)
+	if (!dioh_buffers_open(&t->memory, BUFFERS_BYTES))
 		return false;
-	t->pages = map;
-	first = t->pages + (dioh_align_up((uintptr_t)map, HUGE_PAGE_BYTES) - (uintptr_t)map);
-	/* Faster, where it can be had: a buffer is then one piece of memory to the disk, not 256. */
-	(void)madvise(first, BUFFERS_BYTES, MADV_HUGEPAGE);
 	for (unsigned i = 0; i < DIOH_STREAM_BUFFERS; i++) {
 		t->buffers[i].owner = t;
-		t->buffers[i].pages = first + i * DIOH_STREAM_BUFFER_BYTES;
+		t->buffers[i].pages = t->memory.first + i * DIOH_STREAM_BUFFER_BYTES;
 	}
 	t->checksums = calloc(1, DIOH_PAGE_BYTES);
 	return t->checksums != NULL;

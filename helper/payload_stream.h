@@ -13,6 +13,7 @@
 #ifndef DIOH_PAYLOAD_STREAM_H
 #define DIOH_PAYLOAD_STREAM_H
 
+#include "buffers.h"
 #include "errand.h"
 #include "payload.h"
 #include "stream_port.h"
@@ -47,7 +48,7 @@ struct stream_buffer {
 struct stream_transfer {
 	struct dioh_transfer base;
 	struct dioh_stream_params params;
-	uint8_t *pages; /* of all buffers: one mapping */
+	struct dioh_buffers memory; /* of all buffers */
 	struct stream_buffer buffers[DIOH_STREAM_BUFFERS];
 	uint64_t stream_at; /* next byte to be read from the source */
 	bool ended;         /* the source has no more */
