@@ -98,11 +98,21 @@ int dioh_memory_data_pages(const struct dioh_memory *memory, struct dioh_memory_
 	return 0;
 }
 
+bool dioh_memory_shows_holes(const struct dioh_memory *memory)
+{
+	return memory->kind != DIOH_MEMORY_HUGETLB;
+}
+
+bool dioh_memory_is_huge(const struct dioh_memory *memory)
+{
+	return memory->kind == DIOH_MEMORY_HUGETLB || memory->advice == DIOH_MEMORY_ADVICE_HUGEPAGE;
+}
+
 bool dioh_memory_may_map(const struct dioh_memory *memory)
 {
 	struct stat st;
 
-	if (memory->kind != DIOH_MEMORY_HUGETLB)
+	if (dioh_memory_shows_holes(memory))
 		return true;
 	return fstat(memory->fd, &st) == 0 && (uint64_t)st.st_blocks * 512 >= (uint64_t)st.st_size;
 }

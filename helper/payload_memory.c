@@ -138,8 +138,8 @@ uint8_t *dioh_block_map(struct dioh_block *block, struct dioh_error *err)
 
 /* ---- runs ---- */
 
-/* The run's pages as a vector: present ones in the unit's data, gaps in the worker's own pages. */
-static unsigned fill_iov(const struct memory_transfer *t, const uint8_t *bitmap, uint8_t *data, const struct dioh_run *run,
+/* The run's pages as a vector: present ones in the unit's mapping, gaps in the worker's own pages. */
+static unsigned fill_mapped(const struct memory_transfer *t, const uint8_t *bitmap, uint8_t *data, const struct dioh_run *run,
                          struct iovec *iov)
 {
 	/* A save only reads what it is given. */
@@ -158,6 +158,13 @@ static unsigned fill_iov(const struct memory_transfer *t, const uint8_t *bitmap,
 	return count;
 }
 
+static unsigned fill_aside(uint8_t *data, const struct dioh_run *run, struct iovec *iov)
+{
+	iov->iov_base = data + (uint64_t)run->first * DIOH_PAGE_BYTES;
+	iov->iov_len = (size_t)run->count * DIOH_PAGE_BYTES;
+	return 1;
+}
+
 static void fill_io(struct memory_transfer *t, struct dioh_block *block, uint8_t *data, const struct dioh_run *run,
                     struct iovec *iov, struct dioh_io *io)
 {
@@ -169,7 +176,7 @@ static void fill_io(struct memory_transfer *t, struct dioh_block *block, uint8_t
 	io->stream = false;
 	io->slot = DIOH_SLOT_PAGE;
 	io->iov = iov;
-	io->iov_count = fill_iov(t, bitmap, data, run, iov);
+	io->iov_count = t->aside ? fill_aside(data, run, iov) : fill_mapped(t, bitmap, data, run, iov);
 	io->offset = pages_offset + dioh_region_at(t, block->first) + (uint64_t)run->first * DIOH_PAGE_BYTES;
 	io->bytes = (uint64_t)run->count * DIOH_PAGE_BYTES;
 }
@@ -306,6 +313,14 @@ static bool allocate_spans(struct memory_transfer *t)
 	return true;
 }
 
+/* A mapped load must not touch unselected pages, which an I/O over short gaps would. */
+static bool goes_aside(const struct dioh_memory_params *params)
+{
+	if (!dioh_memory_is_huge(params->memory))
+		return true;
+	return params->save ? !dioh_memory_may_map(params->memory) : params->flags & DIOH_TRANSFER_SELECTION;
+}
+
 struct dioh_transfer *dioh_payload_memory(const struct dioh_memory_params *params, struct dioh_error *err)
 {
 	struct memory_transfer *t = calloc(1, sizeof(*t));
@@ -315,7 +330,7 @@ struct dioh_transfer *dioh_payload_memory(const struct dioh_memory_params *param
 		t->base.payload = params->save ? &save_ops : &load_ops;
 		t->base.figures.total_bytes = params->length;
 		atomic_store(&t->base.total_bytes, params->length);
-		t->may_map = !params->save || dioh_memory_may_map(params->memory);
+		t->aside = goes_aside(params);
 		if (allocate_spans(t))
 			return &t->base;
 		memory_close(&t->base);

@@ -5,8 +5,8 @@
  * A transfer is walked in spans of at most 1 GiB, each with its piece of the region's bitmap and checksums. Several may
  * be open: some drain while the next begins, and where each holds little data, together they keep the disk busy. A span
  * is walked in units: what one block of the worker's budget stands for (a chunk, or more where I/O blocks are larger).
- * Memory is mapped a unit at a time: unmapping more at once would hold up the worker for longer than the I/O in flight
- * lasts, and page tables stay small.
+ * A unit is copied by way of its block's buffer, of huge pages; memory of huge pages is mapped, a unit at a time: unmapping
+ * more at once would hold up the worker for longer than the I/O in flight lasts, and page tables stay small.
  *
  *      save:  [open span] -> unit: data? selected? zero? checksum -> runs -> I/O ... -> [store tables] -> [close]
  *      load:  [open span] -> [load tables] -> unit: runs -> I/O -> checksum ... -> [close]
@@ -45,7 +45,7 @@ struct span {
 struct memory_transfer {
 	struct dioh_transfer base;
 	struct dioh_memory_params params;
-	bool may_map;
+	bool aside; /* pages go through the blocks' own buffers; else straight from or to a mapping */
 	uint64_t cursor; /* bytes from the transfer's start */
 	struct span spans[DIOH_SPANS];
 	struct dioh_memory_extent extent;
@@ -81,8 +81,9 @@ static inline uint64_t dioh_memory_at(const struct memory_transfer *t, uint64_t 
 uint8_t *dioh_block_map(struct dioh_block *block, struct dioh_error *err);
 
 /*
- * Makes I/Os of the present pages of a block's unit, `data` being the unit's bytes in memory, and starts them. Gaps go to or
- * from the worker's own pages. Nothing present: no I/O, block->outstanding stays 0.
+ * Makes I/Os of the present pages of a block's unit, `data` being the unit's bytes in memory or in the block's buffer, and
+ * starts them. Short gaps are moved along: in a buffer as they are (a save has zeros there, a load ignores them), else from
+ * or to the worker's own pages. Nothing present: no I/O, block->outstanding stays 0.
  */
 void dioh_block_start(struct memory_transfer *t, struct dioh_block *block, uint8_t *data,
                       void (*done)(struct dioh_io *io));

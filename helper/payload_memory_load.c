@@ -144,15 +144,6 @@ static void check_unit(struct memory_transfer *t, const struct dioh_block *block
 	t->base.figures.scan_ns += dioh_now_ns() - begun;
 }
 
-/* Reading goes through the block's own buffer, not straight into memory. */
-static bool aside(const struct memory_transfer *t)
-{
-	const struct dioh_memory *memory = t->params.memory;
-
-	return t->params.flags & DIOH_TRANSFER_SELECTION ||
-	       (memory->kind != DIOH_MEMORY_HUGETLB && memory->advice != DIOH_MEMORY_ADVICE_HUGEPAGE);
-}
-
 struct copy {
 	uint8_t *to;
 	const uint8_t *from;
@@ -221,8 +212,8 @@ static void load_io_done(struct dioh_io *io)
 	if (!dioh_block_io_done(io))
 		return;
 	if (!t->base.failed && span->tables.checksums)
-		check_unit(t, block, aside(t) ? block->bounce : dioh_window_at(&block->window, dioh_memory_at(t, block->first)));
-	if (!t->base.failed && aside(t))
+		check_unit(t, block, t->aside ? block->bounce : dioh_window_at(&block->window, dioh_memory_at(t, block->first)));
+	if (!t->base.failed && t->aside)
 		copy_unit(t, block);
 	dioh_block_end(block);
 	finish_span(span);
@@ -233,7 +224,7 @@ static void load_io_done(struct dioh_io *io)
 /* Where the unit is read to. NULL: err is set. */
 static uint8_t *unit_data(struct memory_transfer *t, struct dioh_block *block, struct dioh_error *err)
 {
-	return aside(t) ? block->bounce : dioh_block_map(block, err);
+	return t->aside ? block->bounce : dioh_block_map(block, err);
 }
 
 static void read_unit(struct memory_transfer *t, struct dioh_block *block)

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* payload_memory_save.c - memory to image. Only pages that SEEK_DATA shows and the selection names are ever touched. */
+/*
+ * payload_memory_save.c - memory to image. Only pages that SEEK_DATA shows and the selection names are ever touched. They are
+ * copied aside, and what was copied is examined and written: memory that changes meanwhile cannot make a checksum wrong.
+ * Huge pages are examined and written where they are.
+ */
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -111,7 +115,7 @@ static int find_candidates(struct memory_transfer *t, struct span *span, uint64_
 	uint8_t *bitmap = span->bitmap + first / 8;
 	int r = 0;
 
-	if (t->may_map)
+	if (dioh_memory_shows_holes(t->params.memory))
 		r = dioh_memory_data_pages(t->params.memory, &t->extent, dioh_memory_at(t, at), pages, bitmap, err);
 	else
 		dioh_bits_fill(bitmap, 0, pages, true);
@@ -124,38 +128,54 @@ static int find_candidates(struct memory_transfer *t, struct span *span, uint64_
 	return r;
 }
 
-/* Where the unit's bytes can be read: mapped, or copied where mapping would allocate. */
-static uint8_t *unit_data(struct memory_transfer *t, struct dioh_block *block, struct dioh_error *err)
+/* Copies the chunk's candidates to where they stand in the block's buffer. A short gap may be written along: as zeros. */
+static int copy_candidates(struct memory_transfer *t, const struct span *span, uint64_t at, unsigned pages, uint8_t *data,
+                           struct dioh_error *err)
 {
-	const uint64_t at = dioh_memory_at(t, block->first);
-	const uint64_t bytes = (uint64_t)block->pages * DIOH_PAGE_BYTES;
+	const uint8_t *bitmap = span->bitmap + dioh_span_page(span, at) / 8;
+	int r = 0;
 
-	if (t->may_map)
-		return dioh_block_map(block, err);
-	return dioh_memory_pread(t->params.memory, block->bounce, bytes, at, err) < 0 ? NULL : block->bounce;
+	for (unsigned page = 0, same; page < pages && r == 0; page += same) {
+		const uint64_t within = (uint64_t)page * DIOH_PAGE_BYTES;
+
+		same = dioh_pages_same(bitmap, page, pages);
+		if (dioh_bit_test(bitmap, page))
+			r = dioh_memory_pread(t->params.memory, data + within, (uint64_t)same * DIOH_PAGE_BYTES,
+			                      dioh_memory_at(t, at) + within, err);
+		else if (same <= DIOH_GAP_PAGES_MAX)
+			memset(data + within, 0, (size_t)same * DIOH_PAGE_BYTES);
+	}
+	return r;
 }
 
-static bool examine_unit(struct memory_transfer *t, struct dioh_block *block, uint8_t **ret_data)
+static bool save_chunk(struct memory_transfer *t, struct dioh_block *block, unsigned page, uint8_t *unit)
 {
 	struct span *span = block->span;
+	const uint64_t at = block->first + (uint64_t)page * DIOH_PAGE_BYTES;
+	const unsigned pages = (unsigned)dioh_min(DIOH_CHUNK_PAGES, block->pages - page);
+	uint8_t *data = unit + (uint64_t)page * DIOH_PAGE_BYTES;
 	struct dioh_error err;
+	int r = find_candidates(t, span, at, pages, &err);
 
-	*ret_data = NULL;
-	for (unsigned page = 0; page < block->pages; page += DIOH_CHUNK_PAGES) {
-		uint64_t at = block->first + (uint64_t)page * DIOH_PAGE_BYTES;
-		unsigned pages = (unsigned)dioh_min(DIOH_CHUNK_PAGES, block->pages - page);
-		int candidates = find_candidates(t, span, at, pages, &err);
+	if (r > 0 && t->aside && copy_candidates(t, span, at, pages, data, &err) < 0)
+		r = -1;
+	if (r < 0)
+		dioh_memory_fail(t, &err);
+	return r == 0 || (r > 0 && examine_chunk(t, span, at, pages, data));
+}
 
-		if (candidates > 0 && !*ret_data)
-			*ret_data = unit_data(t, block, &err);
-		if (candidates < 0 || (candidates > 0 && !*ret_data)) {
-			dioh_memory_fail(t, &err);
-			return false;
-		}
-		if (candidates > 0 && !examine_chunk(t, span, at, pages, *ret_data + (uint64_t)page * DIOH_PAGE_BYTES))
-			return false;
-	}
-	return true;
+/* The unit's bytes: mapped, or copied. NULL: it failed. */
+static uint8_t *examine_unit(struct memory_transfer *t, struct dioh_block *block)
+{
+	struct dioh_error err;
+	uint8_t *unit = t->aside ? block->bounce : dioh_block_map(block, &err);
+
+	if (!unit)
+		dioh_memory_fail(t, &err);
+	for (unsigned page = 0; unit && page < block->pages; page += DIOH_CHUNK_PAGES)
+		if (!save_chunk(t, block, page, unit))
+			return NULL;
+	return unit;
 }
 
 static enum dioh_step save_unit(struct memory_transfer *t, struct span *span)
@@ -173,7 +193,8 @@ static enum dioh_step save_unit(struct memory_transfer *t, struct span *span)
 	span->units++;
 	t->cursor += (uint64_t)block->pages * DIOH_PAGE_BYTES;
 	span->walked = t->cursor == span->first + span->bytes;
-	if (examine_unit(t, block, &data)) {
+	data = examine_unit(t, block);
+	if (data) {
 		unsigned present = (unsigned)dioh_bits_count(span->bitmap + dioh_span_page(span, block->first) / 8, block->pages);
 
 		t->base.figures.data_bytes += (uint64_t)present * DIOH_PAGE_BYTES;
@@ -202,7 +223,7 @@ static int next_data_chunk(struct memory_transfer *t, uint64_t end, uint64_t *re
 	uint64_t data;
 
 	*ret_at = t->cursor;
-	if (!t->may_map)
+	if (!dioh_memory_shows_holes(t->params.memory))
 		return 0;
 	if (dioh_memory_next_data(t->params.memory, &t->extent, dioh_memory_at(t, t->cursor), dioh_memory_at(t, end), &data,
 	                          &err) < 0) {
