@@ -7,7 +7,8 @@
  *      session_out.c        what is sent: replies, events, backpressure
  *      session_attach.c     HELLO, ATTACH_*, SEAL
  *      session_image.c      CREATE_IMAGE ... READ_HEADER: carried out by the control-I/O thread
- *      session_transfer.c   SAVE_*, LOAD_*, STATUS, CANCEL and their ends
+ *      session_transfer.c   SAVE_*, LOAD_*, STATUS, CANCEL
+ *      session_running.c    transfers handed to the workers, and their ends
  *      session_finish.c     FINISH
  *      session_progress.c   PROGRESS, STUCK
  */
@@ -60,9 +61,15 @@ struct dioh_request {
 struct dioh_running { /* a transfer as the session sees it */
 	struct dioh_running *next;
 	struct dioh_session_state *session;
-	struct dioh_transfer *transfer;
 	uint32_t id;
 	bool save;
+	struct dioh_transfer *parts[DIOH_WORKERS_MAX]; /* one for each worker that has a share in it */
+	unsigned part_count;
+	unsigned parts_left;
+	bool failed;
+	struct dioh_error error;          /* of the part that failed first */
+	struct dioh_msg_complete figures; /* of the parts that have ended */
+	uint64_t begun_ns;
 	struct dioh_region *region; /* memory transfers */
 	uint64_t region_first, region_end;
 	const struct dioh_memory *memory;
@@ -172,6 +179,13 @@ struct dioh_msg_stuck dioh_session_waits(const struct dioh_session_state *sessio
 void dioh_session_tick(struct dioh_session_state *session);
 /* A worker's engine is beyond use (job handler). */
 void dioh_session_broken(struct dioh_job *job);
+/* Hands the parts that were made to the workers, one each in turn; from now on they are freed when the last has ended. */
+void dioh_running_begin(struct dioh_session_state *session, struct dioh_running *running);
+/* One that has not begun. */
+void dioh_running_free(struct dioh_running *running);
+void dioh_running_cancel(struct dioh_running *running);
+uint64_t dioh_running_done_bytes(const struct dioh_running *running);
+uint64_t dioh_running_total_bytes(const struct dioh_running *running); /* 0: not known */
 /* Turns transfer figures into a COMPLETE. */
 void dioh_session_complete(struct dioh_session_state *session, uint32_t id, struct dioh_msg_complete *figures,
                            const struct dioh_error *err);

@@ -31,14 +31,14 @@ static void sample_rate(struct dioh_running *running, uint64_t done, uint64_t no
 static void add_running(struct progress *progress, struct dioh_running *running, uint64_t now)
 {
 	struct dioh_msg_progress_entry *entry = &progress->entries[progress->head.count++];
-	uint64_t done = atomic_load(&running->transfer->done_bytes);
+	uint64_t done = dioh_running_done_bytes(running);
 
 	sample_rate(running, done, now);
 	*entry = (struct dioh_msg_progress_entry){
 		.transfer = running->id,
 		.phase = DIOH_PHASE_TRANSFER,
 		.done_bytes = done,
-		.total_bytes = atomic_load(&running->transfer->total_bytes),
+		.total_bytes = dioh_running_total_bytes(running),
 		.bytes_per_second = running->bytes_per_second,
 	};
 }

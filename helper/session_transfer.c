@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * session_transfer.c - transfers from the door's side: what may begin, what has ended, STATUS and CANCEL. What a region has
- * had saved into it is kept here, since FINISH asks for it.
+ * session_transfer.c - transfers from the door's side: what may begin, STATUS and CANCEL. session_running.c has what happens
+ * to it then.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -17,6 +17,9 @@
 
 #define PLACE DIOH_PLACE(PROTOCOL, SESSION, 0, DIOH_OFFSET_NONE)
 
+/* Less is not worth a second worker; and parts that begin at huge pages' boundaries share none. */
+#define PART_BYTES_MIN (UINT64_C(64) << 20)
+
 /* ---- the list ---- */
 
 static struct dioh_running *find_running(const struct dioh_session_state *session, uint32_t id)
@@ -25,16 +28,6 @@ static struct dioh_running *find_running(const struct dioh_session_state *sessio
 		if (running->id == id)
 			return running;
 	return NULL;
-}
-
-static void unlink_running(struct dioh_session_state *session, const struct dioh_running *gone)
-{
-	struct dioh_running **link = &session->running;
-
-	while (*link != gone)
-		link = &(*link)->next;
-	*link = gone->next;
-	session->running_count--;
 }
 
 bool dioh_session_busy(const struct dioh_session_state *session)
@@ -80,8 +73,6 @@ static int check_ready(const struct dioh_session_state *session, const struct di
 	return 0;
 }
 
-static void completed(struct dioh_job *job);
-
 static struct dioh_running *new_running(struct dioh_session_state *session, const struct dioh_message *message,
                                         struct dioh_error *err)
 {
@@ -95,20 +86,6 @@ static struct dioh_running *new_running(struct dioh_session_state *session, cons
 	running->id = message->header.id;
 	running->save = session->image.direction == DIOH_DIRECTION_SAVE;
 	return running;
-}
-
-static void begin(struct dioh_session_state *session, struct dioh_running *running, struct dioh_transfer *transfer)
-{
-	transfer->id = running->id;
-	transfer->answers = &session->mailbox;
-	transfer->completed = completed;
-	transfer->owner = running;
-	running->transfer = transfer;
-	running->next = session->running;
-	running->sampled_ns = dioh_now_ns();
-	session->running = running;
-	session->running_count++;
-	dioh_worker_begin(&session->workers[session->worker_next++ % session->worker_count], transfer);
 }
 
 /* ---- SAVE_MEMORY, LOAD_MEMORY ---- */
@@ -250,6 +227,32 @@ static int mark_touched(struct dioh_region *region, const struct dioh_running *r
 	return 0;
 }
 
+static unsigned part_count(const struct dioh_session_state *session, uint64_t length)
+{
+	return (unsigned)dioh_max(1, dioh_min(session->worker_count, length / PART_BYTES_MIN));
+}
+
+/* The range as one part for each worker, as equal as they can be. */
+static int make_parts(struct dioh_memory_params *params, unsigned count, struct dioh_running *running,
+                      struct dioh_error *err)
+{
+	const uint64_t end = params->region_offset + params->length;
+	const uint64_t part_bytes = dioh_align_up(dioh_div_up(params->length, count), PART_BYTES_MIN);
+
+	while (params->region_offset < end || running->part_count == 0) {
+		struct dioh_transfer *part;
+
+		params->length = dioh_min(part_bytes, end - params->region_offset);
+		part = dioh_payload_memory(params, err);
+		if (!part)
+			return -ENOMEM;
+		running->parts[running->part_count++] = part;
+		params->region_offset += params->length;
+		params->memory_offset += params->length;
+	}
+	return 0;
+}
+
 static int begin_memory(struct dioh_session_state *session, const struct dioh_msg_memory_transfer *what,
                         struct dioh_running *running, struct dioh_error *err)
 {
@@ -263,18 +266,15 @@ static int begin_memory(struct dioh_session_state *session, const struct dioh_ms
 		.length = what->length,
 		.flags = what->flags,
 	};
-	struct dioh_transfer *transfer;
 	int r = 0;
 
 	if (running->save)
 		r = mark_touched(running->region, running, &params.tables_fresh, err);
-	if (r < 0)
-		return r;
-	transfer = dioh_payload_memory(&params, err);
-	if (!transfer)
-		return -ENOMEM;
-	begin(session, running, transfer);
-	return 0;
+	if (r == 0)
+		r = make_parts(&params, part_count(session, params.length), running, err);
+	if (r == 0)
+		dioh_running_begin(session, running);
+	return r;
 }
 
 int dioh_on_memory_transfer(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
@@ -309,7 +309,7 @@ int dioh_on_memory_transfer(struct dioh_session_state *session, struct dioh_mess
 	if (r == 0)
 		r = begin_memory(session, what, running, err);
 	if (r < 0) {
-		free(running);
+		dioh_running_free(running);
 		return r;
 	}
 	dioh_session_reply(session, message->header.type, message->header.id, NULL, 0);
@@ -377,49 +377,10 @@ int dioh_on_stream_transfer(struct dioh_session_state *session, struct dioh_mess
 	session->streams[what->stream].fd = -1; /* the transfer's now */
 	running->entry = params.entry;
 	params.entry->busy = params.entry->begun = running->save;
-	begin(session, running, transfer);
+	running->parts[running->part_count++] = transfer;
+	dioh_running_begin(session, running);
 	dioh_session_reply(session, message->header.type, message->header.id, NULL, 0);
 	return 0;
-}
-
-/* ---- the end ---- */
-
-static void record_success(struct dioh_running *running)
-{
-	if (!running->save)
-		return;
-	if (running->entry)
-		running->entry->saved = true;
-	/* It cannot fail: the range is part of what is touched, whose pieces are no more than these. */
-	if (running->region)
-		(void)dioh_intervals_add(&running->region->covered, running->region_first / DIOH_CHUNK_BYTES,
-		                         chunk_end(running->region_end));
-}
-
-void dioh_session_complete(struct dioh_session_state *session, uint32_t id, struct dioh_msg_complete *figures,
-                           const struct dioh_error *err)
-{
-	memset(&figures->error, 0, sizeof(figures->error));
-	if (err)
-		dioh_error_encode(err, &figures->error);
-	dioh_session_event(session, DIOH_MSG_COMPLETE, id, figures, sizeof(*figures));
-}
-
-static void completed(struct dioh_job *job)
-{
-	struct dioh_transfer *transfer = dioh_container_of(job, struct dioh_transfer, job);
-	struct dioh_running *running = transfer->owner;
-	struct dioh_session_state *session = running->session;
-
-	unlink_running(session, running);
-	if (running->entry)
-		running->entry->busy = false;
-	if (!transfer->failed)
-		record_success(running);
-	session->done_bytes += atomic_load(&transfer->done_bytes);
-	dioh_session_complete(session, running->id, &transfer->figures, transfer->failed ? &transfer->error : NULL);
-	free(running);
-	free(transfer);
 }
 
 void dioh_session_broken(struct dioh_job *job)
@@ -453,21 +414,15 @@ int dioh_on_status(struct dioh_session_state *session, struct dioh_message *mess
 	reply.in_flight = dioh_session_in_flight(session, &reply.oldest_ns);
 	reply.done_bytes = session->done_bytes;
 	for (const struct dioh_running *running = session->running; running; running = running->next)
-		reply.done_bytes += atomic_load(&running->transfer->done_bytes);
+		reply.done_bytes += dioh_running_done_bytes(running);
 	dioh_session_reply(session, DIOH_MSG_STATUS, message->header.id, &reply, sizeof(reply));
 	return 0;
-}
-
-static void cancel(struct dioh_running *running)
-{
-	atomic_store(&running->transfer->cancel, true);
-	dioh_mailbox_wake(&running->transfer->worker->mailbox);
 }
 
 void dioh_session_cancel_all(struct dioh_session_state *session)
 {
 	for (struct dioh_running *running = session->running; running; running = running->next)
-		cancel(running);
+		dioh_running_cancel(running);
 	atomic_store(&session->finish.cancel, true);
 	atomic_store(&session->stream_abandoned, true);
 }
@@ -482,7 +437,7 @@ int dioh_on_cancel(struct dioh_session_state *session, struct dioh_message *mess
 	if (request->transfer == 0) {
 		dioh_session_cancel_all(session);
 	} else if (running) {
-		cancel(running);
+		dioh_running_cancel(running);
 	} else if (session->finish.active && session->finish.id == request->transfer) {
 		atomic_store(&session->finish.cancel, true);
 	} else {

@@ -200,20 +200,113 @@ static void finish_with_one_missing(void **state)
 	close(memory);
 }
 
+/* ---- one by several workers ---- */
+
+#define WORKERS 3u
+#define PARTS_BYTES (200 * MIB + 3 * PAGE) /* no multiple of anything that it could be divided by */
+
+static void check_sums(const struct moves *m)
+{
+	const struct dioh_msg_complete *sums = &m->complete;
+	uint64_t ios = 0;
+
+	assert_int_equal(sums->total_bytes, PARTS_BYTES);
+	assert_int_equal(sums->data_bytes + sums->zero_bytes + sums->hole_bytes, PARTS_BYTES);
+	for (unsigned i = 0; i < DIOH_HISTOGRAM_BUCKETS; i++)
+		ios += sums->histogram[i];
+	assert_int_equal(ios, sums->io_count);
+	assert_true(sums->elapsed_ns > 0);
+}
+
+static void parts_load(const struct way *way, const char *path, int memory, uint32_t workers)
+{
+	int loaded = must_memfd("loaded", PARTS_BYTES, 0);
+	struct moves m = MOVES(*way, path);
+
+	must_fill(loaded, 0, PARTS_BYTES, 5);
+	m.way.workers = workers;
+	moves_add_region(&m, 0, PARTS_BYTES);
+	moves_start(&m, LOAD);
+	moves_attach(&m, 0, loaded, -1);
+	must(moves_open(&m, 0), &m.err);
+	must(moves_region(&m, 0, 0), &m.err);
+	check_sums(&m);
+	moves_end(&m, 0);
+	assert_true(same_bytes(memory, loaded));
+	close(loaded);
+}
+
+/* What several save one loads, and the reverse. */
+static void parts(const struct way *way)
+{
+	int memory = must_memfd("memory", PARTS_BYTES, 0);
+
+	must_fill_mixed(memory, PARTS_BYTES, 1, 600, test_seed());
+	for (uint32_t workers = 1; workers <= WORKERS; workers += WORKERS - 1) {
+		struct moves m = MOVES(*way, fixture_path("parts"));
+
+		m.way.workers = workers;
+		moves_add_region(&m, 0, PARTS_BYTES);
+		moves_start(&m, SAVE);
+		moves_attach(&m, 0, memory, -1);
+		must(moves_create(&m), &m.err);
+		must(moves_region(&m, 0, 0), &m.err);
+		check_sums(&m);
+		must(moves_finish(&m, DIOH_FINISH_DURABLE), &m.err);
+		moves_end(&m, 0);
+		parts_load(way, m.path, memory, 1 + WORKERS - workers);
+	}
+	close(memory);
+}
+
+static void one_in_parts(void **state)
+{
+	(void)state;
+	for_each_way(parts);
+}
+
+static void parts_cancelled(void **state)
+{
+	int memory = must_memfd("memory", PARTS_BYTES, 0);
+	struct moves m = MOVES(WAY_CONTAINER, fixture_path("parts"));
+	uint32_t id, in_flight;
+	int r;
+
+	(void)state;
+	must_fill(memory, 0, PARTS_BYTES, 1);
+	m.way.workers = WORKERS;
+	moves_add_region(&m, 0, PARTS_BYTES);
+	moves_start(&m, SAVE);
+	moves_attach(&m, 0, memory, -1);
+	must(moves_create(&m), &m.err);
+	id = moves_begin(&m, &(struct dioh_msg_memory_transfer){ .length = PARTS_BYTES });
+	must(dioh_cancel(m.session, id, &in_flight, &m.err), &m.err);
+	r = moves_wait(&m, id);
+	assert_true(r == 0 || r == -ECANCELED);
+	/* One COMPLETE for all parts: what comes next is the next transfer's. */
+	must(moves_region(&m, 0, 0), &m.err);
+	check_sums(&m);
+	must(moves_finish(&m, DIOH_FINISH_DURABLE), &m.err);
+	moves_end(&m, 0);
+	parts_load(&m.way, m.path, memory, 1);
+	close(memory);
+}
+
 /* ---- cut short ---- */
 
 #define CUT_BYTES (128 * MIB) /* long enough that it is cut before it has been moved */
 #define CUT_AT (CUT_BYTES / 2)
 
-/* The layout and the engine have no part in it together: two ways will do. */
+/* The layout and the engine have no part in it together: three ways will do. */
 static void for_cut_ways(void (*test)(const struct way *way))
 {
 	static const struct way ways[] = {
 		{ .layout = DIOH_LAYOUT_CONTAINER, .engine = DIOH_ENGINE_IO_URING },
 		{ .layout = DIOH_LAYOUT_RAW, .engine = DIOH_ENGINE_SYNC },
+		{ .layout = DIOH_LAYOUT_CONTAINER, .workers = 2 },
 	};
 
-	for (unsigned i = 0; i < 2; i++)
+	for (unsigned i = 0; i < sizeof(ways) / sizeof(ways[0]); i++)
 		if (way_possible(&ways[i]))
 			test(&ways[i]);
 }
@@ -394,6 +487,8 @@ int main(void)
 	static const struct CMUnitTest tests[] = {
 		cmocka_unit_test(several_at_once),
 		cmocka_unit_test(finish_with_one_missing),
+		cmocka_unit_test(one_in_parts),
+		cmocka_unit_test(parts_cancelled),
 		cmocka_unit_test(memory_cut_during_save),
 		cmocka_unit_test(memory_cut_during_load),
 		cmocka_unit_test(memory_cut_where_it_is_empty),

@@ -134,6 +134,7 @@ void moves_start(struct moves *m, uint32_t direction)
 	image.options.engine = m->way.engine;
 	image.options.block_bytes = m->way.block_bytes;
 	image.options.in_flight = m->in_flight;
+	image.options.workers = m->way.workers;
 	image.options.base_offset = m->way.base_offset;
 	m->session = must_session(&image, direction);
 }

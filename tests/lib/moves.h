@@ -21,6 +21,7 @@ struct way {
 	enum way_fds fds;     /* which descriptors of the image the helper gets */
 	uint32_t block_bytes; /* 0: the default */
 	uint64_t base_offset;
+	uint32_t workers;     /* 0: the default */
 };
 
 #define WAY_CONTAINER ((struct way){ .layout = DIOH_LAYOUT_CONTAINER })
