@@ -23,7 +23,12 @@
 #define IMAGE_PLACE DIOH_PLACE(ATTACH, IMAGE, 0, DIOH_OFFSET_NONE)
 
 #define DEFAULT_BLOCK_BYTES (1u << 20)
-#define DEFAULT_IN_FLIGHT 16u
+/*
+ * Loads: what has been read is soon copied on, by a processor that finds few buffers in its cache and not many: 4 were
+ * 1.25 times as fast as 16, and as fast as the disk. Saves gain nothing by fewer.
+ */
+#define DEFAULT_IN_FLIGHT_SAVE 16u
+#define DEFAULT_IN_FLIGHT_LOAD 4u
 #define DEFAULT_WORKERS 1u
 
 /* A stream's pipe: four times as fast as the default 64 KiB. */
@@ -271,6 +276,11 @@ static int choose_engine(const struct dioh_msg_attach_image *request, struct dio
 	return 0;
 }
 
+static uint32_t default_in_flight(const struct dioh_msg_attach_image *request)
+{
+	return request->direction == DIOH_DIRECTION_SAVE ? DEFAULT_IN_FLIGHT_SAVE : DEFAULT_IN_FLIGHT_LOAD;
+}
+
 int dioh_examine_image(const struct dioh_msg_attach_image *request, const int *fds, struct dioh_image *ret_image,
                       struct dioh_error *err)
 {
@@ -282,7 +292,7 @@ int dioh_examine_image(const struct dioh_msg_attach_image *request, const int *f
 	image.direction = request->direction;
 	image.base_offset = request->base_offset;
 	image.block_bytes = request->block_bytes ? request->block_bytes : DEFAULT_BLOCK_BYTES;
-	image.in_flight = request->in_flight ? request->in_flight : DEFAULT_IN_FLIGHT;
+	image.in_flight = request->in_flight ? request->in_flight : default_in_flight(request);
 	image.workers = request->workers ? request->workers : DEFAULT_WORKERS;
 	r = choose_descriptors(request, fds, &image, &st, err);
 	if (r == 0)

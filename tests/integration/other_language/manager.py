@@ -334,11 +334,12 @@ class Session:
         _insist(not required_there & ~offered, "the helper requires what we have not offered")
         return offered_there
 
-    def attach_image(self, direction, buffered=None, direct=None, directory=None, base_offset=0):
+    def attach_image(self, direction, buffered=None, direct=None, directory=None, base_offset=0, in_flight=0,
+                     workers=0):
         fds = [(bit, fd) for bit, fd in ((BUFFERED, buffered), (DIRECT, direct), (DIRECTORY, directory))
                if fd is not None]
-        payload = _ATTACH_IMAGE.pack(sum(bit for bit, _ in fds), direction, 0, 0, 0, 0, 0, 0, base_offset,
-                                     0, 0, 0, 0, b"")
+        payload = _ATTACH_IMAGE.pack(sum(bit for bit, _ in fds), direction, 0, 0, 0, in_flight, workers, 0,
+                                     base_offset, 0, 0, 0, 0, b"")
         reply = self.request(ATTACH_IMAGE, payload, [fd for _, fd in fds])
         return _named(ImageReply, _ATTACH_IMAGE_REPLY, reply)
 
