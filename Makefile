@@ -76,7 +76,9 @@ CODEC_SRC := $(addprefix common/,container_format.c libvirt_header.c mapped_ram_
 LIB_SRC := $(filter-out $(CODEC_SRC),$(wildcard common/*.c))
 HELPER_SRC := $(wildcard helper/*.c)
 TOOL_SRC := $(wildcard tool/*.c)
-EXAMPLE_SRC := $(wildcard examples/*.c)
+# minimal.c is a program by itself.
+MINIMAL_SRC := examples/minimal.c
+EXAMPLE_SRC := $(filter-out $(MINIMAL_SRC),$(wildcard examples/*.c))
 TEST_LIB_SRC := $(wildcard tests/lib/*.c)
 UNIT_SRC := $(wildcard tests/unit/test_*.c)
 INTEGRATION_SRC := $(wildcard tests/integration/*.c)
@@ -93,10 +95,10 @@ TOOL_OBJ := $(call objects,$(TOOL_SRC))
 EXAMPLE_OBJ := $(call objects,$(EXAMPLE_SRC))
 TEST_LIB_OBJ := $(call objects,$(TEST_LIB_SRC))
 ALL_OBJ := $(COMMON_OBJ) $(HELPER_OBJ) $(TOOL_OBJ) $(EXAMPLE_OBJ) $(TEST_LIB_OBJ) \
-	$(call objects,$(UNIT_SRC) $(INTEGRATION_SRC) $(BENCH_SRC) $(VM_SRC) $(FUZZ_SRC) tests/fuzz/replay.c)
+	$(call objects,$(MINIMAL_SRC) $(UNIT_SRC) $(INTEGRATION_SRC) $(BENCH_SRC) $(VM_SRC) $(FUZZ_SRC) tests/fuzz/replay.c)
 
 PRODUCTS := $(addprefix $(BUILD)/,diohelper diohelper-tool libdiohelper.so libdiohelper.so.0 libdiohelper.a \
-	libdiohelper.pc dioh-hypervisor)
+	libdiohelper.pc dioh-hypervisor dioh-minimal)
 
 UNIT_TESTS := $(UNIT_SRC:%.c=$(BUILD)/%)
 INTEGRATION_PROGRAMS := $(INTEGRATION_SRC:%.c=$(BUILD)/%)
@@ -156,7 +158,7 @@ link = $(CC) -pie $(BASE_LDFLAGS) $(LDFLAGS) -o $@ $(filter %.o %.a %.so.0,$^)
 # ---- products -------------------------------------------------------------------------------------------------------------
 
 .PHONY: all
-all: $(PRODUCTS) ## build everything that is installed, and the example (the default)
+all: $(PRODUCTS) ## build everything that is installed, and the examples (the default)
 
 $(BUILD)/libdiohelper.a: $(LIB_OBJ) $(LAST_sources)
 	$(archive)
@@ -185,9 +187,12 @@ $(BUILD)/diohelper: $(HELPER_OBJ) $(BUILD)/common.a $(LAST_sources)
 $(BUILD)/diohelper-tool: $(TOOL_OBJ) $(BUILD)/libdiohelper.a $(LAST_sources)
 	$(call quiet,LD)$(link) $(TOOL_LIBS)
 
-# The example uses the library as any manager would: the shared one.
+# The examples use the library as any manager would: the shared one.
 $(BUILD)/dioh-hypervisor: $(EXAMPLE_OBJ) $(BUILD)/libdiohelper.so.0 $(LAST_sources)
 	$(call quiet,LD)$(link) -Wl,-rpath,'$$ORIGIN' $(TOOL_LIBS)
+
+$(BUILD)/dioh-minimal: $(call objects,$(MINIMAL_SRC)) $(BUILD)/libdiohelper.so.0
+	$(call quiet,LD)$(link) -Wl,-rpath,'$$ORIGIN'
 
 # The guest of the demo and of the QEMU tests.
 QUIET_AS = $(call quiet,AS)
