@@ -65,7 +65,7 @@ done
 
 # The same for diohelper itself.
 run 0 "$DIOHELPER" --long-options
-page=$(sed 's/\\-/-/g' "$root/docs/diohelper.8")
+page=$(sed 's/\\-/-/g' "$root/docs/diohelper.1")
 [ -s "$tmp/out" ] || fail "diohelper --long-options is empty"
 while read -r option; do
 	grep -qE -- "$option([ =\\\\]|\$)" <<<"$page" || fail "the manual page does not know diohelper's $option"
