@@ -23,6 +23,7 @@ includedir = $(prefix)/include
 datadir = $(prefix)/share
 docdir = $(datadir)/doc/diohelper
 mandir = $(datadir)/man
+completionsdir = $(datadir)/bash-completion/completions
 INSTALL = install
 
 SANITIZE =
@@ -138,7 +139,7 @@ LAST_sources := $(BUILD)/.sources
 LAST_paths := $(BUILD)/.paths
 write = $(shell mkdir -p $(BUILD))$(file >$(LAST_$(1)),$(NOW_$(1)))
 differs = $(subst x$(strip $(NOW_$(1)))x,,x$(strip $(file <$(LAST_$(1))))x)
-ifneq ($(filter-out clean deps help install uninstall,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out clean deps dist help install uninstall,$(or $(MAKECMDGOALS),all)),)
 $(foreach what,flags sources paths,$(if $(call differs,$(what)),$(call write,$(what))))
 endif
 $(BUILD)/.flags $(BUILD)/.sources $(BUILD)/.paths:
@@ -357,6 +358,8 @@ install: all ## install under $(DESTDIR)$(prefix)
 	$(INSTALL) -m 644 $(HEADERS) '$(DESTDIR)$(includedir)'
 	$(INSTALL) -m 644 $(DOCS) '$(DESTDIR)$(docdir)'
 	$(foreach page,$(MAN_PAGES),$(INSTALL) -D -m 644 -t '$(call man_dir,$(page))' $(page) &&) :
+	$(INSTALL) -D -m 644 packaging/bash-completion '$(DESTDIR)$(completionsdir)/diohelper'
+	ln -sf diohelper '$(DESTDIR)$(completionsdir)/diohelper-tool'
 
 .PHONY: uninstall
 uninstall: ## remove what install put there
@@ -365,8 +368,17 @@ uninstall: ## remove what install put there
 		'$(DESTDIR)$(libdir)/pkgconfig/libdiohelper.pc' \
 		$(foreach f,$(notdir $(HEADERS)),'$(DESTDIR)$(includedir)/$(f)') \
 		$(foreach f,$(notdir $(DOCS)),'$(DESTDIR)$(docdir)/$(f)') \
-		$(foreach page,$(MAN_PAGES),'$(call man_dir,$(page))/$(notdir $(page))')
+		$(foreach page,$(MAN_PAGES),'$(call man_dir,$(page))/$(notdir $(page))') \
+		$(foreach f,diohelper diohelper-tool,'$(DESTDIR)$(completionsdir)/$(f)')
 	-rmdir '$(DESTDIR)$(docdir)' 2>/dev/null
+
+# The same commit gives the same bytes: git sorts, and takes its own date for the files'.
+DIST = diohelper-$(VERSION)
+.PHONY: dist
+dist: ## build/diohelper-VERSION.tar.gz: what is committed, in git's HEAD
+	@mkdir -p $(BUILD)
+	$(Q)git -c tar.tar.gz.command='gzip -cn' archive --prefix=$(DIST)/ -o '$(abspath $(BUILD))/$(DIST).tar.gz' HEAD
+	@echo $(BUILD)/$(DIST).tar.gz
 
 # A copy, never a link: AppArmor's profiles of libvirt permit exactly this path.
 IOHELPER = $(firstword $(wildcard /usr/lib/libvirt/libvirt_iohelper /usr/libexec/libvirt_iohelper))

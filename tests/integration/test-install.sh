@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 # What `make install` puts somewhere is enough to build and run a manager: the README's own, as C99, against the shared
-# and the static library, by pkg-config's flags; and `make uninstall` takes all of it away again.
+# and the static library, by pkg-config's flags; so is examples/minimal.c by the command that it names. The shared library
+# has the name and the symbols that programs were linked with. `make uninstall` takes all of it away again.
 set -eu
 
 fail() { echo "test-install: $*"; exit 1; }
 
-for tool in cc pkg-config; do
+for tool in cc pkg-config readelf nm; do
 	command -v "$tool" >/dev/null || { echo "skip: no $tool here"; exit 77; }
 done
 cd "$(dirname "$0")/../.."
@@ -23,10 +24,20 @@ run_make install >"$work/log" 2>&1 || { cat "$work/log"; fail "make install fail
 ! grep -E '^ +(CC|LD) ' "$work/log" || fail "make install compiled something"
 for file in bin/diohelper bin/diohelper-tool lib/libdiohelper.so lib/libdiohelper.so.0 lib/libdiohelper.a \
 	lib/pkgconfig/libdiohelper.pc include/diohelper.h include/diohelper-protocol.h include/diohelper-image.h \
-	share/doc/diohelper/README.md share/doc/diohelper/LICENSE; do
+	share/doc/diohelper/README.md share/doc/diohelper/LICENSE share/bash-completion/completions/diohelper \
+	share/bash-completion/completions/diohelper-tool share/man/man1/diohelper.1 share/man/man1/diohelper-tool.1 \
+	share/man/man3/libdiohelper.3 share/man/man7/diohelper-protocol.7 share/man/man7/diohelper-image.7; do
 	[ -s "$stage/opt/dioh/$file" ] || fail "$file was not installed"
 done
 [ "$(readlink "$stage/opt/dioh/lib/libdiohelper.so")" = libdiohelper.so.0 ] || fail "the development link is wrong"
+
+library=$stage/opt/dioh/lib/libdiohelper.so.0
+readelf -d "$library" | grep -q 'SONAME.*\[libdiohelper\.so\.0\]' || fail "the library has another soname than libdiohelper.so.0"
+# The list of a release: a symbol may come, with a line there; one that goes breaks programs.
+sed -n 's/^ \(dioh_.*@[A-Z_0-9]*\) .*/\1/p' debian/libdiohelper0.symbols | sort >"$work/listed"
+nm -D --defined-only --with-symbol-versions "$library" | sed -n 's/.* T \(.*\)/\1/p' | sed 's/@@/@/' | sort >"$work/exported"
+[ -s "$work/listed" ] || fail "debian/libdiohelper0.symbols lists nothing"
+diff "$work/listed" "$work/exported" || fail "debian/libdiohelper0.symbols (<) and the library (>) differ"
 
 export PKG_CONFIG_PATH=$stage/opt/dioh/lib/pkgconfig PKG_CONFIG_SYSROOT_DIR=$stage
 version=$(sed -n 's/.*DIOH_VERSION_STRING "\(.*\)"/\1/p' include/diohelper.h)
@@ -69,12 +80,16 @@ compile -c -o "$work/main.o" "$work/main.c" $(pkg-config --cflags libdiohelper)
 compile -o "$work/shared" "$work/main.o" "$work/save.o" $(pkg-config --libs libdiohelper)
 compile -o "$work/static" "$work/main.o" "$work/save.o" "$stage/opt/dioh/lib/libdiohelper.a"
 
+# shellcheck disable=SC2046,SC2086
+cc -Wall -Wextra -Werror $sanitize -D_GNU_SOURCE -o "$work/minimal" examples/minimal.c $(pkg-config --cflags --libs libdiohelper)
+
 # diohelper is found through PATH, and finds diohelper-tool beside itself.
 PATH=$stage/opt/dioh/bin:$PATH
 ! ldd "$work/static" | grep -q libdiohelper || fail "the static program wants the shared library"
 LD_LIBRARY_PATH=$stage/opt/dioh/lib "$work/shared" "$work/shared.img" || fail "saving with the shared library failed"
 "$work/static" "$work/static.img" || fail "saving with the static library failed"
-for image in shared static; do
+LD_LIBRARY_PATH=$stage/opt/dioh/lib "$work/minimal" "$work/minimal.img" || fail "the minimal manager failed"
+for image in shared static minimal; do
 	diohelper verify "$work/$image.img" || fail "the image saved with the $image library is not in order"
 done
 
