@@ -139,7 +139,7 @@ LAST_sources := $(BUILD)/.sources
 LAST_paths := $(BUILD)/.paths
 write = $(shell mkdir -p $(BUILD))$(file >$(LAST_$(1)),$(NOW_$(1)))
 differs = $(subst x$(strip $(NOW_$(1)))x,,x$(strip $(file <$(LAST_$(1))))x)
-ifneq ($(filter-out clean deps dist help install uninstall,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out clean deps dist format-check help install uninstall,$(or $(MAKECMDGOALS),all)),)
 $(foreach what,flags sources paths,$(if $(call differs,$(what)),$(call write,$(what))))
 endif
 $(BUILD)/.flags $(BUILD)/.sources $(BUILD)/.paths:
@@ -256,7 +256,11 @@ demo: all $(GUEST_IMAGE) | $(FIRST) ## save, kill and restore a real guest under
 
 .PHONY: check
 check: all tests | $(FIRST) ## unit and integration tests: no privileges, no network, no QEMU
-	@$(run_tests) $(or $(TESTS),$(UNIT_TESTS) $(FUZZ_TESTS) $(PLAIN_TESTS) tests/check-layers)
+	@$(run_tests) $(or $(TESTS),$(UNIT_TESTS) $(FUZZ_TESTS) $(PLAIN_TESTS) tests/check-layers tests/check-format)
+
+.PHONY: format-check
+format-check: ## what a program can see of the house style: blanks, tabs, line lengths, licences
+	@tests/check-format
 
 .PHONY: check-fuzz
 check-fuzz: $(FUZZ_TESTS) | $(FIRST) ## the fuzzers' corpora, each input once (`make check` has them, too)
@@ -387,7 +391,8 @@ IOHELPER = $(firstword $(wildcard /usr/lib/libvirt/libvirt_iohelper /usr/libexec
 install-iohelper: ## put the drop-in in libvirt_iohelper's place, by dpkg-divert (Debian, Ubuntu)
 	@[ -f $(BUILD)/diohelper ] || { echo 'install-iohelper: run make first' >&2; exit 1; }
 	@[ -n '$(IOHELPER)' ] || { echo 'install-iohelper: no libvirt_iohelper is installed here' >&2; exit 1; }
-	@command -v dpkg-divert >/dev/null || { echo 'install-iohelper: this needs dpkg-divert; elsewhere see docs/drop-in.md' >&2; exit 1; }
+	@command -v dpkg-divert >/dev/null || \
+		{ echo 'install-iohelper: this needs dpkg-divert; elsewhere see docs/drop-in.md' >&2; exit 1; }
 	dpkg-divert --local --rename --divert '$(IOHELPER).stock' --add '$(IOHELPER)'
 	$(INSTALL) -m 755 $(BUILD)/diohelper '$(IOHELPER)'
 	@! command -v restorecon >/dev/null || restorecon '$(IOHELPER)'
@@ -398,7 +403,7 @@ uninstall-iohelper: ## put libvirt's own libvirt_iohelper back
 	rm -f '$(IOHELPER)'
 	dpkg-divert --local --rename --remove '$(IOHELPER)'
 
-# ---- SELinux --------------------------------------------------------------------------------------------------------------------
+# ---- SELinux ----------------------------------------------------------------------------------------------------------
 
 SELINUX_SRC := $(addprefix selinux/diohelper.,te if fc)
 SELINUX_MODULE := $(BUILD)/selinux/diohelper.pp

@@ -59,7 +59,8 @@ uint64_t dioh_mapped_ram_record_offset(const struct dioh_qemu_setup *setup, uint
 
 /*
  * Does a record that has passed dioh_record_check_head() and _tables() speak of the image that `setup` was parsed from?
- * Same blocks in the same order and places, extents exactly QEMU's bytes; a partial image may have no tail yet. `regions`, `streams`, `extents`: its tables.
+ * Same blocks in the same order and places, extents exactly QEMU's bytes; a partial image may have no tail yet.
+ * `regions`, `streams`, `extents`: its tables.
  * `stream_offset`: where QEMU's magic stands, from the image's start. -EBADMSG, naming what differs.
  */
 int dioh_mapped_ram_check(const struct dioh_qemu_setup *setup, uint64_t base_offset, uint64_t stream_offset,

@@ -6,8 +6,9 @@
  *                  ptraceable; of the capabilities only those that attach and the next stage need.
  *   -- attach: descriptors arrive, one thread; label, owner and mode are set (label.c) --
  *   2. privileges  in the order that the kernel demands: securebits and the identity, which take privilege (libcap-ng
- *                  clears the bounding set on the way); then every capability set; then NO_NEW_PRIVS and Landlock. All of it acts on the calling thread only, hence before any other thread
- *                  exists: they inherit it. Rings were opened disabled, and restricted, before.
+ *                  clears the bounding set on the way); then every capability set; then NO_NEW_PRIVS and Landlock. All
+ *                  of it acts on the calling thread only, hence before any other thread exists: they inherit it. Rings
+ *                  were opened disabled, and restricted, before.
  *   3. threads     workers start, each enables its own ring; a barrier; and only then the system call filter, in all of
  *                  them at once (session_attach.c, dropin.c).
  */
