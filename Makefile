@@ -403,7 +403,7 @@ uninstall-iohelper: ## put libvirt's own libvirt_iohelper back
 	rm -f '$(IOHELPER)'
 	dpkg-divert --local --rename --remove '$(IOHELPER)'
 
-# ---- SELinux ----------------------------------------------------------------------------------------------------------
+# ---- SELinux --------------------------------------------------------------------------------------------------------------------
 
 SELINUX_SRC := $(addprefix selinux/diohelper.,te if fc)
 SELINUX_MODULE := $(BUILD)/selinux/diohelper.pp

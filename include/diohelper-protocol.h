@@ -410,7 +410,7 @@ struct dioh_msg_read_header {
 };
 /* READ_HEADER's reply: the bytes; fewer at the header's end */
 
-/* ---- transfers: the request's id names the transfer until its COMPLETE ----------------------------------------- */
+/* ---- transfers: the request's id names the transfer until its COMPLETE ------------------------------------------------------- */
 
 enum dioh_transfer_flag {
 	DIOH_TRANSFER_SELECTION = 1u << 0,   /* only the pages of the memory's selection */
