@@ -309,13 +309,23 @@ check-all: all tests bench-build | $(FIRST) ## every check there is
 	done; \
 	[ -z "$$failed" ] || { echo "check-all: failed:$$failed" >&2; exit 1; }
 
-.PHONY: bench-memory
-bench-memory: all bench-build | $(FIRST) ## memory save and load against fio
-	@$(RUN_ENV) tests/bench/memory.sh
+# ROWS="memory qemu": only these; ROUNDS=N: fewer or more; DIR: on the disk to be measured; QUICK=1: a trial.
+ROWS =
+ROUNDS = 9
+DIR = /var/tmp
+QUICK =
+BENCH_RESULTS = $(BUILD)/bench/$(if $(QUICK),quick,results).json
+BENCH_PAGE = tests/bench/page.py $(BENCH_RESULTS) $(if $(QUICK),$(BUILD)/bench,docs)
 
-.PHONY: bench-stream
-bench-stream: all bench-build | $(FIRST) ## the drop-in against libvirt's own program: streams, direct and buffered
-	@$(RUN_ENV) tests/bench/stream.sh
+.PHONY: bench
+bench: all bench-build $(GUEST_IMAGE) | $(FIRST) ## side by side with fio, dd, qemu-img, libvirt's helper, QEMU and virsh: docs/performance.md
+	@$(RUN_ENV) tests/bench/run.py --results=$(BENCH_RESULTS) --directory=$(DIR) \
+		$(if $(QUICK),--quick $(if $(filter-out file,$(origin ROUNDS)),--rounds=$(ROUNDS)),--rounds=$(ROUNDS)) $(ROWS)
+	@$(BENCH_PAGE)
+
+.PHONY: bench-page
+bench-page: ## docs/performance.md anew from what `make bench` has measured
+	@$(BENCH_PAGE)
 
 .PHONY: bench-shapes
 bench-shapes: all bench-build | $(FIRST) ## saves of other shapes: many transfers, sparse, a manager that does not read
@@ -324,14 +334,6 @@ bench-shapes: all bench-build | $(FIRST) ## saves of other shapes: many transfer
 .PHONY: bench-startup
 bench-startup: all bench-build | $(FIRST) ## how long a helper takes until it is sealed
 	@$(RUN_ENV) tests/bench/startup.sh
-
-.PHONY: bench-libvirt
-bench-libvirt: all $(GUEST_IMAGE) | $(FIRST) ## virsh save and restore, with libvirt's own helper and with the drop-in
-	@$(RUN_ENV) tests/bench/libvirt.sh
-
-.PHONY: bench-qemu
-bench-qemu: all $(GUEST_IMAGE) | $(FIRST) ## a mapped-ram image against QEMU's own mapped-ram with direct-io and multifd
-	@$(RUN_ENV) tests/bench/qemu.py
 
 # ---- installing -------------------------------------------------------------------------------------------------------------
 

@@ -52,20 +52,20 @@ def end_group(process):
             return
 
 
-def run(command, fds=(), **options):
+def run(command, fds=(), seconds_max=RUN_SECONDS_MAX, **options):
     """Its standard output. Raises Failed with what it said if it fails."""
     with tempfile.TemporaryFile() as errors:
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, pass_fds=fds,
                               start_new_session=True, **options) as process:
             try:
-                output, _ = process.communicate(timeout=RUN_SECONDS_MAX)
+                output, _ = process.communicate(timeout=seconds_max)
             except BaseException:
                 end_group(process)
                 raise
         if process.returncode:
             errors.seek(0)
             raise Failed(f"{' '.join(command)}: exit status {process.returncode}: "
-                         f"{errors.read().decode(errors='replace').strip()[-800:]}")
+                         f"{(output + errors.read()).decode(errors='replace').strip()[-800:]}")
     return output.decode()
 
 
@@ -119,12 +119,13 @@ class Memory:
     """A memfd of some shape: `unit` bytes of data at each multiple of `stride`, between them holes or zero pages."""
 
     def __init__(self, size, unit=MIB, stride=MIB, between="hole", pages="4k"):
-        self.size, self.unit, self.stride, self.pages = size, unit, stride, pages
+        self.size, self.unit, self.stride, self.between, self.pages = size, unit, stride, between, pages
+        # A load brings back neither zero pages nor, for certain, huge ones.
+        self.brittle, self.loaded = between == "zero" or pages == "thp", False
         flags = os.MFD_CLOEXEC | (os.MFD_HUGETLB | os.MFD_HUGE_2MB if pages == "hugetlb" else 0)
         self.fd = os.memfd_create("bench", flags)
         try:
-            os.truncate(self.fd, size)
-            self.call("fill", size, str(unit), str(stride), between)
+            self.fill()
         except BaseException:
             self.close()
             raise
@@ -138,6 +139,11 @@ class Memory:
     def close(self):
         os.close(self.fd)
 
+    def fill(self):
+        os.truncate(self.fd, 0)
+        os.truncate(self.fd, self.size)
+        self.call("fill", self.size, str(self.unit), str(self.stride), self.between)
+
     def call(self, verb, size, *words):
         huge = ["--hugepages"] if self.pages == "thp" else []
         return run([MEMORY, verb, str(self.fd), str(size), *words, *huge], [self.fd], env=helper_environment())
@@ -149,10 +155,13 @@ class Memory:
     def save(self, path, size=None, options=(), counted=None):
         """`counted`: the bytes that the rates are about, if not all."""
         remove(path)
+        if self.brittle and self.loaded:
+            self.fill()
         return self._sample("save", size or self.size, [path, *options], counted)
 
     def load(self, path, size=None, options=(), counted=None):
         uncache(path)
+        self.loaded = True
         return self._sample("load", size or self.size, [path, str(self.unit), str(self.stride), *options], counted)
 
 
@@ -166,6 +175,28 @@ def require_memory(size):
         raise Unavailable(f"this takes {size / GIB:.0f} GiB of memory, and {memory_available() / GIB:.1f} GiB are available")
 
 
+class Setting:
+    """A file of /sys with another value for a while. Needs root."""
+
+    def __init__(self, path, value):
+        self.path, self.value = path, value
+        with open(path, encoding="ascii") as file:
+            text = file.read().strip()
+        chosen = re.search(r"\[(\w+)\]", text)
+        self.before = chosen[1] if chosen else text
+
+    def write(self, value):
+        with open(self.path, "w", encoding="ascii") as file:
+            file.write(value)
+
+    def __enter__(self):
+        self.write(self.value)
+        return self
+
+    def __exit__(self, *_):
+        self.write(self.before)
+
+
 # ---- fio ---------------------------------------------------------------------------------------------------------------
 
 
@@ -174,21 +205,21 @@ class Fio:
 
     SHAPES = [(depth, block) for depth in (4, 16) for block in ("1M", "4M")]
 
-    def __init__(self, path, mib):
-        self.path, self.mib = path, mib
+    def __init__(self, path, mib, sweep=SHAPES):
+        self.path, self.mib, self.sweep = path, mib, sweep
         self.shapes = {}
 
     @staticmethod
-    def command(path, mib, mode, depth, block, *more):
+    def command(path, mib, mode, depth, block, sizing="truncate"):
         return ["fio", "--name=peer", f"--filename={path}", f"--size={mib}M", f"--rw={mode}", f"--iodepth={depth}",
-                f"--bs={block}", "--direct=1", "--ioengine=io_uring", "--fallocate=truncate", "--end_fsync=1",
-                *more, "--output-format=json"]
+                f"--bs={block}", "--direct=1", "--ioengine=io_uring", f"--fallocate={sizing}", "--end_fsync=1",
+                "--output-format=json"]
 
     @classmethod
-    def measure(cls, path, mib, mode, depth, block, *more):
+    def measure(cls, path, mib, mode, depth, block, sizing="truncate"):
         if "write" in mode:
             remove(path)
-        said = run(cls.command(path, mib, mode, depth, block, *more))
+        said = run(cls.command(path, mib, mode, depth, block, sizing))
         job = json.loads(said[said.index("{"):])["jobs"][0]
         part = job["write" if "write" in mode else "read"]
         # fio's clock leaves fsync out of bandwidth; its job's time has it.
@@ -198,7 +229,7 @@ class Fio:
 
     def shape(self, mode):
         if mode not in self.shapes:
-            self.shapes[mode] = max(self.SHAPES, key=lambda shape: self.measure(self.path, self.mib, mode, *shape)["mib_per_s"])
+            self.shapes[mode] = max(self.sweep, key=lambda shape: self.measure(self.path, self.mib, mode, *shape)["mib_per_s"])
         return self.shapes[mode]
 
     def turn(self, mode):
@@ -295,7 +326,7 @@ def _disk(directory):
     return f"{words}, {(size or '?').strip()}, {(sector or '?').strip()}-byte sectors"
 
 
-def _file_system(directory):
+def file_system(directory):
     return _first_line("findmnt", "-no", "FSTYPE,OPTIONS", "-T", directory) or "unknown"
 
 
@@ -304,7 +335,7 @@ def machine(directory):
         huge = re.search(r"\[(\w+)\]", file.read())[1]
     return {"CPU": _cpu(), "Memory": f"{_memory_gib():.1f} GiB, huge pages of shared memory: {huge}",
             "Kernel": f"Linux {platform.release()} {platform.machine()}", "Disk": _disk(directory),
-            "File system": " ".join(_file_system(directory).split())}
+            "File system": " ".join(file_system(directory).split())}
 
 
 def versions():

@@ -10,7 +10,7 @@
  *
  * Data cannot be compressed and follows from its place. A save and a load print one JSON object: seconds (from
  * CREATE_IMAGE or OPEN_IMAGE to the end), CPU seconds of the helper (all of its life), the most RssAnon + VmPTE, what of
- * the image is in the page cache, how much the memory takes before and after, the I/Os.
+ * the image is in the page cache, how much the memory takes before and after, the I/Os, what the image takes.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "align.h"
@@ -186,13 +187,23 @@ static void load(const struct job *job, struct seen *seen)
 	check_pages(job);
 }
 
+static uint64_t allocated_bytes(const char *path)
+{
+	struct stat st;
+
+	if (stat(path, &st) < 0)
+		die(path);
+	return (uint64_t)st.st_blocks * 512;
+}
+
 static void report(const struct job *job, const struct seen *seen)
 {
 	printf("{\"seconds\": %.6f, \"cpu_s\": %.6f, \"sync_s\": %.6f, \"own_kib\": %" PRIu64, seen->seconds, seen->cpu_s,
 	       seen->sync_s, seen->own_kib);
 	printf(", \"memory_before_bytes\": %" PRIu64 ", \"memory_after_bytes\": %" PRIu64, seen->memory_before,
 	       seen->memory_after);
-	printf(", \"io_count\": %" PRIu64 ", \"data_bytes\": %" PRIu64, seen->moved.io_count, seen->moved.data_bytes);
+	printf(", \"io_count\": %" PRIu64 ", \"data_bytes\": %" PRIu64 ", \"image_bytes\": %" PRIu64, seen->moved.io_count,
+	       seen->moved.data_bytes, allocated_bytes(job->path));
 	if (job->bytes <= CACHE_LOOK_BYTES_MAX)
 		printf(", \"cached_bytes\": %" PRIu64, measure_cached_bytes(job->path));
 	printf("}\n");

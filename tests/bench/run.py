@@ -47,17 +47,21 @@ def write_results(path, results):
     os.replace(path + ".new", path)
 
 
-def about(options):
+def about(options, load_average):
+    """`load_average`: before the first row, because every row is a load, too."""
     return {"date": harness.today(), "rounds": options.rounds, "quick": options.quick,
             "machine": harness.machine(options.directory), "versions": harness.versions(),
-            "load_average": round(os.getloadavg()[0], 1)}
+            "load_average": load_average}
 
 
-def measure(row, options):
-    """None: not here."""
-    module = importlib.import_module(f"rows.{row}")
+def module_of(row):
+    return importlib.import_module(f"rows.{row}")
+
+
+def measure(row, options, load_average):
+    module = module_of(row)
     print(f"{row}: {module.__doc__.strip().partition(chr(10))[0]} ", end="", file=sys.stderr, flush=True)
-    found = about(options)
+    found = about(options, load_average)
     with tempfile.TemporaryDirectory(prefix="diohelper-bench.", dir=options.directory) as directory:
         try:
             experiments = module.measure(harness.Bench(options.rounds, options.quick, directory))
@@ -84,10 +88,11 @@ def main():
     options = parse()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
+    load_average = round(os.getloadavg()[0], 1)
     failed = []
     for row in options.rows:
         try:
-            found = measure(row, options)
+            found = measure(row, options, load_average)
         except harness.Failed as why:
             print(f"\nrun.py: {row}: {why}", file=sys.stderr)
             failed.append(row)
