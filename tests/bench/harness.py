@@ -29,6 +29,7 @@ OURS = "diohelper"
 PAGE, HUGE_PAGE = 4096, 2 << 20
 RUN_SECONDS_MAX = 600
 END_SECONDS = 15
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Unavailable(Exception):
@@ -52,16 +53,29 @@ def end_group(process):
             return
 
 
+@contextlib.contextmanager
+def started(command, fds, errors, options):
+    """The process, in a group of its own. An interruption between its start and the `try` would leave it behind: none comes."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTIONS)
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, pass_fds=fds,
+                                   start_new_session=True,
+                                   preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before), **options)
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            yield process
+        except BaseException:
+            end_group(process)
+            raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def run(command, fds=(), seconds_max=RUN_SECONDS_MAX, **options):
     """Its standard output. Raises Failed with what it said if it fails."""
     with tempfile.TemporaryFile() as errors:
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, pass_fds=fds,
-                              start_new_session=True, **options) as process:
-            try:
-                output, _ = process.communicate(timeout=seconds_max)
-            except BaseException:
-                end_group(process)
-                raise
+        with started(command, fds, errors, options) as process:
+            output, _ = process.communicate(timeout=seconds_max)
         if process.returncode:
             errors.seek(0)
             raise Failed(f"{' '.join(command)}: exit status {process.returncode}: "
@@ -203,10 +217,11 @@ class Setting:
 class Fio:
     """Its best of a sweep of depth and block, found once for each direction."""
 
+    SWEEP_MIB = 1024
     SHAPES = [(depth, block) for depth in (4, 16) for block in ("1M", "4M")]
 
-    def __init__(self, path, mib, sweep=SHAPES):
-        self.path, self.mib, self.sweep = path, mib, sweep
+    def __init__(self, path, mib, sweep=SHAPES, sizing="truncate"):
+        self.path, self.mib, self.sweep, self.sizing = path, mib, sweep, sizing
         self.shapes = {}
 
     @staticmethod
@@ -229,14 +244,15 @@ class Fio:
 
     def shape(self, mode):
         if mode not in self.shapes:
-            self.shapes[mode] = max(self.sweep, key=lambda shape: self.measure(self.path, self.mib, mode, *shape)["mib_per_s"])
+            mib = min(self.mib, self.SWEEP_MIB)
+            self.shapes[mode] = max(self.sweep, key=lambda shape: self.measure(self.path, mib, mode, *shape, self.sizing)["mib_per_s"])
         return self.shapes[mode]
 
     def turn(self, mode):
-        return self.measure(self.path, self.mib, mode, *self.shape(mode))
+        return self.measure(self.path, self.mib, mode, *self.shape(mode), self.sizing)
 
     def words(self, mode):
-        return self.command("$DIR/fio", self.mib, mode, *self.shape(mode))
+        return self.command("$DIR/fio", self.mib, mode, *self.shape(mode), self.sizing)
 
 
 # ---- results -----------------------------------------------------------------------------------------------------------
