@@ -102,6 +102,18 @@ def sample(mib, seconds, cpu_s=None, **more):
     return found
 
 
+@contextlib.contextmanager
+def scratch_directory(where):
+    """Its removal is not interrupted: with large files in it that takes a while."""
+    directory = tempfile.mkdtemp(prefix="diohelper-bench.", dir=where)
+    try:
+        yield directory
+    finally:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTIONS)
+        shutil.rmtree(directory)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # ---- files and memory --------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 
 sys.dont_write_bytecode = True  # no __pycache__ in the source tree
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -62,7 +61,7 @@ def measure(row, options, load_average):
     module = module_of(row)
     print(f"{row}: {module.__doc__.strip().partition(chr(10))[0]} ", end="", file=sys.stderr, flush=True)
     found = about(options, load_average)
-    with tempfile.TemporaryDirectory(prefix="diohelper-bench.", dir=options.directory) as directory:
+    with harness.scratch_directory(options.directory) as directory:
         try:
             experiments = module.measure(harness.Bench(options.rounds, options.quick, directory))
         except harness.Unavailable as why:
