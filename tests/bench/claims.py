@@ -125,7 +125,8 @@ def virsh(ours, theirs):
 
 
 def qemus_best(experiments):
-    names = [best_qemu(experiments[name]["peers"]).partition(", ")[2] for name in ("qemu-save", "qemu-load") if name in experiments]
+    names = [best_qemu(experiments[name]["peers"]).partition(", ")[2]
+             for name in ("qemu-save", "qemu-load") if name in experiments]
     return "QEMU itself at its best (" + "; ".join(dict.fromkeys(names)) + ")"
 
 
@@ -183,7 +184,8 @@ CLAIMS = {
         Claim("buffered save, rate to libvirt_iohelper's", ratio("stream-buffered-save", OURS, STOCK), 2, 4),
         Claim("buffered save, CPU time to its", ratio("stream-buffered-save", OURS, STOCK, CPU), 0.75, 0.5, False),
         Claim("buffered save, page cache left, MiB", figure("stream-buffered-save", OURS, "cached_bytes", MIB), 64, 64, False),
-        Claim("buffered save kept in the page cache, rate to libvirt_iohelper's", ratio("stream-buffered-save", KEPT, STOCK), 1.5, 2),
+        Claim("buffered save kept in the page cache, rate to libvirt_iohelper's",
+              ratio("stream-buffered-save", KEPT, STOCK), 1.5, 2),
         Claim("memory of its own (RssAnon), at most, MiB", most(["stream-direct-save", "stream-direct-load"], "own_kib", 1024),
               24, 24, False),
     ],
@@ -219,13 +221,16 @@ SHAPES = ("zero", "holes", "sparse", "scattered")
 
 REMARKS = {
     "memory-save": "dd and qemu-img make no checksums. fio's depth and block are the best of four: 4 and 16, 1 and 4 MiB.",
-    "stream-buffered-load": "As libvirt restores without `--bypass-cache`: the file was just written. What the page cache still has "
-                            "of it makes the difference.",
-    "qemu-save": "Without multifd, QEMU's parameter direct-io has no effect on the pages. CPU time is QEMU's and the helper's together.",
-    "virsh-save": "MiB/s of the guest's memory. *drop-in*: diohelper in the place of libvirt_iohelper. *composed*: the guest is "
-                  "suspended, its memory saved from its file and its devices' state from QEMU, and the image is libvirt's own format.",
-    "virsh-restore": "All by libvirt itself: the composed image is restored by an unchanged libvirt and QEMU. libvirt starts no helper "
-                     "for a restore without bypass-cache, so there *drop-in* differs by what its save has written only.",
+    "stream-buffered-load": "As libvirt restores without `--bypass-cache`: the file was just written. What the page cache "
+                            "still has of it makes the difference.",
+    "qemu-save": "Without multifd, QEMU's parameter direct-io has no effect on the pages. CPU time is QEMU's and the "
+                 "helper's together.",
+    "virsh-save": "MiB/s of the guest's memory. *drop-in*: diohelper in the place of libvirt_iohelper. *composed*: the guest "
+                  "is suspended, its memory saved from its file and its devices' state from QEMU, and the image is in "
+                  "libvirt's own format.",
+    "virsh-restore": "All by libvirt itself: the composed image is restored by an unchanged libvirt and QEMU. libvirt starts "
+                     "no helper for a restore without bypass-cache, so there *drop-in* differs only by who has written the "
+                     "file.",
     "holes-save": "The claim above about the memory's growth is about this one.",
     "matrix-save": "By `diohelper bench`. The defaults are 1024 KiB × 16 and 1 worker.",
     "sizing": "By fio, so that each way can be tried on each file system.",

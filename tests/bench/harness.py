@@ -55,11 +55,11 @@ def end_group(process):
 
 @contextlib.contextmanager
 def started(command, fds, errors, options):
-    """The process, in a group of its own. An interruption between its start and the `try` would leave it behind: none comes."""
+    """The process, in a group of its own. No interruption comes between its start and the `try`, to leave it behind."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTIONS)
     try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, pass_fds=fds,
-                                   start_new_session=True,
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+                                   pass_fds=fds, start_new_session=True,
                                    preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before), **options)
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -198,7 +198,7 @@ def memory_available():
 
 def require_memory(size):
     if memory_available() < size + GIB:
-        raise Unavailable(f"this takes {size / GIB:.0f} GiB of memory, and {memory_available() / GIB:.1f} GiB are available")
+        raise Unavailable(f"this takes {size / GIB:.0f} GiB of memory, and there are {memory_available() / GIB:.1f} GiB")
 
 
 class Setting:
@@ -257,7 +257,8 @@ class Fio:
     def shape(self, mode):
         if mode not in self.shapes:
             mib = min(self.mib, self.SWEEP_MIB)
-            self.shapes[mode] = max(self.sweep, key=lambda shape: self.measure(self.path, mib, mode, *shape, self.sizing)["mib_per_s"])
+            rates = {shape: self.measure(self.path, mib, mode, *shape, self.sizing)["mib_per_s"] for shape in self.sweep}
+            self.shapes[mode] = max(rates, key=rates.get)
         return self.shapes[mode]
 
     def turn(self, mode):

@@ -40,7 +40,8 @@ def table(header, rows):
 
 
 def experiments_of(results):
-    return {name: experiment for row in results["rows"].values() for name, experiment in row.get("experiments", {}).items()}
+    return {name: experiment for row in results["rows"].values()
+            for name, experiment in row.get("experiments", {}).items()}
 
 
 # ---- parts of the page -------------------------------------------------------------------------------------------------
@@ -53,7 +54,8 @@ def warning(results):
     busy = [name for name, row in results["rows"].items() if row["load_average"] > BUSY]
     if busy:
         found.append(f"**The machine was busy with other things when these were begun: {', '.join(busy)}.**")
-    found += [f"Not measured here: {name}: {row['unavailable']}." for name, row in results["rows"].items() if "unavailable" in row]
+    found += [f"Not measured here: {name}: {row['unavailable']}." for name, row in results["rows"].items()
+              if "unavailable" in row]
     return "\n\n".join(found)
 
 
@@ -72,8 +74,8 @@ def claim_row(claim, experiments):
         return [claim.text, NOT_MEASURED, f"{claim.floor:g}", f"{claim.aim:g}", ""]
     decided = figures.verdict(measured.median, claim.floor, claim.aim, claim.at_least)
     sign = "≥" if claim.at_least else "≤"
-    return [claim.text, show(measured, max(2, digits_of(measured.median))), f"{sign} {claim.floor:g}", f"{sign} {claim.aim:g}",
-            VERDICTS[decided]]
+    return [claim.text, show(measured, max(2, digits_of(measured.median))), f"{sign} {claim.floor:g}",
+            f"{sign} {claim.aim:g}", VERDICTS[decided]]
 
 
 def claim_tables(experiments):
@@ -145,8 +147,9 @@ def page(results):
     experiments = experiments_of(results)
     with open(TEMPLATE, encoding="utf-8") as file:
         text = file.read()
-    for mark, part in (("WARNING", warning(results)), ("SHORT", short(experiments)), ("CLAIMS", claim_tables(experiments)),
-                       ("DETAILS", details(experiments)), ("MACHINE", machine(results))):
+    for mark, part in (("WARNING", warning(results)), ("SHORT", short(experiments)),
+                       ("CLAIMS", claim_tables(experiments)), ("DETAILS", details(experiments)),
+                       ("MACHINE", machine(results))):
         text = text.replace(f"@{mark}@", part)
     while "\n\n\n" in text:
         text = text.replace("\n\n\n", "\n\n")

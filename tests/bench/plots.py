@@ -46,10 +46,11 @@ def bars_data(rows, which, place):
 def script(title, rows, path, mark=None):
     """`rows`: label, Spread of the save, Spread of the load; either may be None."""
     labels = ", ".join(f"{quoted(label)} {len(rows) - 1 - at}" for at, (label, *_) in enumerate(rows))
-    text = [f"set terminal svg size {WIDTH},{FRAME_HEIGHT + LINE_HEIGHT * len(rows)} font 'sans-serif,12' background '#ffffff' noenhanced",
-            f"set output {quoted(path)}", f"set title {quoted(title)}", f"set ytics ({labels}) scale 0", "set xrange [0:*]",
-            f"set yrange [-0.7:{len(rows) - 0.3}]", "set grid xtics lc '#dddddd'", "set style fill solid", "set border 3",
-            "set xtics nomirror", "set key below"]
+    size = f"{WIDTH},{FRAME_HEIGHT + LINE_HEIGHT * len(rows)}"
+    text = [f"set terminal svg size {size} font 'sans-serif,12' background '#ffffff' noenhanced",
+            f"set output {quoted(path)}", f"set title {quoted(title)}", f"set ytics ({labels}) scale 0",
+            "set xrange [0:*]", f"set yrange [-0.7:{len(rows) - 0.3}]", "set grid xtics lc '#dddddd'",
+            "set style fill solid", "set border 3", "set xtics nomirror", "set key below"]
     if mark is not None:
         text.append(f"set arrow from {mark},graph 0 to {mark},graph 1 nohead dt 2 lc '#444444' front")
     plots = []
@@ -72,8 +73,8 @@ def rows_of(experiments, names):
     peers = [experiments[name]["peers"] for name in names]
     rows = []
     for label in peers[0]:
-        spreads = [figures.spread(found) if (found := figures.values(some.get(label, {}).get("samples", []), "mib_per_s")) else None
-                   for some in peers]
+        rates = [figures.values(some.get(label, {}).get("samples", []), "mib_per_s") for some in peers]
+        spreads = [figures.spread(found) if found else None for found in rates]
         if any(spreads):
             rows.append((label, *spreads))
     return rows
@@ -91,7 +92,8 @@ def short_rows(experiments):
 def draw(experiments, directory):
     rows = short_rows(experiments)
     if rows:
-        run_gnuplot(script("diohelper: how many times as fast as", rows, os.path.join(directory, "performance-short.svg"), mark=1))
+        run_gnuplot(script("diohelper: how many times as fast as", rows,
+                           os.path.join(directory, "performance-short.svg"), mark=1))
     for name, bars in BARS.items():
         if name in experiments:
             run_gnuplot(script(bars.title, rows_of(experiments, bars.experiments),

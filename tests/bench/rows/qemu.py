@@ -19,7 +19,8 @@ import harness
 from harness import OURS, Experiment, Fio
 from rows import stream
 
-sys.path[:0] = [os.path.join(harness.HERE, "../integration"), os.path.join(harness.HERE, "../integration/other_language")]
+sys.path[:0] = [os.path.join(harness.HERE, "../integration"),
+                os.path.join(harness.HERE, "../integration/other_language")]
 import manager  # noqa: E402  (their places are known only now)
 import qemu_guest  # noqa: E402
 
@@ -267,8 +268,9 @@ def measure(bench):
     stream.stock_program()
     mib = bench.size(MIB_DEFAULT)
     harness.require_memory(3 * mib << 20)
-    save = Experiment(f"Save of a paused {mib} MiB guest of QEMU {version[0]}.{version[1]}, its memory incompressible", mib=mib)
-    load = Experiment(f"Load of that guest into a new QEMU {version[0]}.{version[1]}", mib=mib)
+    name = f"QEMU {version[0]}.{version[1]}"
+    save = Experiment(f"Save of a paused {mib} MiB guest of {name}, its memory incompressible", mib=mib)
+    load = Experiment(f"Load of that guest into a new {name}", mib=mib)
     turns = Turns(bench, mib, save, load)
     try:
         bench.repeat(*turn_lists(turns, Fio(bench.path("fio"), mib)))

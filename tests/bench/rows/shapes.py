@@ -30,15 +30,16 @@ def experiments(name, title, **about):
 def compare(bench, name, title, shapes, more=(), **about):
     found = experiments(name, title, **about)
     save, load = found.values()
-    bench.repeat([lambda s=shape: s.both(save, load) for shape in shapes] + [lambda t=turn: t(save, load) for turn in more])
+    bench.repeat([lambda s=shape: s.both(save, load) for shape in shapes] +
+                 [lambda t=turn: t(save, load) for turn in more])
     return found
 
 
 def zeros(bench):
     mib = bench.size(ZERO_MIB)
     with Memory(mib * MIB) as full, Memory(mib * MIB, MIB // 4, MIB, "zero") as quarter:
-        return compare(bench, "zero", f"{mib} MiB, of it three quarters zero pages that are there (runs of 768 KiB); rates in "
-                       "bytes of the guest", [Shape(bench, "all of it data", full),
+        return compare(bench, "zero", f"{mib} MiB, of it three quarters zero pages that are there (runs of 768 KiB); rates "
+                       "in bytes of the guest", [Shape(bench, "all of it data", full),
                                               Shape(bench, "three quarters zero", quarter)], mib=mib)
 
 
@@ -53,10 +54,10 @@ def sparse(bench):
     mib = bench.size(DATA_MIB)
     size = mib * MIB
     with Memory(size) as dense, Memory(size * SPARSE_TIMES, RUN, RUN * SPARSE_TIMES) as runs:
-        return compare(bench, "sparse", f"{mib} MiB of data in {size * SPARSE_TIMES // GIB} GiB of memory, runs of 1 MiB, against "
-                       "the data alone; rates in bytes of data",
-                       [Shape(bench, f"{mib} MiB", dense, size),
-                        Shape(bench, f"{mib} MiB in {size * SPARSE_TIMES // GIB} GiB", runs, size)], mib=mib)
+        much = f"{runs.size // GIB} GiB"
+        return compare(bench, "sparse", f"{mib} MiB of data in {much} of memory, runs of 1 MiB, against the data alone; rates "
+                       "in bytes of data", [Shape(bench, f"{mib} MiB", dense, size),
+                                            Shape(bench, f"{mib} MiB in {much}", runs, size)], mib=mib)
 
 
 def scattered(bench):
@@ -71,8 +72,8 @@ def scattered(bench):
         load.add("fio", fio.turn("randread"))
 
     with Memory(SCATTER * size // PAGE, PAGE, SCATTER) as pages:
-        found = compare(bench, "scattered", f"{size // PAGE} single pages in {SCATTER * size // PAGE // GIB} GiB, against the "
-                        "disk's rate of 4 KiB I/O; rates in bytes of data", [Shape(bench, OURS, pages, size)], [fio_turn], mib=mib)
+        found = compare(bench, "scattered", f"{size // PAGE} single pages in {pages.size // GIB} GiB, against the disk's rate "
+                        "of 4 KiB I/O; rates in bytes of data", [Shape(bench, OURS, pages, size)], [fio_turn], mib=mib)
     found["scattered-save"].command("fio", fio.words("randwrite"))
     found["scattered-load"].command("fio", fio.words("randread"))
     return found
