@@ -10,6 +10,7 @@
 #   V=1                         show the commands; tests show their output
 #   TESTS="..."                 `make check` runs these only (build/tests/unit/test_x tests/integration/test-y.sh)
 #   SECONDS=60                  how long `make fuzz` runs each fuzzer
+#   ROWS="memory qemu" ROUNDS=9 DIR=/var/tmp QUICK=1         what `make bench` measures, how often, where; a trial
 
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
@@ -309,7 +310,7 @@ check-all: all tests bench-build | $(FIRST) ## every check there is
 	done; \
 	[ -z "$$failed" ] || { echo "check-all: failed:$$failed" >&2; exit 1; }
 
-# ROWS="memory qemu": only these; ROUNDS=N: fewer or more; DIR: on the disk to be measured; QUICK=1: a trial.
+# A trial's page stays in the build directory.
 ROWS =
 ROUNDS = 9
 DIR = /var/tmp
@@ -337,7 +338,7 @@ bench-startup: all bench-build | $(FIRST) ## how long a helper takes until it is
 
 # ---- installing -------------------------------------------------------------------------------------------------------------
 
-DOCS := README.md LICENSE $(wildcard docs/*.md)
+DOCS := README.md LICENSE $(wildcard docs/*.md docs/*.svg)
 MAN_PAGES := $(wildcard docs/*.[1-8])
 HEADERS := $(wildcard include/*.h)
 man_dir = $(DESTDIR)$(mandir)/man$(patsubst .%,%,$(suffix $(1)))
