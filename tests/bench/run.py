@@ -25,6 +25,10 @@ FORMAT = 1
 
 
 def stop(number, _):
+    """The first one only: cleaning up is not interrupted, and everything in it ends within seconds."""
+    for other in harness.INTERRUPTIONS:
+        signal.signal(other, signal.SIG_IGN)
+    print("\nrun.py: interrupted", file=sys.stderr)
     raise SystemExit(128 + number)
 
 
@@ -85,7 +89,7 @@ def parse():
 
 def main():
     options = parse()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in harness.INTERRUPTIONS:
         signal.signal(number, stop)
     load_average = round(os.getloadavg()[0], 1)
     failed = []
@@ -104,7 +108,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("\nrun.py: interrupted") from None
+    main()
