@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """virsh save and restore: libvirt's five ways, the drop-in, and an image composed by diohelper."""
 import os
+import sys
 
 import harness
 from harness import Experiment
@@ -42,6 +43,7 @@ def measure(bench):
         if SKIPPED in str(why):
             raise harness.Unavailable("this needs root and a libvirt: " + str(why).rpartition("skip: ")[2]) from None
         raise
+    print(file=sys.stderr)
     for words in (line.split("\t") for line in said.splitlines()):
         if words[0] == "sample":
             (save if words[2] == "save" else restore).add(words[1], harness.sample(mib, float(words[3])))
