@@ -10,6 +10,7 @@
 #   V=1                         show the commands; tests show their output
 #   TESTS="..."                 `make check` runs these only (build/tests/unit/test_x tests/integration/test-y.sh)
 #   SECONDS=60                  how long `make fuzz` runs each fuzzer
+#   ROWS="memory qemu" ROUNDS=9 DIR=/var/tmp QUICK=1         what `make bench` measures, how often, where; a trial
 
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
@@ -309,13 +310,23 @@ check-all: all tests bench-build | $(FIRST) ## every check there is
 	done; \
 	[ -z "$$failed" ] || { echo "check-all: failed:$$failed" >&2; exit 1; }
 
-.PHONY: bench-memory
-bench-memory: all bench-build | $(FIRST) ## memory save and load against fio
-	@$(RUN_ENV) tests/bench/memory.sh
+# A trial's page stays in the build directory.
+ROWS =
+ROUNDS = 9
+DIR = /var/tmp
+QUICK =
+BENCH_RESULTS = $(BUILD)/bench/$(if $(QUICK),quick,results).json
+BENCH_PAGE = tests/bench/page.py $(BENCH_RESULTS) $(if $(QUICK),$(BUILD)/bench,docs)
 
-.PHONY: bench-stream
-bench-stream: all bench-build | $(FIRST) ## the drop-in against libvirt's own program: streams, direct and buffered
-	@$(RUN_ENV) tests/bench/stream.sh
+.PHONY: bench
+bench: all bench-build $(GUEST_IMAGE) | $(FIRST) ## side by side with fio, dd, qemu-img, libvirt's helper, QEMU and virsh: docs/performance.md
+	@$(RUN_ENV) tests/bench/run.py --results=$(BENCH_RESULTS) --directory=$(DIR) \
+		$(if $(QUICK),--quick $(if $(filter-out file,$(origin ROUNDS)),--rounds=$(ROUNDS)),--rounds=$(ROUNDS)) $(ROWS)
+	@$(BENCH_PAGE)
+
+.PHONY: bench-page
+bench-page: ## docs/performance.md anew from what `make bench` has measured
+	@$(BENCH_PAGE)
 
 .PHONY: bench-shapes
 bench-shapes: all bench-build | $(FIRST) ## saves of other shapes: many transfers, sparse, a manager that does not read
@@ -325,17 +336,9 @@ bench-shapes: all bench-build | $(FIRST) ## saves of other shapes: many transfer
 bench-startup: all bench-build | $(FIRST) ## how long a helper takes until it is sealed
 	@$(RUN_ENV) tests/bench/startup.sh
 
-.PHONY: bench-libvirt
-bench-libvirt: all $(GUEST_IMAGE) | $(FIRST) ## virsh save and restore, with libvirt's own helper and with the drop-in
-	@$(RUN_ENV) tests/bench/libvirt.sh
-
-.PHONY: bench-qemu
-bench-qemu: all $(GUEST_IMAGE) | $(FIRST) ## a mapped-ram image against QEMU's own mapped-ram with direct-io and multifd
-	@$(RUN_ENV) tests/bench/qemu.py
-
 # ---- installing -------------------------------------------------------------------------------------------------------------
 
-DOCS := README.md LICENSE $(wildcard docs/*.md)
+DOCS := README.md LICENSE $(wildcard docs/*.md docs/*.svg)
 MAN_PAGES := $(wildcard docs/*.[1-8])
 HEADERS := $(wildcard include/*.h)
 man_dir = $(DESTDIR)$(mandir)/man$(patsubst .%,%,$(suffix $(1)))
