@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * stream.c - times one pipe through an I/O helper, ours or libvirt's: both have the same command line. stream.sh
+ * stream.c - times one pipe through an I/O helper, ours or libvirt's: both have the same command line. rows/stream.py
  * alternates them.
  *
  *      stream save|load direct|buffered PROGRAM FILE MIB
