@@ -288,7 +288,7 @@ check-root: all tests | $(FIRST) ## the tests that need root
 .PHONY: check-fs
 check-fs: all tests | $(FIRST) ## file systems, devices and kinds of memory: a table; needs root
 	@[ "$$(id -u)" = 0 ] || { echo 'check-fs: this needs root' >&2; exit 1; }
-	@$(run_tests) $(FS_TESTS)
+	@$(RUN_ENV) V=1 tests/run $(FS_TESTS)
 
 # Both are run whatever became of the first.
 .PHONY: check-masked

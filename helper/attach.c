@@ -227,6 +227,13 @@ static int give_up_direct(struct dioh_image *image, struct dioh_error *err)
 	return 0;
 }
 
+static bool on_btrfs(const struct dioh_image *image)
+{
+	struct statfs fs;
+
+	return fstatfs(image->page_fd, &fs) == 0 && fs.f_type == BTRFS_SUPER_MAGIC;
+}
+
 /*
  * Since Linux 6.15, and stable kernels of 2025, btrfs carries a direct write to a file with checksums out through the page
  * cache, without a word: it would have to be sure that nobody changes the bytes between sum and disk. It drops the pages
@@ -235,12 +242,10 @@ static int give_up_direct(struct dioh_image *image, struct dioh_error *err)
  */
 static bool copies_direct_writes(const struct dioh_image *image)
 {
-	struct statfs fs;
 	int flags;
 
-	return image->direction == DIOH_DIRECTION_SAVE && fstatfs(image->page_fd, &fs) == 0 &&
-	       fs.f_type == BTRFS_SUPER_MAGIC && ioctl(image->page_fd, FS_IOC_GETFLAGS, &flags) == 0 &&
-	       !(flags & FS_NOCOW_FL);
+	return image->direction == DIOH_DIRECTION_SAVE && on_btrfs(image) &&
+	       ioctl(image->page_fd, FS_IOC_GETFLAGS, &flags) == 0 && !(flags & FS_NOCOW_FL);
 }
 
 /* How buffered page I/O keeps out of the page cache. A write-only descriptor cannot be asked. */
@@ -332,6 +337,7 @@ int dioh_examine_image(const struct dioh_msg_attach_image *request, const int *f
 		r = decide_direct(request, &image, err);
 	if (r < 0)
 		return r;
+	image.reads_present_only = image.direct && image.direction == DIOH_DIRECTION_LOAD && on_btrfs(&image);
 	/* Buffered, libaio does all of an I/O while it is submitted, one after the other. */
 	if (request->engine == DIOH_ENGINE_ANY && image.engine == DIOH_ENGINE_LIBAIO && !image.direct)
 		image.engine = DIOH_ENGINE_SYNC;

@@ -24,6 +24,7 @@ struct dioh_image {
 	bool direct; /* page I/O has O_DIRECT; DIRECT_CHECKSUMS in `notes`: the kernel copies what is written all the same */
 	bool lone_direct; /* header_fd has O_DIRECT: the header path turns it off for each of its writes and reads */
 	bool readable;
+	bool reads_present_only; /* into memory that is not there yet it would read through the page cache: btrfs */
 	uint32_t notes;
 	uint32_t memory_alignment;
 	uint32_t offset_alignment;

@@ -82,7 +82,7 @@ uint8_t *dioh_block_map(struct dioh_block *block, struct dioh_error *err);
 
 /*
  * Makes I/Os of the present pages of a block's unit, `data` being the unit's bytes in memory, and starts them. Gaps go to or
- * from the worker's own pages. Nothing present: no I/O, block->outstanding stays 0.
+ * from the worker's own pages, or into the block's buffer. Nothing present: no I/O, block->outstanding stays 0.
  */
 void dioh_block_start(struct memory_transfer *t, struct dioh_block *block, uint8_t *data,
                       void (*done)(struct dioh_io *io));

@@ -180,6 +180,7 @@ static int open_threads(struct dioh_session_state *session, struct dioh_error *e
 		.block_bytes = session->image.block_bytes,
 		.in_flight = session->image.in_flight,
 		.direct = session->image.direct,
+		.fill_buffers = session->image.reads_present_only,
 		.sync_failed = &session->image.sync_failed,
 		.control = &session->control,
 		.session = &session->mailbox,

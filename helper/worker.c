@@ -491,6 +491,8 @@ int dioh_worker_open(struct dioh_worker *worker, const struct dioh_worker_config
 	r = dioh_mailbox_open(&worker->mailbox, err);
 	if (r == 0)
 		r = dioh_bufpool_open(&worker->pool, config->block_bytes, config->in_flight, err);
+	if (r == 0 && config->fill_buffers)
+		dioh_buffers_fill(&worker->pool.buffers);
 	if (r < 0)
 		return r;
 	discard = mmap(NULL, sizeof(dioh_zero_pages), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
