@@ -84,6 +84,7 @@ INTEGRATION_SRC := $(wildcard tests/integration/*.c)
 BENCH_SRC := $(wildcard tests/bench/*.c)
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
 VM_SRC := $(wildcard tests/vm/*.c)
+MASK_SRC := $(wildcard tests/masks/*.c)
 SCRIPTS := $(wildcard tests/integration/test-*.sh tests/integration/test_*.py)
 
 objects = $(patsubst %.c,$(BUILD)/%.o,$(1))
@@ -94,7 +95,7 @@ TOOL_OBJ := $(call objects,$(TOOL_SRC))
 EXAMPLE_OBJ := $(call objects,$(EXAMPLE_SRC))
 TEST_LIB_OBJ := $(call objects,$(TEST_LIB_SRC))
 ALL_OBJ := $(COMMON_OBJ) $(HELPER_OBJ) $(TOOL_OBJ) $(EXAMPLE_OBJ) $(TEST_LIB_OBJ) \
-	$(call objects,$(UNIT_SRC) $(INTEGRATION_SRC) $(BENCH_SRC) $(VM_SRC) $(FUZZ_SRC) tests/fuzz/replay.c)
+	$(call objects,$(UNIT_SRC) $(INTEGRATION_SRC) $(BENCH_SRC) $(VM_SRC) $(MASK_SRC) $(FUZZ_SRC) tests/fuzz/replay.c)
 
 PRODUCTS := $(addprefix $(BUILD)/,diohelper diohelper-tool libdiohelper.so libdiohelper.so.0 libdiohelper.a \
 	libdiohelper.pc dioh-hypervisor)
@@ -103,6 +104,7 @@ UNIT_TESTS := $(UNIT_SRC:%.c=$(BUILD)/%)
 INTEGRATION_PROGRAMS := $(INTEGRATION_SRC:%.c=$(BUILD)/%)
 BENCH_PROGRAMS := $(BENCH_SRC:tests/bench/%.c=$(BUILD)/bench/%)
 VM_PROGRAMS := $(VM_SRC:%.c=$(BUILD)/%)
+MASKS := $(addprefix $(BUILD)/tests/masks/,diohelper-5.15 without_io_uring)
 TEST_PROGRAMS := $(UNIT_TESTS) $(INTEGRATION_PROGRAMS)
 # The same sources twice: each runs its corpus once, as a test; or searches, by libFuzzer.
 FUZZ_TESTS := $(FUZZ_SRC:%.c=$(BUILD)/%)
@@ -114,7 +116,12 @@ INTEGRATION_TESTS := $(filter $(BUILD)/tests/integration/test_%,$(INTEGRATION_PR
 ROOT_TESTS := $(call named,root,$(INTEGRATION_TESTS))
 QEMU_TESTS := $(call named,qemu,$(INTEGRATION_TESTS))
 LIBVIRT_TESTS := $(call named,libvirt,$(INTEGRATION_TESTS))
-PLAIN_TESTS := $(filter-out $(ROOT_TESTS) $(QEMU_TESTS) $(LIBVIRT_TESTS),$(INTEGRATION_TESTS))
+FS_TESTS := $(call named,fs,$(INTEGRATION_TESTS))
+MASK_TESTS := $(call named,mask,$(INTEGRATION_TESTS))
+PLAIN_TESTS := $(filter-out $(ROOT_TESTS) $(QEMU_TESTS) $(LIBVIRT_TESTS) $(FS_TESTS) $(MASK_TESTS),$(INTEGRATION_TESTS))
+# What is run again on an older kernel's features: where the helper moves bytes.
+MASKED_TESTS := $(addprefix $(BUILD)/tests/integration/,test_session test_transfers test_memory test_stream \
+	test_mapped_ram test_degraded test_pairwise)
 
 # ---- how ----------------------------------------------------------------------------------------------------------------
 
@@ -219,12 +226,19 @@ $(FUZZERS): $(BUILD)/fuzzers/%: tests/fuzz/%.c $(wildcard common/*.[ch] include/
 	$(call quiet,FUZZ)clang -g -O1 -std=gnu11 -D_GNU_SOURCE= -D_FILE_OFFSET_BITS=64 -pthread $(INCLUDES_tests) \
 		-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -o $@ $(filter %.c,$^) $(HELPER_LIBS)
 
+# The helper's own objects, and what stands between them and the kernel.
+$(BUILD)/tests/masks/diohelper-5.15: $(BUILD)/tests/masks/kernel_5_15.o $(HELPER_OBJ) $(BUILD)/common.a $(LAST_sources)
+	$(call quiet,LD)$(link) $(call own_ldflags,tests/masks/kernel_5_15.c) $(HELPER_LIBS)
+
+$(BUILD)/tests/masks/without_io_uring: $(BUILD)/%: $(BUILD)/%.o
+	$(call quiet,LD)$(link)
+
 # What runs inside the virtual machine needs nothing but the C library there.
 $(VM_PROGRAMS): $(BUILD)/%: $(BUILD)/%.o $(BUILD)/libdiohelper.a
 	$(call quiet,LD)$(link)
 
 .PHONY: tests
-tests: $(TEST_PROGRAMS) $(FUZZ_TESTS) $(VM_PROGRAMS) ## build the test programs
+tests: $(TEST_PROGRAMS) $(FUZZ_TESTS) $(VM_PROGRAMS) $(MASKS) ## build the test programs
 
 .PHONY: bench-build
 bench-build: $(BENCH_PROGRAMS) ## build the benchmark programs, into build/bench/
@@ -272,6 +286,19 @@ check-root: all tests | $(FIRST) ## the tests that need root
 	@[ "$$(id -u)" = 0 ] || { echo 'check-root: this needs root' >&2; exit 1; }
 	@$(run_tests) $(ROOT_TESTS)
 
+.PHONY: check-fs
+check-fs: all tests | $(FIRST) ## file systems, devices and kinds of memory: a table; needs root
+	@[ "$$(id -u)" = 0 ] || { echo 'check-fs: this needs root' >&2; exit 1; }
+	@$(RUN_ENV) V=1 tests/run $(FS_TESTS)
+
+# Both are run whatever became of the first.
+.PHONY: check-masked
+check-masked: all tests | $(FIRST) ## the tests that move bytes, with the features of Linux 5.15, and without io_uring
+	@failed=; \
+	DIOHELPER='$(abspath $(BUILD))/tests/masks/diohelper-5.15' $(run_tests) $(MASK_TESTS) $(MASKED_TESTS) || failed=5.15; \
+	VG='$(abspath $(BUILD))/tests/masks/without_io_uring' $(run_tests) $(MASKED_TESTS) || failed="$$failed io_uring"; \
+	[ -z "$$failed" ] || { echo "check-masked: failed without: $$failed" >&2; exit 1; }
+
 .PHONY: check-qemu
 check-qemu: all tests $(GUEST_IMAGE) | $(FIRST) ## the tests with a real QEMU
 	@$(run_tests) $(QEMU_TESTS)
@@ -304,7 +331,7 @@ check-clang: | $(FIRST) ## compile everything with clang, warnings being errors
 .PHONY: check-all
 check-all: all tests bench-build | $(FIRST) ## every check there is
 	@failed=; \
-	for target in check check-root check-qemu check-libvirt check-selinux check-valgrind check-asan check-clang; do \
+	for target in check check-masked check-root check-fs check-qemu check-libvirt check-selinux check-valgrind check-asan check-clang; do \
 		echo "== $$target"; \
 		$(MAKE) --no-print-directory $$target || failed="$$failed $$target"; \
 	done; \

@@ -9,7 +9,7 @@
 
 #define ERRNO_MAX 4095
 #define IMAGE_ASKS (DIOH_IMAGE_ASK_MODE * 2 - 1)
-#define IMAGE_NOTES (DIOH_IMAGE_NOTE_ENGINE_FALLBACK * 2 - 1)
+#define IMAGE_NOTES (DIOH_IMAGE_NOTE_DROPPED_BEHIND * 2 - 1)
 
 /* ---- replies --------------------------------------------------------------------------------- */
 

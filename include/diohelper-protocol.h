@@ -192,11 +192,14 @@ enum dioh_image_note {
 	DIOH_IMAGE_NOTE_DIRECT_UNSUPPORTED = 1u << 2, /* the file system has no direct I/O for this file */
 	DIOH_IMAGE_NOTE_DIRECT_ALIGNMENT = 1u << 3,   /* direct I/O would need more than 4096-byte alignment */
 	DIOH_IMAGE_NOTE_ENGINE_FALLBACK = 1u << 4,    /* io_uring is not to be had here */
+	DIOH_IMAGE_NOTE_DIRECT_CHECKSUMS = 1u << 5,   /* btrfs checksums the file: the kernel copies direct writes */
+	DIOH_IMAGE_NOTE_UNCACHED = 1u << 6,           /* buffered page I/O is uncached (RWF_DONTCACHE) */
+	DIOH_IMAGE_NOTE_DROPPED_BEHIND = 1u << 7,     /* it is not: what it leaves in the page cache is dropped behind it */
 };
 
 struct dioh_msg_attach_image_reply {
 	uint32_t kind;             /* enum dioh_image_kind */
-	uint32_t direct;           /* 1: page I/O is O_DIRECT */
+	uint32_t direct;           /* 1: page I/O is direct */
 	uint32_t engine;           /* enum dioh_engine: the one chosen */
 	uint32_t notes;            /* enum dioh_image_note */
 	uint32_t memory_alignment; /* bytes, for direct I/O; 0 where there is none */

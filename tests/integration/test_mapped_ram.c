@@ -4,6 +4,7 @@
  * an image is refused, before the older one is touched wherever that can be known. QEMU itself: test_qemu_mapped_ram.py;
  * damaged and foreign images: test_mapped_ram_images.c.
  */
+/* timeout: 120 */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

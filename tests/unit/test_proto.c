@@ -975,7 +975,7 @@ static void test_values_of_replies(void **state)
 		R_IMAGE(direct, 2, -EINVAL),
 		R_IMAGE(engine, 0, -EINVAL),
 		R_IMAGE(engine, 4, -EINVAL),
-		R_IMAGE(notes, 32, -EINVAL),
+		R_IMAGE(notes, 256, -EINVAL),
 		R_IMAGE(done, DIOH_IMAGE_ASK_MODE * 2, -EINVAL),
 		R_IMAGE(block_bytes, 0, -EINVAL),
 		R_IMAGE(block_bytes, DIOH_BLOCK_BYTES_MAX + 1, -EINVAL),
