@@ -54,7 +54,7 @@ broken() {
 	case_done 'a truncated image is refused'
 }
 
-start_daemon
+start_daemon "" # no lines of our own
 start_guest 256
 save
 convert $saved $sparse
