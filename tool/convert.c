@@ -319,9 +319,10 @@ static int name_out(struct conversion *c, struct dioh_error *err)
 	return 0;
 }
 
-static bool may_overwrite(const struct conversion *c, const struct stat *st)
+/* What has the name of a partial stream is nobody's. */
+static bool may_overwrite(const struct conversion *c, const struct stat *st, bool by_name)
 {
-	return c->options->force || c->consume.resumed || (S_ISREG(st->st_mode) && st->st_size == 0);
+	return (c->to == FORMAT_STREAM && !by_name) || c->options->force || c->consume.resumed || (S_ISREG(st->st_mode) && st->st_size == 0);
 }
 
 static int check_out(const struct conversion *c, const char *path, int fd, struct dioh_error *err)
@@ -337,7 +338,7 @@ static int check_out(const struct conversion *c, const char *path, int fd, struc
 		return dioh_tool_error_set(err, EINVAL, "is IN itself");
 	if (S_ISBLK(out.st_mode) && c->to == FORMAT_STREAM)
 		return dioh_tool_error_set(err, EINVAL, "is a device: nothing would say where a stream on it ends");
-	if (!may_overwrite(c, &out))
+	if (!may_overwrite(c, &out, fd < 0))
 		return dioh_tool_error_set(err, EEXIST, "exists; --force overwrites it");
 	return 0;
 }
@@ -361,8 +362,7 @@ static int open_out(struct conversion *c, struct dioh_error *err)
 		c->out_fd = open(c->out_path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
 	if (c->out_fd < 0)
 		return dioh_tool_error_set(err, errno, "cannot be opened: %s", strerror(errno));
-	/* What has the name of a partial stream is nobody's. */
-	r = c->to == FORMAT_STREAM && !c->out_created ? 0 : check_out(c, NULL, c->out_fd, err);
+	r = check_out(c, NULL, c->out_fd, err);
 	if (r != 0)
 		return r;
 	(void)fcntl(c->out_fd, F_SETFL, 0);

@@ -209,6 +209,9 @@ def test_refusals(path):
     for mine in (path, path + ".link", path + ".symlink"):
         has(convert(1, "--force", path, mine), "is IN itself")
         has(convert(1, "--force", "--to", "mapped-ram", path, mine), "is IN itself")
+    os.rename(path, path + ".partial")
+    has(convert(1, path + ".partial", path), "is IN itself")
+    os.rename(path + ".partial", path)
     write(out, b"something")
     has(convert(1, path, out), "exists; --force overwrites it")
     has(convert(1, path, "/dev/null"), "neither a regular file nor a block device")
