@@ -208,6 +208,8 @@ static const struct shape replies[] = {
 	ROW(STATUS) = { EXACTLY(status_reply), 0, 0, check_status_reply },
 	ROW(CANCEL) = { EXACTLY(cancel_reply), 0, 0, check_cancel_reply },
 	ROW(FINISH) = { EMPTY, 0, 0, NULL },
+	ROW(READ_BITMAP) = { 0, DIOH_PAYLOAD_BYTES_MAX, 0, 0, NULL },
+	ROW(KEEP_REGION) = { EMPTY, 0, 0, NULL },
 };
 
 static const struct shape error_reply = { EXACTLY(error), 0, 0, check_error };

@@ -10,6 +10,7 @@
 #include "align.h"
 #include "clock.h"
 #include "layout_mapped_ram.h"
+#include "pages.h"
 
 #define PLACE(op, offset) DIOH_PLACE(op, IMAGE, 0, offset)
 
@@ -261,6 +262,40 @@ int dioh_layout_read_header(struct dioh_image_layout *layout, void *bytes, uint6
 	if (r == 0)
 		*ret_count = count;
 	return r;
+}
+
+static int find_bitmap(struct dioh_image_layout *layout, uint32_t number, struct dioh_region **ret_region,
+                       struct dioh_error *err)
+{
+	struct dioh_region *region = dioh_layout_region(layout, number);
+
+	if (!region)
+		return dioh_error_set(err, ENOENT, PLACE(PROTOCOL, DIOH_OFFSET_NONE),
+		                      "region %" PRIu32 " is not in the image's table", number);
+	if (layout->ops->id == DIOH_LAYOUT_RAW)
+		return dioh_error_set(err, EOPNOTSUPP, PLACE(PROTOCOL, DIOH_OFFSET_NONE), "image: layout raw has no bitmaps");
+	if (layout->state == DIOH_STATE_PARTIAL)
+		return dioh_error_set(err, ENODATA, PLACE(PROTOCOL, DIOH_OFFSET_NONE),
+		                      "image: it is partial: which pages it has is not known");
+	*ret_region = region;
+	return 0;
+}
+
+int dioh_layout_read_bitmap(struct dioh_image_layout *layout, uint32_t region, uint64_t offset, void *bytes,
+                            uint32_t *count, struct dioh_error *err)
+{
+	struct dioh_tables tables = { .bitmap = bytes, .first_chunk = offset / DIOH_CHUNK_BITMAP_BYTES };
+	uint64_t left;
+	int r = find_bitmap(layout, region, &tables.region, err);
+
+	if (r < 0)
+		return r;
+	left = dioh_div_up(tables.region->record.bytes, 8 * DIOH_PAGE_BYTES);
+	left -= dioh_min(left, offset);
+	/* Whole chunks: the caller's room is a multiple of theirs, or larger than asked for. */
+	*count = (uint32_t)dioh_min(left, *count);
+	tables.chunks = (unsigned)dioh_div_up(*count, DIOH_CHUNK_BITMAP_BYTES);
+	return *count ? layout->ops->load_tables(layout, &tables, err) : 0;
 }
 
 int dioh_layout_patch_header(struct dioh_image_layout *layout, const struct dioh_commit *commit,

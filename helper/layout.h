@@ -58,6 +58,7 @@ struct dioh_image_layout {
 	uint32_t state;
 	bool ready; /* transfers are permitted */
 	bool inspect_only;
+	bool kept; /* save: it is continued; what has been stored in it stays */
 	uint64_t compatible;
 	uint64_t image_bytes;
 	uint64_t header_offset;
@@ -169,6 +170,10 @@ int dioh_layout_write_header(struct dioh_image_layout *layout, const void *bytes
                              struct dioh_error *err);
 int dioh_layout_read_header(struct dioh_image_layout *layout, void *bytes, uint64_t offset, uint64_t count,
                             uint64_t *ret_count, struct dioh_error *err);
+
+/* A piece of a region's bitmap, *count bytes at most, from a chunk's on. ENOENT: no such region; ENODATA: partial. */
+int dioh_layout_read_bitmap(struct dioh_image_layout *layout, uint32_t region, uint64_t offset, void *bytes,
+                            uint32_t *count, struct dioh_error *err);
 
 /* For commits: patch, sync with its time taken, the check for CANCEL. */
 int dioh_layout_patch_header(struct dioh_image_layout *layout, const struct dioh_commit *commit,

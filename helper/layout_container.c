@@ -81,6 +81,20 @@ static int clear(struct dioh_image_layout *layout, struct dioh_error *err)
 	return r < 0 ? r : dioh_image_resize(layout->image, dioh_layout_at(layout, layout->image_bytes), err);
 }
 
+/* What is continued is partial again; its streams are saved anew. */
+static int keep(struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	int r = dioh_record_check_kept(layout, err);
+
+	if (r == 0)
+		r = dioh_record_write_head(layout, DIOH_STATE_PARTIAL, err);
+	if (r == 0)
+		r = dioh_image_sync(layout->image, err);
+	if (r == 0 && layout->image->kind == DIOH_IMAGE_REGULAR)
+		r = dioh_image_resize(layout->image, dioh_layout_at(layout, layout->image_bytes), err);
+	return r;
+}
+
 static int container_create(struct dioh_image_layout *layout, struct dioh_error *err)
 {
 	uint32_t crc;
@@ -92,9 +106,11 @@ static int container_create(struct dioh_image_layout *layout, struct dioh_error 
 	r = plan(layout, err);
 	if (r == 0)
 		r = preflight(layout, err);
-	if (r == 0)
+	if (r == 0 && layout->kept)
+		r = keep(layout, err);
+	if (r == 0 && !layout->kept)
 		r = invalidate(layout, err);
-	if (r == 0)
+	if (r == 0 && !layout->kept)
 		r = clear(layout, err);
 	if (r == 0)
 		r = dioh_record_write_regions(layout, &crc, err);

@@ -258,6 +258,42 @@ static int clear(struct dioh_image_layout *layout, struct dioh_error *err)
 	return r;
 }
 
+/* Pages of the regions in the stream come anew: what is known of them is what will have come. */
+static int forget_streamed(struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	int r = 0;
+
+	for (unsigned i = 0; i < layout->region_count && r == 0; i++) {
+		const struct dioh_record_region *record = &layout->regions[i].record;
+
+		if (record->flags & DIOH_REGION_IN_STREAM)
+			r = dioh_image_write_zeros(layout->image, dioh_layout_at(layout, record->bitmap.offset),
+			                           record->bitmap.bytes, err);
+		if (r == 0 && record->flags & DIOH_REGION_IN_STREAM)
+			r = dioh_image_write_zeros(layout->image, dioh_layout_at(layout, record->checksums.offset),
+			                           record->checksums.bytes, err);
+	}
+	return r;
+}
+
+/* What is continued loses QEMU's mark, if it had come so far. */
+static int keep(struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	static const uint8_t none[QEMU_MAGIC_BYTES];
+	int r = dioh_record_check_kept(layout, err);
+
+	if (r == 0)
+		r = dioh_image_pwrite(layout->image, none, sizeof(none),
+		                      dioh_layout_at(layout, layout->mapped_ram->stream_offset), err);
+	if (r == 0)
+		r = dioh_image_sync(layout->image, err);
+	if (r == 0)
+		r = forget_streamed(layout, err);
+	if (r == 0 && layout->image->kind == DIOH_IMAGE_REGULAR)
+		r = dioh_image_resize(layout->image, dioh_layout_at(layout, layout->image_bytes), err);
+	return r;
+}
+
 static int write_setup_extent(struct dioh_image_layout *layout, unsigned index, uint8_t *bytes, struct dioh_error *err)
 {
 	const struct dioh_record_extent *extent = &layout->streams[0].extents[index];
@@ -308,9 +344,11 @@ static int mapped_ram_create(struct dioh_image_layout *layout, struct dioh_error
 		r = plan(layout, err);
 	if (r == 0)
 		r = preflight(layout, err);
-	if (r == 0)
+	if (r == 0 && layout->kept)
+		r = keep(layout, err);
+	if (r == 0 && !layout->kept)
 		r = invalidate(layout, err);
-	if (r == 0)
+	if (r == 0 && !layout->kept)
 		r = clear(layout, err);
 	if (r == 0)
 		r = write_setup(layout, err);

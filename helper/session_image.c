@@ -178,6 +178,7 @@ static void do_create(struct dioh_job *job)
 	int r = begin_layout(session, message->layout, message->region_count, message->stream_count,
 	                     message->header_bytes, &request->error);
 
+	session->layout.kept = message->flags & DIOH_CREATE_CONTINUE;
 	session->layout.device_state = (struct dioh_device_state){ session->streams[message->stream].fd, message->stream,
 		                                                   &session->stream_abandoned };
 	if (r == 0) {
@@ -321,6 +322,20 @@ static void do_read_header(struct dioh_job *job)
 	answer(request, r);
 }
 
+static void do_read_bitmap(struct dioh_job *job)
+{
+	struct dioh_request *request = dioh_container_of(job, struct dioh_request, job);
+	struct dioh_session_state *session = request->session;
+	const struct dioh_msg_read_bitmap *message = (const struct dioh_msg_read_bitmap *)request->payload;
+	uint32_t count = message->bytes;
+	int r = dioh_layout_read_bitmap(&session->layout, message->region, message->offset, request->reply, &count,
+	                                &request->error);
+
+	if (r == 0)
+		request->reply_size = count;
+	answer(request, r);
+}
+
 /* ---- handlers ---- */
 
 static int wrong_stage(const struct dioh_session_state *session, const struct dioh_message *message,
@@ -381,4 +396,9 @@ int dioh_on_get_table(struct dioh_session_state *session, struct dioh_message *m
 int dioh_on_read_header(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
 {
 	return session->stage == IMAGE_READY ? ask(session, message, do_read_header) : wrong_stage(session, message, err);
+}
+
+int dioh_on_read_bitmap(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
+{
+	return session->stage == IMAGE_READY ? ask(session, message, do_read_bitmap) : wrong_stage(session, message, err);
 }

@@ -7,8 +7,8 @@
 
 tool=$DIOHELPER_TOOL
 version=$(sed -n 's/.*DIOH_VERSION_STRING "\(.*\)"/\1/p' "$root/include/diohelper.h")
-verbs="inspect verify" # these take an image
-all_verbs="bench $verbs"
+verbs="inspect verify map" # these take an image
+all_verbs="bench convert $verbs"
 
 usage_error() { # PATTERN ARGUMENT...
 	local pattern=$1
@@ -118,7 +118,11 @@ refused random '.' --base-offset=1G
 if command -v python3 >/dev/null; then
 	make_file() { python3 "$root/tests/integration/qemu_stream.py" "$@" || fail "qemu_stream.py $*"; }
 	make_file stream stream
-	refused stream 'it does not declare mapped-ram: it is a stream'
+	run 0 "$DIOHELPER_TOOL" inspect stream
+	says '^layout: +raw$'
+	run 1 "$DIOHELPER_TOOL" map stream
+	run 1 "$DIOHELPER_TOOL" verify stream
+	grep -q 'is a migration stream' "$tmp/err" || fail 'a stream is not called one'
 	make_file image whole pc.ram=4
 	for bytes in 1 7 8 30 100 200 5000000; do
 		head -c "$bytes" whole >cut-off
