@@ -10,6 +10,7 @@
 #   V=1                         show the commands; tests show their output
 #   TESTS="..."                 `make check` runs these only (build/tests/unit/test_x tests/integration/test-y.sh)
 #   SECONDS=60                  how long `make fuzz` runs each fuzzer
+#   REPLAYS=5000                how many power cuts `make powercut` tries; DIOH_SEED: which
 
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
@@ -270,6 +271,12 @@ fuzz: $(FUZZERS) ## search with the fuzzers, SECONDS=60 each; needs clang
 check-root: all tests | $(FIRST) ## the tests that need root
 	@[ "$$(id -u)" = 0 ] || { echo 'check-root: this needs root' >&2; exit 1; }
 	@$(run_tests) $(ROOT_TESTS)
+
+# The long forms of tests that `make check-root` and `make check` run in short.
+REPLAYS = 5000
+.PHONY: powercut
+powercut: all tests | $(FIRST) ## power cuts in the middle of saves, REPLAYS=5000 of them; needs root
+	@DIOH_REPLAYS='$(REPLAYS)' $(RUN_ENV) V=1 tests/run $(BUILD)/tests/integration/test_root_powercut
 
 .PHONY: check-qemu
 check-qemu: all tests $(GUEST_IMAGE) | $(FIRST) ## the tests with a real QEMU
