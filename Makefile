@@ -11,6 +11,7 @@
 #   TESTS="..."                 `make check` runs these only (build/tests/unit/test_x tests/integration/test-y.sh)
 #   SECONDS=60                  how long `make fuzz` runs each fuzzer
 #   REPLAYS=5000                how many power cuts `make powercut` tries; DIOH_SEED: which
+#   KILLS=10000                 how many kills `make kills` tries
 
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
@@ -277,6 +278,15 @@ REPLAYS = 5000
 .PHONY: powercut
 powercut: all tests | $(FIRST) ## power cuts in the middle of saves, REPLAYS=5000 of them; needs root
 	@DIOH_REPLAYS='$(REPLAYS)' $(RUN_ENV) V=1 tests/run $(BUILD)/tests/integration/test_root_powercut
+
+.PHONY: faults
+faults: all tests | $(FIRST) ## every I/O of small saves and loads fails once, in every way; needs root
+	@DIOH_FAULTS=1 $(RUN_ENV) V=1 tests/run $(BUILD)/tests/integration/test_root_faults
+
+KILLS = 10000
+.PHONY: kills
+kills: all tests | $(FIRST) ## helpers and managers killed in the middle of saves, KILLS=10000 of them
+	@DIOH_KILLS='$(KILLS)' $(RUN_ENV) V=1 tests/run $(BUILD)/tests/integration/test_kills
 
 .PHONY: check-qemu
 check-qemu: all tests $(GUEST_IMAGE) | $(FIRST) ## the tests with a real QEMU
