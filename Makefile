@@ -288,6 +288,10 @@ KILLS = 10000
 kills: all tests | $(FIRST) ## helpers and managers killed in the middle of saves, KILLS=10000 of them
 	@DIOH_KILLS='$(KILLS)' $(RUN_ENV) V=1 tests/run $(BUILD)/tests/integration/test_kills
 
+.PHONY: sabotage
+sabotage: | $(FIRST) ## break the code in named ways, one at a time: do the tests notice? needs root
+	@tests/sabotage/sabotage $(NAMES)
+
 .PHONY: check-qemu
 check-qemu: all tests $(GUEST_IMAGE) | $(FIRST) ## the tests with a real QEMU
 	@$(run_tests) $(QEMU_TESTS)

@@ -156,7 +156,8 @@ static bool may_be(enum specimen_verdict verdict)
 
 static void judge(void)
 {
-	struct specimen s = { .way = { .layout = plan->layout, .fds = WAY_LONE_BUFFERED }, .path = image };
+	struct specimen s = { .way = { .layout = plan->layout, .engine = DIOH_ENGINE_SYNC, .fds = WAY_LONE_BUFFERED },
+		              .path = image };
 	const enum specimen_verdict verdict = specimen_load(&s, DIOH_LAYOUT_DETECT);
 
 	seen.kills += atomic_load(&shared->struck);

@@ -16,6 +16,12 @@
 
 #define TRIES 32 /* somebody else may take the free one first */
 
+/* What is read ahead of a reader that has gone would be kept over loop_device_forget(). */
+static const char *read_no_further(struct loop_device *device)
+{
+	return ioctl(device->fd, BLKRASET, 0ul) < 0 ? "a loop device that reads ahead" : NULL;
+}
+
 const char *loop_device_open(struct loop_device *device, int file)
 {
 	const struct loop_config config = { .fd = (uint32_t)file, .info = { .lo_flags = LO_FLAGS_AUTOCLEAR } };
@@ -32,7 +38,7 @@ const char *loop_device_open(struct loop_device *device, int file)
 		if (device->fd < 0)
 			return "no free loop device that can be opened";
 		if (ioctl(device->fd, LOOP_CONFIGURE, &config) == 0)
-			return NULL;
+			return read_no_further(device);
 		loop_device_close(device);
 		if (errno != EBUSY)
 			break;

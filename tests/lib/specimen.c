@@ -29,7 +29,7 @@
 #define RAW_HEADER_BYTES 512u /* one sector: it is there or it is not */
 #define RAW_MARK_BYTES 16u
 #define RAW_REGIONS_AT (UINT64_C(16) << 10)
-#define HEADER_BYTES 5000u /* more than a page: of container and mapped-ram */
+#define HEADER_BYTES SPECIMEN_HEADER_BYTES
 #define END_MS 20000
 
 #define die(what) fixture_die(__FILE__, __LINE__, what, strerror(errno))
@@ -61,11 +61,6 @@ const char *specimen_verdict_name(enum specimen_verdict verdict)
 	static const char *const names[] = { "refused", "failed", "the older content", "the newer content", "WRONG" };
 
 	return names[verdict];
-}
-
-uint64_t specimen_device_bytes(void)
-{
-	return 16 * MIB;
 }
 
 /* ---- headers ---- */

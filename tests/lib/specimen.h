@@ -14,6 +14,9 @@
 
 #include "moves.h"
 
+#define SPECIMEN_HEADER_BYTES 5000u /* more than a page: of container and mapped-ram, where QEMU's bytes follow */
+#define SPECIMEN_DEVICE_BYTES (16 * MIB) /* has room for every layout's image */
+
 enum specimen_content { SPECIMEN_OLD, SPECIMEN_NEW, SPECIMEN_CONTENTS };
 
 enum specimen_step { /* what has just been done */
@@ -62,8 +65,5 @@ bool specimen_save(struct specimen *s);
  */
 enum specimen_verdict specimen_load(struct specimen *s, uint32_t layout);
 const char *specimen_verdict_name(enum specimen_verdict verdict);
-
-/* Bytes that the largest image of any layout needs. */
-uint64_t specimen_device_bytes(void);
 
 #endif
