@@ -55,6 +55,7 @@ static struct content contents[SPECIMEN_CONTENTS] = {
 };
 
 static int loaded[MEMORIES] = { -1, -1 };
+static int silence = -1;
 
 const char *specimen_verdict_name(enum specimen_verdict verdict)
 {
@@ -206,11 +207,11 @@ static struct dioh_session *begin(struct specimen *s, uint32_t direction, const 
 	memset(&s->err, 0, sizeof(s->err));
 	s->wait_status = -1;
 	s->wrong[0] = '\0';
+	if (silence < 0)
+		silence = must_open("/dev/null", O_WRONLY);
 	options.program = fixture_helper();
-	options.stderr_fd = getenv("V") ? -1 : must_open("/dev/null", O_WRONLY);
+	options.stderr_fd = s->messages ? s->messages : silence;
 	r = dioh_spawn(&options, 0, &session, &s->err);
-	if (options.stderr_fd >= 0)
-		close(options.stderr_fd);
 	if (r < 0)
 		return NULL;
 	if (s->watch && direction == DIOH_DIRECTION_SAVE)

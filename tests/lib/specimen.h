@@ -47,6 +47,7 @@ struct specimen {
 	enum specimen_content content; /* save */
 	void (*watch)(enum specimen_step step, pid_t helper, void *context); /* save; may be NULL */
 	void *context;
+	int messages; /* where the helper's standard error goes; 0: nowhere */
 	/* Answered: why a save failed, why an image was refused. */
 	struct dioh_error err;
 	int wait_status;
