@@ -10,7 +10,7 @@
 #   V=1                         show the commands; tests show their output
 #   TESTS="..."                 `make check` runs these only (build/tests/unit/test_x tests/integration/test-y.sh)
 #   SECONDS=60                  how long `make fuzz` runs each fuzzer
-#   REPLAYS=5000                how many power cuts `make powercut` tries; DIOH_SEED: which
+#   REPLAYS=5000                how many power cuts `make powercut` tries by chance; DIOH_SEED: which
 #   KILLS=10000                 how many kills `make kills` tries
 
 MAKEFLAGS += --no-builtin-rules
@@ -276,7 +276,7 @@ check-root: all tests | $(FIRST) ## the tests that need root
 # The long forms of tests that `make check-root` and `make check` run in short.
 REPLAYS = 5000
 .PHONY: powercut
-powercut: all tests | $(FIRST) ## power cuts in the middle of saves, REPLAYS=5000 of them; needs root
+powercut: all tests | $(FIRST) ## power cuts in the middle of saves, REPLAYS=5000 of them by chance; needs root
 	@DIOH_REPLAYS='$(REPLAYS)' $(RUN_ENV) V=1 tests/run $(BUILD)/tests/integration/test_root_powercut
 
 .PHONY: faults

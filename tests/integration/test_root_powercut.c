@@ -4,9 +4,9 @@
  * every byte is right.
  *
  * A disk of our own (fuse_file.h) writes down what a save tells it: writes with their bytes, sizes, holes, syncs. From that
- * the disks are made that a power cut may leave: behind any step, all that a sync had made durable; of the rest each step
- * by chance done, left out, or (a write) done in some of its sectors only, 512 or 4096 bytes each. Each is given to a
- * helper. On a file, and on a block device (a loop device over our disk, whose steps are then those of the device); into
+ * the disks are made that a power cut may leave: behind any step, all that a sync had made durable; of the rest all, nothing,
+ * one step, all but one; or each by chance done, left out, or (a write) done in some of its sectors only, 512 or 4096 bytes
+ * each. Each is given to a helper. On a file, and on a block device (a loop device over our disk, whose steps are then those of the device); into
  * nothing and over an older complete image of each layout.
  *
  * What is durable: by fsync everything, by fdatasync all but a file's becoming shorter, which nobody needs to read it.
@@ -15,7 +15,7 @@
  *
  * How a file system keeps its own promises is not tested here, nor the directory's entry.
  *
- * DIOH_REPLAYS: how many at least. DIOH_SEED: which. Needs root, FUSE and a loop device.
+ * DIOH_REPLAYS: how many by chance, besides the others. DIOH_SEED: which. Needs root, FUSE and a loop device.
  */
 /* timeout: 480 */
 #define _GNU_SOURCE
@@ -43,7 +43,7 @@
 
 #define STEPS_MAX 512u
 #define DISK_BYTES SPECIMEN_DEVICE_BYTES
-#define REPLAYS 500u /* of `make check-root`; `make powercut` asks for more */
+#define REPLAYS 360u /* of `make check-root`; `make powercut` asks for more */
 #define HANG_S 60
 #define CASES (3u * 2u * 4u)
 
@@ -62,6 +62,8 @@ struct replay { /* one disk that a power cut may leave */
 	unsigned cut;     /* so many steps had been begun */
 	bool all;         /* and all of these were done; else by chance */
 	bool none;        /* nothing but what is durable */
+	unsigned only;    /* of the others only this step, counted from 1 */
+	unsigned without; /* or all but this one */
 	unsigned sector;  /* bytes */
 	uint64_t seed;
 };
@@ -178,8 +180,12 @@ static void make_disk(struct disk *disk, const struct history *history, const st
 		uint64_t chance = test_random(&random) % 4;
 
 		if (replay->all || is_durable(history, i, disk->size, replay->cut))
-			carry_out(disk, step, replay->sector, NULL);
-		else if (!replay->none && chance > 0)
+			chance = 3;
+		else if (replay->only || replay->without)
+			chance = replay->only == i + 1 || (replay->without && replay->without != i + 1) ? 3 : 0;
+		else if (replay->none)
+			chance = 0;
+		if (chance > 0)
 			carry_out(disk, step, replay->sector, chance == 1 ? &random : NULL);
 	}
 }
@@ -228,9 +234,10 @@ static void judge(const struct replay *replay, enum specimen_verdict verdict, co
 	seen.old += verdict == SPECIMEN_IS_OLD;
 	seen.new += verdict == SPECIMEN_IS_NEW;
 	if (!right)
-		fail_msg("layout %u over %u on a %s, cut behind step %u of %u (%u syncs), %s, sectors of %u, seed %llu: %s: %s %s",
-		         now.layout, now.before, now.device ? "device" : "file", replay->cut, count,
+		fail_msg("layout %u over %u on a %s, cut behind step %u of %u (%u syncs), %s (only %u, without %u), sectors of %u, "
+		         "seed %llu: %s: %s %s", now.layout, now.before, now.device ? "device" : "file", replay->cut, count,
 		         count_syncs(&now.history, replay->cut), replay->all ? "all" : replay->none ? "only durable" : "some",
+		         replay->only, replay->without,
 		         replay->sector, (unsigned long long)replay->seed, specimen_verdict_name(verdict), s->wrong, s->err.text);
 }
 
@@ -271,17 +278,35 @@ static void run_replay(const struct replay *replay)
 		ask_libvirt_and_qemu(replay, &s);
 }
 
-/* Every prefix; behind every sync also that alone which is durable; then by chance, where much is not. */
+/* What is open before a sync, one step at a time: it alone, and all but it. */
+static void run_single_steps(void)
+{
+	const struct history *history = &now.history;
+
+	for (unsigned step = 0; step < history->count; step++) {
+		unsigned cut = step + 1;
+
+		if (history->steps[step].opcode == FUSE_FSYNC)
+			continue;
+		while (cut < history->count && history->steps[cut].opcode != FUSE_FSYNC)
+			cut++;
+		run_replay(&(struct replay){ .cut = cut, .only = step + 1, .sector = PAGE });
+		run_replay(&(struct replay){ .cut = cut, .without = step + 1, .sector = PAGE });
+	}
+}
+
+/* Every prefix; before every sync also that alone which is durable; then by chance, where much is not. */
 static void run_replays(unsigned wanted, uint64_t seed)
 {
-	const unsigned count = now.history.count, before = seen.replays;
+	const unsigned count = now.history.count;
 
 	for (unsigned cut = 0; cut <= count; cut++)
 		run_replay(&(struct replay){ .cut = cut, .all = true, .sector = PAGE });
 	for (unsigned cut = 1; cut <= count; cut++)
 		if (cut == count || now.history.steps[cut].opcode == FUSE_FSYNC)
 			run_replay(&(struct replay){ .cut = cut, .none = true, .sector = PAGE });
-	while (seen.replays - before < wanted) {
+	run_single_steps();
+	for (unsigned i = 0; i < wanted; i++) {
 		struct replay replay = { .sector = test_random(&seed) % 2 ? 512 : PAGE };
 
 		replay.cut = test_random(&seed) % 5 ? 1 + (unsigned)(test_random(&seed) % count) : 1;
