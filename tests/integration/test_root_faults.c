@@ -8,7 +8,7 @@
  * refused; where the disk did what it was told and then told of an error, or a sync failed, it may as well be whole. A load
  * gives every byte right, or an error. Nothing crashes, nothing hangs.
  *
- * DIOH_FAULTS=N: only every Nth, 8 without it, and DIOH_SEED shifts which; 1: all, as `make faults` does it. Needs root
+ * DIOH_FAULTS=N: only every Nth, 16 without it, and DIOH_SEED shifts which; 1: all, as `make faults` does it. Needs root
  * and FUSE.
  */
 /* timeout: 900 */
@@ -31,7 +31,7 @@
 #define HANG_S 30
 #define LATE_MS 15
 #define SHORT_BYTES 512
-#define EVERY 8u
+#define EVERY 16u
 
 struct fault {
 	const char *name;
@@ -51,7 +51,7 @@ static const struct fault of_writes[] = {
 	{ .name = "late", .what = { .kind = FUSE_FAULT_LATE, .value = LATE_MS }, .ok_wanted = true },
 	{ .name = "done, and EIO", .what = { .kind = FUSE_FAULT_DONE, .value = EIO }, .done = true },
 	{ .name = "lost, EIO from the next sync", .what = { .kind = FUSE_FAULT_LOST, .value = EIO } },
-	{ NULL },
+	{ .name = NULL },
 };
 
 static const struct fault of_others[] = { /* syncs, sizes, holes */
@@ -60,14 +60,14 @@ static const struct fault of_others[] = { /* syncs, sizes, holes */
 	{ .name = "EDQUOT", .what = { .kind = FUSE_FAULT_ERROR, .value = EDQUOT } },
 	{ .name = "late", .what = { .kind = FUSE_FAULT_LATE, .value = LATE_MS }, .ok_wanted = true },
 	{ .name = "done, and EIO", .what = { .kind = FUSE_FAULT_DONE, .value = EIO }, .done = true },
-	{ NULL },
+	{ .name = NULL },
 };
 
 static const struct fault of_reads[] = {
 	{ .name = "EIO", .what = { .kind = FUSE_FAULT_ERROR, .value = EIO } },
 	{ .name = "short", .what = { .kind = FUSE_FAULT_SHORT, .value = SHORT_BYTES }, .needs_direct = true },
 	{ .name = "late", .what = { .kind = FUSE_FAULT_LATE, .value = LATE_MS }, .ok_wanted = true },
-	{ NULL },
+	{ .name = NULL },
 };
 
 static const struct {

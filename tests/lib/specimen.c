@@ -194,10 +194,9 @@ static int attach_memories(struct specimen *s, struct dioh_session *session, con
 	return r;
 }
 
-/* Starts a helper and gives it everything; `stream` is closed. NULL: s->err. */
+/* Starts a helper and gives it everything. NULL: s->err. */
 static struct dioh_session *begin(struct specimen *s, uint32_t direction, const int *memories, int stream)
 {
-	DIOH_AUTO_FD int mine = stream;
 	struct dioh_spawn_options options = DIOH_SPAWN_OPTIONS_INIT;
 	struct dioh_msg_attach_stream_reply info;
 	struct dioh_msg_seal_reply sealed;
@@ -305,9 +304,11 @@ static int finish(struct specimen *s, struct dioh_session *session)
 
 bool specimen_save(struct specimen *s)
 {
-	struct dioh_session *session = begin(s, DIOH_DIRECTION_SAVE, contents[s->content].memory, feed(s));
+	const int stream = feed(s);
+	struct dioh_session *session = begin(s, DIOH_DIRECTION_SAVE, contents[s->content].memory, stream);
 	int r;
 
+	close(stream);
 	if (!session)
 		return false;
 	r = reach(s, session, SPECIMEN_SEALED, 0);
@@ -487,7 +488,7 @@ static enum specimen_verdict look_at(struct look *look, uint32_t layout)
 		return SPECIMEN_REFUSED;
 	spoil_memories();
 	look->sink = must_memfd("sink", 0, 0);
-	look->session = begin(look->s, DIOH_DIRECTION_LOAD, loaded, fcntl(look->sink, F_DUPFD_CLOEXEC, 0));
+	look->session = begin(look->s, DIOH_DIRECTION_LOAD, loaded, look->sink);
 	if (!look->session)
 		return SPECIMEN_FAILED;
 	r = open_image(look);
