@@ -11,6 +11,8 @@
 #   TESTS="..."                 `make check` runs these only (build/tests/unit/test_x tests/integration/test-y.sh)
 #   SECONDS=60                  how long `make fuzz` runs each fuzzer
 #   ROWS="memory qemu" ROUNDS=9 DIR=/var/tmp QUICK=1         what `make bench` measures, how often, where; a trial
+#   REPLAYS=5000                how many power cuts `make powercut` tries by chance; DIOH_SEED: which
+#   KILLS=10000                 how many kills `make kills` tries
 
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
@@ -298,6 +300,25 @@ check-masked: all tests | $(FIRST) ## the tests that move bytes, with the featur
 	DIOHELPER='$(abspath $(BUILD))/tests/masks/diohelper-5.15' $(run_tests) $(MASK_TESTS) $(MASKED_TESTS) || failed=5.15; \
 	VG='$(abspath $(BUILD))/tests/masks/without_io_uring' $(run_tests) $(MASKED_TESTS) || failed="$$failed io_uring"; \
 	[ -z "$$failed" ] || { echo "check-masked: failed without: $$failed" >&2; exit 1; }
+
+# The long forms of tests that `make check-root` and `make check` run in short.
+REPLAYS = 5000
+.PHONY: powercut
+powercut: all tests | $(FIRST) ## power cuts in the middle of saves, REPLAYS=5000 of them by chance; needs root
+	@DIOH_REPLAYS='$(REPLAYS)' $(RUN_ENV) V=1 tests/run $(BUILD)/tests/integration/test_root_powercut
+
+.PHONY: faults
+faults: all tests | $(FIRST) ## every I/O of small saves and loads fails once, in every way; needs root
+	@DIOH_FAULTS=1 $(RUN_ENV) V=1 tests/run $(BUILD)/tests/integration/test_root_faults
+
+KILLS = 10000
+.PHONY: kills
+kills: all tests | $(FIRST) ## helpers and managers killed in the middle of saves, KILLS=10000 of them
+	@DIOH_KILLS='$(KILLS)' $(RUN_ENV) V=1 tests/run $(BUILD)/tests/integration/test_kills
+
+.PHONY: sabotage
+sabotage: | $(FIRST) ## break the code in named ways, one at a time: do the tests notice? needs root
+	@tests/sabotage/sabotage $(NAMES)
 
 .PHONY: check-qemu
 check-qemu: all tests $(GUEST_IMAGE) | $(FIRST) ## the tests with a real QEMU

@@ -14,6 +14,8 @@
 
 #define PLACE(op, offset) DIOH_PLACE(op, IMAGE, 0, offset)
 
+#define SECTOR_BYTES 512u /* the smallest that a disk writes whole or not at all */
+
 static const struct dioh_layout_ops *const layouts[] = { &dioh_layout_raw, &dioh_layout_container,
 	                                            &dioh_layout_mapped_ram };
 
@@ -59,6 +61,21 @@ int dioh_layout_check_room(const struct dioh_image_layout *layout, uint64_t need
 	return dioh_error_set(err, ENOSPC, PLACE(SIZE, DIOH_OFFSET_NONE),
 	                      "image: it needs at least %" PRIu64 " bytes, and there is room for %" PRIu64
 	                      ": nothing was written", needed_bytes, available);
+}
+
+/*
+ * Every kind of image begins with a mark of its own, in its first sector. That alone is taken away first: of a longer write
+ * a power cut may leave the mark, and behind it sectors that are not the old image's any more.
+ */
+int dioh_layout_invalidate(struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	uint64_t file_bytes = 0;
+	int r = dioh_layout_file_bytes(layout, &file_bytes, err);
+
+	if (r < 0 || file_bytes == 0)
+		return r;
+	r = dioh_image_write_zeros(layout->image, dioh_layout_at(layout, 0), SECTOR_BYTES, err);
+	return r < 0 ? r : dioh_image_sync(layout->image, err);
 }
 
 static void free_tables(struct dioh_image_layout *layout)

@@ -145,6 +145,9 @@ int dioh_layout_file_bytes(struct dioh_image_layout *layout, uint64_t *ret_bytes
 /* The preflight: ENOSPC, and nothing has been written, if so many bytes are surely not to be had. */
 int dioh_layout_check_room(const struct dioh_image_layout *layout, uint64_t needed_bytes, struct dioh_error *err);
 
+/* For creates: what stands there, if anything, is durably no complete image any more. */
+int dioh_layout_invalidate(struct dioh_image_layout *layout, struct dioh_error *err);
+
 /* Makes room for the announced entries, in place of what there was. */
 int dioh_layout_allocate(struct dioh_image_layout *layout, unsigned region_count, unsigned stream_count,
                          struct dioh_error *err);

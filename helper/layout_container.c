@@ -58,18 +58,6 @@ static int preflight(struct dioh_image_layout *layout, struct dioh_error *err)
 	return dioh_layout_check_room(layout, needed, err);
 }
 
-/* What stands there now, if anything, is durably no complete image any more. */
-static int invalidate(struct dioh_image_layout *layout, struct dioh_error *err)
-{
-	uint64_t file_bytes;
-	int r = dioh_layout_file_bytes(layout, &file_bytes, err);
-
-	if (r < 0 || file_bytes == 0)
-		return r;
-	r = dioh_record_write_head(layout, DIOH_STATE_PARTIAL, err);
-	return r < 0 ? r : dioh_image_sync(layout->image, err);
-}
-
 /* Bitmaps and tables must read as zeros until they are stored. */
 static int clear(struct dioh_image_layout *layout, struct dioh_error *err)
 {
@@ -109,7 +97,7 @@ static int container_create(struct dioh_image_layout *layout, struct dioh_error 
 	if (r == 0 && layout->kept)
 		r = keep(layout, err);
 	if (r == 0 && !layout->kept)
-		r = invalidate(layout, err);
+		r = dioh_layout_invalidate(layout, err);
 	if (r == 0 && !layout->kept)
 		r = clear(layout, err);
 	if (r == 0)

@@ -227,18 +227,6 @@ static int preflight(struct dioh_image_layout *layout, struct dioh_error *err)
 	return dioh_layout_check_room(layout, needed, err);
 }
 
-/* Every kind of image begins with a mark of its own: without its first page it is none. */
-static int invalidate(struct dioh_image_layout *layout, struct dioh_error *err)
-{
-	uint64_t file_bytes;
-	int r = dioh_layout_file_bytes(layout, &file_bytes, err);
-
-	if (r < 0 || file_bytes == 0)
-		return r;
-	r = dioh_image_write_zeros(layout->image, dioh_layout_at(layout, 0), DIOH_PAGE_BYTES, err);
-	return r < 0 ? r : dioh_image_sync(layout->image, err);
-}
-
 /* Bitmaps, tables and checksums must read as zeros until they are stored. */
 static int clear(struct dioh_image_layout *layout, struct dioh_error *err)
 {
@@ -347,7 +335,7 @@ static int mapped_ram_create(struct dioh_image_layout *layout, struct dioh_error
 	if (r == 0 && layout->kept)
 		r = keep(layout, err);
 	if (r == 0 && !layout->kept)
-		r = invalidate(layout, err);
+		r = dioh_layout_invalidate(layout, err);
 	if (r == 0 && !layout->kept)
 		r = clear(layout, err);
 	if (r == 0)
