@@ -23,7 +23,8 @@ struct dioh_image {
 	uint32_t kind;
 	bool direct;
 	bool lone_direct; /* header_fd has O_DIRECT: the header path turns it off for each of its writes and reads */
-	bool readable;
+	bool readable;      /* header_fd */
+	bool page_readable; /* page_fd */
 	uint32_t notes;
 	uint32_t memory_alignment;
 	uint32_t offset_alignment;
