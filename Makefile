@@ -71,8 +71,8 @@ TEST_LIBS = -lcmocka $(HELPER_LIBS) $(TOOL_LIBS)
 # ---- sources ----------------------------------------------------------------------------------------------------------
 
 # The private codecs read and compute image bytes: for the helper and tests only. The rest of common/ is the library.
-CODEC_SRC := $(addprefix common/,container_format.c libvirt_header.c mapped_ram_format.c pages.c qemu_stream.c record.c \
-	record_span.c record_tables.c)
+CODEC_SRC := $(addprefix common/,container_format.c libvirt_header.c mapped_ram_format.c multifd_format.c pages.c qemu_stream.c \
+	record.c record_span.c record_tables.c)
 LIB_SRC := $(filter-out $(CODEC_SRC),$(wildcard common/*.c))
 HELPER_SRC := $(wildcard helper/*.c)
 TOOL_SRC := $(wildcard tool/*.c)
@@ -328,6 +328,10 @@ bench-startup: all bench-build | $(FIRST) ## how long a helper takes until it is
 .PHONY: bench-libvirt
 bench-libvirt: all $(GUEST_IMAGE) | $(FIRST) ## virsh save and restore, with libvirt's own helper and with the drop-in
 	@$(RUN_ENV) tests/bench/libvirt.sh
+
+.PHONY: bench-ingest
+bench-ingest: all $(GUEST_IMAGE) | $(FIRST) ## QEMU's stream and multifd channels into an image, against saving the stream raw
+	@$(RUN_ENV) tests/bench/ingest.py
 
 .PHONY: bench-qemu
 bench-qemu: all $(GUEST_IMAGE) | $(FIRST) ## a mapped-ram image against QEMU's own mapped-ram with direct-io and multifd

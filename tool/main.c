@@ -11,6 +11,7 @@
 
 static const struct dioh_tool_verb *const verbs[] = {
 	&dioh_tool_bench,
+	&dioh_tool_ingest,
 	&dioh_tool_inspect,
 	&dioh_tool_verify,
 };
@@ -20,7 +21,7 @@ static const struct dioh_tool_verb *const verbs[] = {
 static void print_help(void)
 {
 	printf("Usage: " DIOH_TOOL_NAME " VERB [OPTION...] PATH\n"
-	       "Looks at images that diohelper has saved, and measures disks; a sealed diohelper does the I/O.\n\n"
+	       "Looks at images, makes them of what QEMU sends, and measures disks; a sealed diohelper does the I/O.\n\n"
 	       "Verbs:\n");
 	for (size_t i = 0; i < VERB_COUNT; i++)
 		printf("  %-10s %s\n", verbs[i]->name, verbs[i]->summary);
