@@ -27,7 +27,7 @@
 #include "proto.h"
 #include "spawn.h"
 
-#define FEATURES_KNOWN (DIOH_FEATURE_LAYOUT_MAPPED_RAM * 2 - 1)
+#define FEATURES_KNOWN ((DIOH_FEATURE_LAYOUT_MAPPED_RAM * 2 - 1) | DIOH_FEATURE_MULTIFD)
 #define HEADER_PIECE_BYTES (DIOH_PAYLOAD_BYTES_MAX - sizeof(struct dioh_msg_write_header))
 #define END_WITHOUT_HELLO_MS 1000
 
@@ -433,6 +433,7 @@ int dioh_create_image(struct dioh_session *session, const struct dioh_create_opt
 		.layout = options->layout,
 		.header_bytes = options->header_bytes,
 		.stream = options->stream,
+		.channels = options->channels,
 	};
 	struct dioh_msg_image_reply reply;
 	struct dioh_request request = {

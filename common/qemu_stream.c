@@ -167,7 +167,7 @@ static handler configuration_type, configuration_bytes, machine, configuration_n
 static handler subsection_name_bytes, subsection_name, subsection_content;
 static handler capability_name_bytes, capability_name;
 static handler start_head, start, memory_size, block_name_bytes, block, setup_records_end;
-static handler setup_footer_type, setup_footer_id;
+static handler setup_footer_type, setup_footer_id, setup_footer;
 static handler section, part_head, record, page_name_bytes, page_name, page, zero_page, part_footer;
 static handler command, foreign_head, foreign_name;
 
@@ -779,19 +779,6 @@ static int block(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qe
 	return 1;
 }
 
-static int setup_records_end(struct dioh_qemu_parser *p, const uint8_t *item,
-                             struct dioh_qemu_piece *piece, struct dioh_error *err)
-{
-	(void)piece;
-	if (get_be64(item) == RECORD_FLUSH && p->form == DIOH_QEMU_MULTIFD && !p->setup.flushes) {
-		p->setup.flushes = true;
-		return expect(p, setup_records_end, 8);
-	}
-	if (get_be64(item) != RECORD_EOS)
-		return refuse_record(p, get_be64(item), "where the RAM section's start should end", err);
-	return expect(p, setup_footer_type, 1);
-}
-
 static int setup_is_done(struct dioh_qemu_parser *p, struct dioh_qemu_piece *piece)
 {
 	p->setup_done = true;
@@ -799,6 +786,47 @@ static int setup_is_done(struct dioh_qemu_parser *p, struct dioh_qemu_piece *pie
 	expect(p, section, 1);
 	*piece = (struct dioh_qemu_piece){ .event = DIOH_QEMU_SETUP };
 	return 1;
+}
+
+static int check_section(const struct dioh_qemu_parser *p, const uint8_t *id, const char *what,
+                         struct dioh_error *err)
+{
+	if (get_be32(id) != p->setup.ram_section)
+		return REFUSE(p, err, -EBADMSG, p->offset - 4,
+		              "a section's %s names section %" PRIu32 " instead of %" PRIu32 ", \"ram\"",
+		              what, get_be32(id), p->setup.ram_section);
+	return 0;
+}
+
+static int setup_records_end(struct dioh_qemu_parser *p, const uint8_t *item,
+                             struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	if (get_be64(item) == RECORD_FLUSH && p->form == DIOH_QEMU_MULTIFD && !p->setup.flushes) {
+		p->setup.flushes = true;
+		return expect(p, setup_records_end, 8);
+	}
+	if (get_be64(item) != RECORD_EOS)
+		return refuse_record(p, get_be64(item), "where the RAM section's start should end", err);
+	if (p->form != DIOH_QEMU_MULTIFD)
+		return expect(p, setup_footer_type, 1);
+	p->setup.footers = true;
+	setup_is_done(p, piece);
+	expect(p, setup_footer, 5);
+	return 1;
+}
+
+/* Multifd: QEMU sends it when it has filled the channels, and these are read only behind the setup. */
+static int setup_footer(struct dioh_qemu_parser *p, const uint8_t *item,
+                        struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	int r;
+
+	(void)piece;
+	if (*item != SECTION_FOOTER)
+		return REFUSE(p, err, -EOPNOTSUPP, item_at(p),
+		              "sections without footers are not understood in a multifd migration");
+	r = check_section(p, &item[1], "footer", err);
+	return r < 0 ? r : expect(p, section, 1);
 }
 
 /* Footers can be switched off in QEMU. All sections have them, or none. */
@@ -811,16 +839,6 @@ static int setup_footer_type(struct dioh_qemu_parser *p, const uint8_t *item,
 		return expect(p, setup_footer_id, 4);
 	p->untake = true;
 	return setup_is_done(p, piece);
-}
-
-static int check_section(const struct dioh_qemu_parser *p, const uint8_t *id, const char *what,
-                         struct dioh_error *err)
-{
-	if (get_be32(id) != p->setup.ram_section)
-		return REFUSE(p, err, -EBADMSG, p->offset - 4,
-		              "a section's %s names section %" PRIu32 " instead of %" PRIu32 ", \"ram\"",
-		              what, get_be32(id), p->setup.ram_section);
-	return 0;
 }
 
 static int setup_footer_id(struct dioh_qemu_parser *p, const uint8_t *item,

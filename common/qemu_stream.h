@@ -65,7 +65,7 @@ enum dioh_qemu_form { DIOH_QEMU_STREAM, DIOH_QEMU_IMAGE, DIOH_QEMU_MULTIFD };
 enum dioh_qemu_event {
 	DIOH_QEMU_MORE,     /* all input has been taken: give more */
 	DIOH_QEMU_SEEK,     /* image: the next input must be the bytes at `offset` in the file */
-	DIOH_QEMU_SETUP,    /* the setup is complete, its section's end included. Once */
+	DIOH_QEMU_SETUP,    /* the setup is complete, its section's end included (multifd: up to its footer). Once */
 	DIOH_QEMU_PAGE,     /* `page` of `block`; 4096 `bytes`, or NULL: a zero page. Not in images */
 	DIOH_QEMU_SYNC,     /* multifd: a sync point. SETUP is one, too */
 	DIOH_QEMU_VERBATIM, /* `count` bytes that belong to the stream behind the setup and are no pages */

@@ -9,7 +9,7 @@
 	((uint64_t)(DIOH_FEATURE_LAYOUT_RAW | DIOH_FEATURE_LAYOUT_CONTAINER |                     \
 	            DIOH_FEATURE_LAYOUT_MAPPED_RAM | DIOH_FEATURE_STREAM |                        \
 	            DIOH_FEATURE_SELECTION | DIOH_FEATURE_CHECKSUM | DIOH_FEATURE_WRITTEN |        \
-	            DIOH_FEATURE_LABEL))
+	            DIOH_FEATURE_LABEL | DIOH_FEATURE_MULTIFD))
 
 /* JSON on standard output. */
 void dioh_capabilities_print(void);

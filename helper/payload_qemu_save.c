@@ -16,6 +16,7 @@
 #include "layout_mapped_ram.h"
 #include "page_sink.h"
 #include "pages.h"
+#include "qemu_channel.h"
 #include "payload.h"
 #include "stream_port.h"
 
@@ -28,6 +29,8 @@ struct qemu_save {
 	bool piece_waits; /* `piece` has not been dealt with, for want of a buffer */
 	struct dioh_qemu_piece piece;
 	struct dioh_page_sink sink;
+	struct dioh_qemu_channel *channels; /* params.channel_count of them; NULL: none */
+	bool at_sync; /* the stream is at a sync point: the channels have to get there, too */
 	/* The tail. */
 	struct dioh_errand errand;
 	uint8_t *tail; /* DIOH_CHUNK_BYTES */
@@ -132,16 +135,12 @@ static void close_tail(struct dioh_job *job) /* control-I/O thread */
 
 /* ---- pieces of the stream ---- */
 
-static bool from_memory(struct qemu_save *t, unsigned region)
+static bool from_memory(struct qemu_save *t, unsigned block)
 {
-	const struct dioh_record_region *record = &layout_of(t)->regions[region].record;
 	struct dioh_error err;
 
-	if (record->flags & DIOH_REGION_IN_STREAM)
+	if (dioh_mapped_ram_check_in_stream(layout_of(t), block, t->params.stream, t->base.figures.total_bytes, &err) == 0)
 		return false;
-	dioh_error_set(&err, EBADMSG, DIOH_PLACE(PARSE, STREAM, t->params.stream, t->base.figures.total_bytes),
-	               "stream %" PRIu32 ": it brings pages of block \"%.64s\", which is to be saved from a memory: QEMU leaves "
-	               "out only shared memory of a named file", t->params.stream, record->name);
 	dioh_transfer_fail(&t->base, &err);
 	return true;
 }
@@ -189,6 +188,8 @@ static bool take_piece(struct qemu_save *t)
 		return take_page(t, &t->piece);
 	if (t->piece.event == DIOH_QEMU_VERBATIM)
 		return take_tail(t, &t->piece);
+	if (t->piece.event == DIOH_QEMU_SYNC)
+		t->at_sync = true;
 	return true;
 }
 
@@ -204,20 +205,80 @@ static bool parse(struct qemu_save *t)
 {
 	struct dioh_error err;
 
-	while (!t->base.failed) {
+	while (!t->base.failed && !t->at_sync) {
 		if (!t->piece_waits) {
-			if (t->source->left == 0)
-				return true;
 			if (dioh_qemu_parse(t->source->parser, &t->source->next, &t->source->left, &t->piece, &err) < 0) {
 				fail_parse(t, &err);
 				return false;
 			}
+			if (t->piece.event == DIOH_QEMU_MORE)
+				return true;
 		}
 		t->piece_waits = !take_piece(t);
 		if (t->piece_waits)
 			return false;
 	}
 	return false;
+}
+
+/* ---- multifd's channels ---- */
+
+static bool all_channels(const struct qemu_save *t, enum dioh_channel_state state)
+{
+	for (unsigned i = 0; i < t->params.channel_count; i++)
+		if (t->channels[i].state != state)
+			return false;
+	return true;
+}
+
+static void go_on_channels(struct qemu_save *t)
+{
+	for (unsigned i = 0; i < t->params.channel_count; i++)
+		dioh_channel_go_on(&t->channels[i]);
+}
+
+static void fail_sync(struct qemu_save *t)
+{
+	struct dioh_error err;
+
+	for (unsigned i = 0; i < t->params.channel_count; i++) {
+		const struct dioh_qemu_channel *channel = &t->channels[i];
+
+		if (channel->state != DIOH_CHANNEL_ENDED)
+			continue;
+		dioh_error_set(&err, EBADMSG, DIOH_PLACE(PARSE, STREAM, channel->port.number, channel->offset),
+		               "stream %" PRIu32 ": this multifd channel ends without the sync point that stream %" PRIu32
+		               " has at byte %" PRIu64, channel->port.number, t->params.stream,
+		               dioh_qemu_parser_offset(t->source->parser));
+		dioh_transfer_fail(&t->base, &err);
+		return;
+	}
+}
+
+/*
+ * Between two sync points a page comes once. So what stands behind one waits until everything in front of it has come, on
+ * every channel and in the stream: then a buffer gets the newer bytes last, and buffers of one chunk follow each other.
+ * Behind RAM's end there is nothing to wait for; some versions of QEMU sync there once more on the channels alone.
+ */
+static void sync_channels(struct qemu_save *t)
+{
+	if (t->at_sync && all_channels(t, DIOH_CHANNEL_SYNCED)) {
+		t->at_sync = false;
+		go_on_channels(t);
+	} else if (t->at_sync) {
+		fail_sync(t);
+	} else if (dioh_qemu_parser_in_tail(t->source->parser)) {
+		go_on_channels(t);
+	}
+}
+
+static void step_channels(struct qemu_save *t)
+{
+	for (unsigned i = 0; i < t->params.channel_count; i++)
+		dioh_channel_step(&t->channels[i]);
+	sync_channels(t);
+	for (unsigned i = 0; i < t->params.channel_count; i++)
+		dioh_channel_step(&t->channels[i]);
 }
 
 /* ---- the transfer ---- */
@@ -233,7 +294,7 @@ static void read_done(struct dioh_io *io)
 	t->source->left = (size_t)io->result;
 	t->base.figures.total_bytes += (uint64_t)io->result;
 	t->base.figures.data_bytes = t->base.figures.total_bytes;
-	atomic_store_explicit(&t->base.done_bytes, t->base.figures.total_bytes, memory_order_relaxed);
+	atomic_fetch_add_explicit(&t->base.done_bytes, (uint64_t)io->result, memory_order_relaxed);
 	t->input_ended = io->result == 0;
 	if (t->input_ended && dioh_qemu_parser_end(t->source->parser, &err) < 0)
 		fail_parse(t, &err);
@@ -253,26 +314,35 @@ static enum dioh_step end_step(struct qemu_save *t)
 static enum dioh_step save_step(struct dioh_transfer *transfer)
 {
 	struct qemu_save *t = (struct qemu_save *)transfer;
+	bool was_at_sync;
 
 	dioh_sink_advance(&t->sink);
+	if (t->channels)
+		step_channels(t);
 	if (t->port.under_way)
 		return DIOH_STEP_WAIT;
-	if (!parse(t))
-		return DIOH_STEP_WAIT;
+	was_at_sync = t->at_sync;
+	if (!parse(t)) /* a sync point is looked at once more: the channels may be there already */
+		return t->at_sync && !was_at_sync ? DIOH_STEP_MORE : DIOH_STEP_WAIT;
 	if (t->input_ended)
-		return end_step(t);
+		return all_channels(t, DIOH_CHANNEL_ENDED) ? end_step(t) : DIOH_STEP_WAIT;
 	dioh_port_move(&t->port, t->source->input, DIOH_QEMU_INPUT_BYTES, read_done);
 	return DIOH_STEP_WAIT;
 }
 
 static void save_abandon(struct dioh_transfer *transfer)
 {
-	dioh_port_abandon(&((struct qemu_save *)transfer)->port);
+	struct qemu_save *t = (struct qemu_save *)transfer;
+
+	dioh_port_abandon(&t->port);
+	for (unsigned i = 0; i < t->params.channel_count; i++)
+		dioh_port_abandon(&t->channels[i].port);
 }
 
 static void free_buffers(struct qemu_save *t)
 {
 	dioh_sink_close(&t->sink);
+	free(t->channels);
 	free(t->tail);
 	free(t->checksums);
 }
@@ -282,10 +352,25 @@ static void save_close(struct dioh_transfer *transfer)
 	struct qemu_save *t = (struct qemu_save *)transfer;
 
 	dioh_port_close(&t->port);
+	for (unsigned i = 0; i < t->params.channel_count; i++)
+		dioh_port_close(&t->channels[i].port);
 	free_buffers(t);
 }
 
 static const struct dioh_payload_ops save_ops = { .step = save_step, .abandon = save_abandon, .close = save_close };
+
+static bool open_channels(struct qemu_save *t)
+{
+	const unsigned count = t->params.channel_count;
+
+	if (count == 0)
+		return true;
+	t->channels = calloc(count, sizeof(*t->channels));
+	for (unsigned i = 0; t->channels && i < count; i++)
+		dioh_channel_open(t->channels, i, &t->sink, dioh_qemu_parser_setup(t->source->parser), &t->params);
+	t->at_sync = true; /* the setup's end is one */
+	return t->channels;
+}
 
 static bool allocate(struct qemu_save *t)
 {
@@ -293,7 +378,7 @@ static bool allocate(struct qemu_save *t)
 
 	t->tail = malloc(DIOH_CHUNK_BYTES);
 	t->checksums = calloc(1, DIOH_PAGE_BYTES);
-	return open && t->tail && t->checksums;
+	return open && t->tail && t->checksums && open_channels(t);
 }
 
 /* The tail begins with the end of the setup, which the parser has taken. */
@@ -313,6 +398,7 @@ struct dioh_transfer *dioh_payload_qemu_save(const struct dioh_stream_params *pa
 		t->errand.transfer = &t->base;
 		t->source = &params->layout->mapped_ram->source;
 		t->base.figures.total_bytes = dioh_qemu_parser_offset(t->source->parser) + t->source->left;
+		atomic_store(&t->base.done_bytes, t->base.figures.total_bytes);
 		if (allocate(t)) {
 			begin_tail(t);
 			return &t->base;

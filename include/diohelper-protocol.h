@@ -131,6 +131,7 @@ enum dioh_feature {
 	DIOH_FEATURE_WRITTEN = 1u << 5, /* FINISH without syncs */
 	DIOH_FEATURE_LABEL = 1u << 6,   /* ATTACH_IMAGE sets label, owner, mode */
 	DIOH_FEATURE_LAYOUT_MAPPED_RAM = 1u << 7,
+	DIOH_FEATURE_MULTIFD = 1u << 11, /* CREATE_IMAGE names channels */
 };
 
 struct dioh_msg_hello { /* request and reply */
@@ -321,7 +322,7 @@ struct dioh_msg_create_image {
 	uint32_t flags; /* must be 0 */
 	uint64_t header_bytes;
 	uint32_t stream; /* mapped-ram: the attached stream that brings the device state; else 0 */
-	uint32_t reserved;
+	uint32_t channels; /* mapped-ram: so many attached streams, numbered from stream + 1 on, are its multifd channels */
 };
 
 /* Reply to CREATE_IMAGE, PUT_TABLE and WRITE_HEADER. */

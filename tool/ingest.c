@@ -25,6 +25,7 @@
 #define POLL_MS 200
 #define END_TIMEOUT_MS 10000
 #define STREAM_ENTRY 0u
+#define CHANNELS_MAX (DIOH_STREAMS_MAX - 1)
 
 struct options {
 	const char *path;
@@ -33,10 +34,12 @@ struct options {
 	const char *fd_text;
 	const char *listen;
 	const char *engine_text;
+	const char *multifd_text;
 	uint64_t base_offset;
 	bool buffered;
 	bool quiet;
 	int fd;
+	uint32_t channels; /* multifd's */
 	uint32_t engine;
 	struct sockaddr_un address;
 };
@@ -47,7 +50,7 @@ struct ingestion {
 	int image_fd;
 	int direct_fd; /* -1: none */
 	int directory_fd; /* -1: none */
-	int stream_fd;
+	int stream_fds[DIOH_STREAMS_MAX]; /* the stream, then multifd's channels; -1: none */
 	uint8_t *header;
 	uint64_t header_bytes;
 	struct dioh_tool_progress progress;
@@ -86,6 +89,21 @@ static int take_fd(struct options *options)
 	return -1;
 }
 
+static int take_multifd(struct options *options)
+{
+	uint64_t channels = 0;
+
+	if (!options->multifd_text)
+		return -1;
+	if (!dioh_tool_parse_size(options->multifd_text, &channels) || channels < 1 || channels > CHANNELS_MAX)
+		return dioh_tool_usage_error(VERB, "--multifd: %s is not a number from 1 to %u", options->multifd_text,
+		                             CHANNELS_MAX);
+	if (!options->listen)
+		return dioh_tool_usage_error(VERB, "--multifd: this needs --listen");
+	options->channels = (uint32_t)channels;
+	return -1;
+}
+
 static int take_listen(struct options *options)
 {
 	const char *name;
@@ -112,6 +130,8 @@ static int parse_options(int argc, char **argv, struct options *options)
 		{ "fd", "N", "read the stream from descriptor N (default: standard input)", NULL, &options->fd_text, NULL },
 		{ "listen", "unix:PATH", "make a socket, and read the stream from what connects to it", NULL, &options->listen,
 		  NULL },
+		{ "multifd", "N", "with --listen: QEMU's capability multifd is on, with N channels", NULL,
+		  &options->multifd_text, NULL },
 		{ "header", "FILE", "bytes to put in front of QEMU's part of IMAGE", NULL, &options->header_path, NULL },
 		{ "base-offset", "BYTES", DIOH_TOOL_BASE_OFFSET_HELP, NULL, NULL, &options->base_offset },
 		{ "engine", "NAME", "io_uring, libaio or sync (default: the best to be had)", NULL, &options->engine_text,
@@ -135,6 +155,8 @@ static int parse_options(int argc, char **argv, struct options *options)
 		status = take_engine(options);
 	if (status < 0)
 		status = take_fd(options);
+	if (status < 0)
+		status = take_multifd(options);
 	return status < 0 ? take_listen(options) : status;
 }
 
@@ -243,24 +265,34 @@ static int accept_one(int listener, struct dioh_error *err)
 static int open_stream(struct ingestion *ingestion, struct dioh_error *err)
 {
 	const struct options *options = ingestion->options;
-	int listener;
+	int listener, r = 0;
 
 	if (!options->listen) {
-		ingestion->stream_fd = fcntl(options->fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
-		if (ingestion->stream_fd < 0)
+		ingestion->stream_fds[0] = fcntl(options->fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+		if (ingestion->stream_fds[0] < 0)
 			return dioh_tool_error_set(err, errno, "descriptor %d: %s", options->fd, strerror(errno));
 		return 0;
 	}
 	listener = listen_at(&options->address, err);
 	if (listener < 0)
 		return listener;
-	ingestion->stream_fd = accept_one(listener, err);
+	/* QEMU connects its main stream first, and the channels when that has been accepted. */
+	for (uint32_t i = 0; r >= 0 && i <= options->channels; i++)
+		r = ingestion->stream_fds[i] = accept_one(listener, err);
 	unlink(options->address.sun_path);
 	close(listener);
-	return ingestion->stream_fd < 0 ? ingestion->stream_fd : 0;
+	return r < 0 ? r : 0;
 }
 
 /* ---- the session --------------------------------------------------------------------------------------------- */
+
+static void close_streams(struct ingestion *ingestion)
+{
+	for (uint32_t i = 0; i < DIOH_STREAMS_MAX; i++) {
+		dioh_cleanup_fd(&ingestion->stream_fds[i]);
+		ingestion->stream_fds[i] = -1;
+	}
+}
 
 static int attach(struct ingestion *ingestion, struct dioh_session *session, struct dioh_error *err)
 {
@@ -277,12 +309,11 @@ static int attach(struct ingestion *ingestion, struct dioh_session *session, str
 	image.engine = ingestion->options->engine;
 	image.base_offset = ingestion->options->base_offset;
 	r = dioh_attach_image(session, &image, &image_reply, err);
-	if (r == 0)
-		r = dioh_attach_stream(session, 0, ingestion->stream_fd, &stream_reply, err);
+	for (uint32_t i = 0; r == 0 && i <= ingestion->options->channels; i++)
+		r = dioh_attach_stream(session, i, ingestion->stream_fds[i], &stream_reply, err);
 	if (r == 0)
 		r = dioh_seal(session, DIOH_TOOL_LAYERS, &seal_reply, err);
-	dioh_cleanup_fd(&ingestion->stream_fd); /* the helper's alone: its end is to show to whoever writes */
-	ingestion->stream_fd = -1;
+	close_streams(ingestion); /* the helper's alone: their end is to show to whoever writes */
 	return r;
 }
 
@@ -295,6 +326,7 @@ static int create(struct ingestion *ingestion, struct dioh_session *session, str
 		.entries = &entry,
 		.header_bytes = ingestion->header_bytes,
 		.header = ingestion->header,
+		.channels = ingestion->options->channels,
 	};
 	struct dioh_msg_image_reply reply;
 	int r = dioh_create_image(session, &options, &reply, err);
@@ -349,8 +381,9 @@ static int move(struct ingestion *ingestion, struct dioh_session *session, struc
 static int run_session(struct ingestion *ingestion, struct dioh_error *err)
 {
 	struct dioh_session *session;
-	int r = dioh_tool_spawn(ingestion->options->helper, DIOH_FEATURE_LAYOUT_MAPPED_RAM | DIOH_FEATURE_STREAM, &session,
-	                        err);
+	const uint64_t multifd = ingestion->options->channels ? DIOH_FEATURE_MULTIFD : 0;
+	int r = dioh_tool_spawn(ingestion->options->helper,
+	                        DIOH_FEATURE_LAYOUT_MAPPED_RAM | DIOH_FEATURE_STREAM | multifd, &session, err);
 
 	if (r != 0)
 		return r;
@@ -381,21 +414,21 @@ static void close_all(struct ingestion *ingestion)
 	dioh_cleanup_fd(&ingestion->image_fd);
 	dioh_cleanup_fd(&ingestion->direct_fd);
 	dioh_cleanup_fd(&ingestion->directory_fd);
-	dioh_cleanup_fd(&ingestion->stream_fd);
+	close_streams(ingestion);
 	free(ingestion->header);
 }
 
 static int run(int argc, char **argv)
 {
 	struct options options = { 0 };
-	struct ingestion ingestion = { .options = &options, .image_fd = -1, .direct_fd = -1, .directory_fd = -1,
-		                       .stream_fd = -1 };
+	struct ingestion ingestion = { .options = &options, .image_fd = -1, .direct_fd = -1, .directory_fd = -1 };
 	struct dioh_error err;
 	int status = parse_options(argc, argv, &options);
 	int r;
 
 	if (status >= 0)
 		return status;
+	memset(ingestion.stream_fds, -1, sizeof(ingestion.stream_fds));
 	r = read_header(&ingestion, &err);
 	if (r == 0)
 		r = open_image(&ingestion, &err);

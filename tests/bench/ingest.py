@@ -5,7 +5,8 @@
     ingest.py [MIB [ROUNDS [DIRECTORY]]]      default: 2048 MiB, 5 rounds, /var/tmp
 
 All take turns, round after round, each round in another order, on one file system: the stream raw by O_DIRECT, through
-libvirt's own libvirt_iohelper (STOCK names it) and through the drop-in; the stream through ingest. The guest is paused from
+libvirt's own libvirt_iohelper (STOCK names it) and through the drop-in; the stream through ingest; and multifd's channels
+through ingest, over UNIX sockets. The guest is paused from
 the start, its memory full of incompressible data and prefaulted. Programs are started inside the clock, which stops when
 what they wrote is durable and they have ended. Then stock QEMUs restore: the raw stream through libvirt's program, the
 ingested image by mapped-ram with multifd and direct-io. Ratios are medians over the rounds, with the smallest and the
@@ -13,6 +14,7 @@ largest. Exit status 1: a floor was missed.
 """
 import argparse
 import fcntl
+import functools
 import os
 import platform
 import random
@@ -28,6 +30,8 @@ from qemu import BLOCK, Clock, HELPER, Prefaulted, forget, qemu_guest, ratios, s
 TOOL = os.environ.get("DIOHELPER_TOOL") or os.path.join(os.environ.get("BUILD", "build"), "diohelper-tool")
 PIPE_BYTES = 1 << 20
 STOCK, DROPIN, INGEST = "raw, libvirt's program", "raw, the drop-in", "ingest"
+MULTIFD, CHANNELS = "ingest, multifd", (1, 2, 4, 8)
+COMPARED_CHANNELS = 4
 RESTORE_STOCK, RESTORE_IMAGE = "raw, libvirt's program", "ingested, multifd 4"
 
 
@@ -85,6 +89,23 @@ class Bench:
     def save_ingested(self):
         self.save(INGEST, lambda reading: subprocess.Popen([TOOL, "ingest", "--quiet", self.path(INGEST)], stdin=reading))
 
+    def save_multifd(self, channels):
+        name = f"{MULTIFD} {channels}"
+        forget(self.path(name))
+        socket = self.path("socket")
+        with self.guest(self.source) as guest:
+            guest.capabilities("multifd")
+            guest.parameters(max_bandwidth=0, multifd_channels=channels)
+            with Clock(guest) as clock:
+                program = subprocess.Popen([TOOL, "ingest", "--quiet", f"--listen=unix:{socket}", f"--multifd={channels}",
+                                            self.path(name)])
+                while not os.path.exists(socket):
+                    assert program.poll() is None, f"{name} failed"
+                guest.command("migrate", uri=f"unix:{socket}")
+                wait_completed(guest)
+                assert program.wait() == 0, f"{name} failed"
+            self.note("save", name, clock)
+
     def load_raw(self):
         path = self.path(STOCK)
         uncache(path)
@@ -120,6 +141,7 @@ class Bench:
     def round(self):
         """In another order each time: what was written last may still be in some cache below us."""
         saves = [self.save_ingested, lambda: self.save_raw(STOCK, self.stock), lambda: self.save_raw(DROPIN, HELPER)]
+        saves += [functools.partial(self.save_multifd, channels) for channels in CHANNELS]
         loads = [self.load_raw, self.load_ingested]
         for turn in random.sample(saves, len(saves)) + random.sample(loads, len(loads)):
             turn()
@@ -163,8 +185,9 @@ def main():
           f"{os.cpu_count()} CPUs, Linux {platform.release()}")
     if os.getloadavg()[0] > os.cpu_count() + 1:
         print(f"the machine is busy (load average {os.getloadavg()[0]:.1f}): these figures say little")
-    bench.report("save", (STOCK, DROPIN, INGEST))
-    reached = [bench.compare("save", INGEST, DROPIN, 0.7, 0.85)]
+    bench.report("save", [STOCK, DROPIN, INGEST] + [f"{MULTIFD} {channels}" for channels in CHANNELS])
+    reached = [bench.compare("save", INGEST, DROPIN, 0.7, 0.85),
+               bench.compare("save", f"{MULTIFD} {COMPARED_CHANNELS}", STOCK, 1.2, 1.5)]
     bench.report("restore", (RESTORE_STOCK, RESTORE_IMAGE))
     print(f"  {show(ratios(bench.rates('restore', RESTORE_IMAGE), bench.rates('restore', RESTORE_STOCK)))} times as fast")
     sys.exit(0 if all(reached) else 1)

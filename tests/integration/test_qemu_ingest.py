@@ -134,6 +134,13 @@ def check_bounded(saved):
     assert status.st_blocks * 512 <= saved.offset + memory + 8 * MIB, status
 
 
+# Its pages come by so many channels.
+def send_by_multifd(guest, sink, channels, **parameters):
+    guest.capabilities("multifd")
+    guest.parameters(multifd_channels=channels, **parameters)
+    guest.command("migrate", uri=f"unix:{sink.socket}")
+
+
 # ---- cases -----------------------------------------------------------------------------------------------------------
 
 
@@ -239,6 +246,33 @@ def from_older_qemu(send):
     return run
 
 
+def multifd(channels, machine, *options, **parameters):
+    def run():
+        with paused(machine) as guest, Ingest(path("image"), None, [f"--multifd={channels}", *options]) as sink:
+            send_by_multifd(guest, sink, channels, **parameters)
+            sink.succeed()
+            guest.wait_migrated()
+            saved = Saved(guest, machine, path("image"))
+        verify(saved.image)
+        check_bounded(saved)
+        images.check_qemu_restores(saved, DIRECT)
+    return run
+
+
+def live_multifd(channels, machine, **parameters):
+    def run():
+        with started(machine) as guest, Ingest(path("image"), None, [f"--multifd={channels}"]) as sink:
+            slow(guest)
+            send_by_multifd(guest, sink, channels, **parameters)
+            send_live(guest)
+            sink.succeed()
+            saved = Saved(guest, machine, path("image"))
+        verify(saved.image)
+        check_bounded(saved)
+        images.check_qemu_restores(saved, PLAIN, DIRECT)
+    return run
+
+
 def xbzrle():
     machine = Machine()
     with started(machine) as guest:
@@ -279,6 +313,16 @@ CASES = [
     ("a running guest, buffered", live(Machine("pc"), "--buffered", "--engine=sync")),
     ("a paused guest of an older QEMU", from_older_qemu(lambda guest: guest.wait_migrated())),
     ("a running guest of an older QEMU", from_older_qemu(send_live)),
+    ("multifd, 1 channel", multifd(1, Machine())),
+    ("multifd, 2 channels", multifd(2, Machine("pc"))),
+    ("multifd, 4 channels", multifd(4, Machine())),
+    ("multifd, 8 channels, zero pages by the stream", multifd(8, Machine(), zero_page_detection="legacy")),
+    ("multifd, 4 channels, by the engine sync, buffered", multifd(4, Machine(), "--engine=sync", "--buffered")),
+    ("multifd, a running guest, 1 channel", live_multifd(1, Machine())),
+    ("multifd, a running guest, 2 channels, zero pages by the stream",
+     live_multifd(2, Machine("pc"), zero_page_detection="legacy")),
+    ("multifd, a running guest, 4 channels", live_multifd(4, Machine())),
+    ("multifd, a running guest, 8 channels", live_multifd(8, Machine())),
     ("XBZRLE", xbzrle),
     ("postcopy", postcopy),
     ("QEMU killed amidst its rounds", qemu_killed),
