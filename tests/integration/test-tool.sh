@@ -102,6 +102,9 @@ usage_error '\-\-fd and --listen: one of them only' ingest --fd=3 --listen=unix:
 usage_error '\-\-listen: tcp:1 does not begin with unix:' ingest --listen=tcp:1 a
 usage_error '\-\-listen: a path has 1 to 107 bytes' ingest --listen=unix: a
 usage_error '\-\-listen: a path has 1 to 107 bytes' ingest --listen="unix:$(printf '%0108d' 0)" a
+usage_error '\-\-multifd: 0 is not a number from 1 to 63' ingest --listen=unix:s --multifd=0 a
+usage_error '\-\-multifd: 64 is not a number' ingest --listen=unix:s --multifd=64 a
+usage_error '\-\-multifd: this needs --listen' ingest --multifd=2 a
 usage_error '\-\-engine: fast is not an engine' ingest --engine=fast a
 usage_error '\-\-base-offset: 4097 is not a multiple of 4096' ingest --base-offset=4097 a
 
