@@ -86,30 +86,31 @@ static void test_refused_packets(void **state)
 {
 	static const struct {
 		unsigned at, count;
+		unsigned field; /* that is refused; 0: the changed one */
 		const char *bytes;
 		int code;
 		const char *part;
 	} refusals[] = {
-		{ AT_MAGIC, 1, "\x12", EBADMSG, "0x12223344 stands where multifd's magic should" },
-		{ AT_VERSION, 4, "\0\0\0\0", EOPNOTSUPP, "version 0" },
-		{ AT_FLAGS, 4, "\0\0\0\2", EOPNOTSUPP, "compression by zlib" },
-		{ AT_FLAGS, 4, "\0\0\0\5", EOPNOTSUPP, "compression by zstd" },
-		{ AT_FLAGS, 4, "\0\0\0\x20", EOPNOTSUPP, "compression by qatzip" },
-		{ AT_FLAGS, 4, "\0\0\0\x40", EOPNOTSUPP, "state of a device" },
-		{ AT_FLAGS, 4, "\x80\0\0\0", EOPNOTSUPP, "flags 0x80000000" },
-		{ AT_ROOM, 4, "\0\0\0\x81", EBADMSG, "packets for 129 pages" },
-		{ AT_ROOM, 4, "\0\0\0\2", EBADMSG, "for 2 pages with 2 of data and 1 of zeros" },
-		{ AT_DATA, 4, "\0\0\0\x81", EBADMSG, "with 129 of data" },
-		{ AT_DATA, 4, "\xff\xff\xff\xff", EBADMSG, "with 4294967295 of data" },
-		{ AT_ZERO, 4, "\0\0\0\x7f", EBADMSG, "127 of zeros" },
-		{ AT_ZERO, 4, "\xff\xff\xff\xfe", EBADMSG, "4294967294 of zeros" },
-		{ AT_BYTES, 4, "\0\0\x20\1", EBADMSG, "2 pages is followed by 8193 bytes" },
-		{ AT_BLOCK, 7, "pc.ram3", EBADMSG, "\"pc.ram3\", which the stream's setup does not have" },
-		{ AT_BLOCK, 7, "\0c.ram2", EBADMSG, "\"\"" },
-		{ AT_BLOCK, 2, "\x1b[", EBADMSG, "\"?[.ram2\"" },
-		{ AT_OFFSETS, 8, "\0\0\0\0\0\0\x30\0", EBADMSG, "a page at offset 12288 of its 12288 bytes" },
-		{ AT_OFFSETS + 8, 8, "\0\0\0\0\0\0\x00\1", EBADMSG, "a page at offset 1 of" },
-		{ AT_OFFSETS + 16, 8, "\xff\xff\xff\xff\xff\xff\xf0\0", EBADMSG, "a page at offset 18446744073709547520" },
+		{ AT_MAGIC, 1, 0, "\x12", EBADMSG, "0x12223344 stands where multifd's magic should" },
+		{ AT_VERSION, 4, 0, "\0\0\0\0", EOPNOTSUPP, "version 0" },
+		{ AT_FLAGS, 4, 0, "\0\0\0\2", EOPNOTSUPP, "compression by zlib" },
+		{ AT_FLAGS, 4, 0, "\0\0\0\5", EOPNOTSUPP, "compression by zstd" },
+		{ AT_FLAGS, 4, 0, "\0\0\0\x20", EOPNOTSUPP, "compression by qatzip" },
+		{ AT_FLAGS, 4, 0, "\0\0\0\x40", EOPNOTSUPP, "state of a device" },
+		{ AT_FLAGS, 4, 0, "\x80\0\0\0", EOPNOTSUPP, "flags 0x80000000" },
+		{ AT_ROOM, 4, 0, "\0\0\0\x81", EBADMSG, "packets for 129 pages" },
+		{ AT_ROOM, 4, AT_DATA, "\0\0\0\2", EBADMSG, "for 2 pages with 2 of data and 1 of zeros" },
+		{ AT_DATA, 4, 0, "\0\0\0\x81", EBADMSG, "with 129 of data" },
+		{ AT_DATA, 4, 0, "\xff\xff\xff\xff", EBADMSG, "with 4294967295 of data" },
+		{ AT_ZERO, 4, AT_DATA, "\0\0\0\x7f", EBADMSG, "127 of zeros" },
+		{ AT_ZERO, 4, AT_DATA, "\xff\xff\xff\xfe", EBADMSG, "4294967294 of zeros" },
+		{ AT_BYTES, 4, 0, "\0\0\x20\1", EBADMSG, "2 pages is followed by 8193 bytes" },
+		{ AT_BLOCK, 7, 0, "pc.ram3", EBADMSG, "\"pc.ram3\", which the stream's setup does not have" },
+		{ AT_BLOCK, 7, 0, "\0c.ram2", EBADMSG, "\"\"" },
+		{ AT_BLOCK, 2, 0, "\x1b[", EBADMSG, "\"?[.ram2\"" },
+		{ AT_OFFSETS, 8, 0, "\0\0\0\0\0\0\x30\0", EBADMSG, "a page at offset 12288 of its 12288 bytes" },
+		{ AT_OFFSETS + 8, 8, 0, "\0\0\0\0\0\0\x00\1", EBADMSG, "a page at offset 1 of" },
+		{ AT_OFFSETS + 16, 8, 0, "\xff\xff\xff\xff\xff\xff\xf0\0", EBADMSG, "a page at offset 18446744073709547520" },
 	};
 	const struct dioh_multifd_packet packet = { .block = 1, .data_pages = 2, .zero_pages = 1, .pages = { 2, 0, 1 } };
 
@@ -117,16 +118,17 @@ static void test_refused_packets(void **state)
 	for (size_t i = 0; i < COUNT_OF(refusals); i++) {
 		struct dioh_multifd_packet read = { .block = 77 };
 		uint8_t bytes[DIOH_MULTIFD_PACKET_BYTES];
+		const unsigned at = 1000 + (refusals[i].field ? refusals[i].field : refusals[i].at);
 		struct dioh_error err = { 0 };
 		char byte[40];
 
 		dioh_multifd_put_packet(bytes, &setup, &packet, 0);
 		memcpy(bytes + refusals[i].at, refusals[i].bytes, refusals[i].count);
 		assert_int_equal(dioh_multifd_get_packet(bytes, 1000, &setup, &read, &err), -refusals[i].code);
-		snprintf(byte, sizeof(byte), "(byte %u)", 1000 + refusals[i].at);
+		snprintf(byte, sizeof(byte), "(byte %u)", at);
 		if (!strstr(err.text, refusals[i].part) || !strstr(err.text, byte))
 			fail_msg("\"%s\" does not say \"%s\" or \"%s\"", err.text, refusals[i].part, byte);
-		assert_int_equal(err.offset, 1000 + refusals[i].at);
+		assert_int_equal(err.offset, at);
 		assert_int_equal(read.block, 77);
 	}
 }
