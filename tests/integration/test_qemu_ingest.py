@@ -221,7 +221,7 @@ def read_memory(guest, size):
 
 
 # The machine type is the older QEMU's, which does not say where it has its blocks: the guest's memory is compared.
-def from_older_qemu(send):
+def from_older_qemu(send, channels=0):
     def run():
         with older_qemu() as machine, machine.guest(PrivateMemory) as guest:
             guest.run_to_pass(2)
@@ -229,7 +229,10 @@ def from_older_qemu(send):
                 slow(guest)
             else:
                 guest.command("stop")
-            with Ingest(path("image"), pipe_from(guest)) as sink:
+            options = [f"--multifd={channels}"] if channels else []
+            with Ingest(path("image"), None if channels else pipe_from(guest), options) as sink:
+                if channels:
+                    send_by_multifd(guest, sink, channels)
                 send(guest)
                 sink.succeed()
             passes, memory = guest.passes(), read_memory(guest, machine.mib * MIB)
@@ -323,6 +326,8 @@ CASES = [
      live_multifd(2, Machine("pc"), zero_page_detection="legacy")),
     ("multifd, a running guest, 4 channels", live_multifd(4, Machine())),
     ("multifd, a running guest, 8 channels", live_multifd(8, Machine())),
+    ("multifd, a paused guest of an older QEMU", from_older_qemu(lambda guest: guest.wait_migrated(), 2)),
+    ("multifd, a running guest of an older QEMU", from_older_qemu(send_live, 4)),
     ("XBZRLE", xbzrle),
     ("postcopy", postcopy),
     ("QEMU killed amidst its rounds", qemu_killed),
