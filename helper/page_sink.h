@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * page_sink.h - where pages go that come one by one, in any order and more than once: to their places in their regions. They
- * gather in buffers of a chunk, several of which are open at a time. Worker thread.
+ * page_sink.h - where pages go that come one by one, in any order and more than once: to their places in their regions.
+ * They gather in buffers of a chunk, several of which are open at a time. Worker thread.
  *
  *      FREE -> FILLING -> [LOADING] -> WRITING -> STORING -> FREE        a chunk that has come, or some pages of it
  *      FREE -> CHECKING -> [READING -> SUMMING] -> FREE                  at the end: a chunk of which some came again
  *
- * What came last counts: a chunk has one buffer at a time, and none while it is on its way into the image. Pages are written
- * alone, without their neighbours. A chunk that came once, or at last as a whole, gets its checksum from its buffer; one of
+ * What came last counts: a chunk has one buffer at a time, and takes no page while that is on its way into the image. Pages
+ * are written alone, without their neighbours. A chunk that came once, or at last as a whole, gets its checksum from its buffer; one of
  * which only some pages came again gets it at the end, from the image. Pages that were data and became zero are punched
  * out of a file then; on a device their bit alone says that they are zero.
  */
@@ -88,7 +88,8 @@ void dioh_sink_close(struct dioh_page_sink *sink);
  * Where a page's bytes are to be put. Its chunk stays where it is until dioh_sink_filled() says that they are there. NULL: no
  * room now, ask again at a later step.
  */
-uint8_t *dioh_sink_page(struct dioh_page_sink *sink, unsigned region, uint64_t page, struct dioh_sink_chunk **ret_chunk);
+uint8_t *dioh_sink_page(struct dioh_page_sink *sink, unsigned region, uint64_t page,
+                        struct dioh_sink_chunk **ret_chunk);
 void dioh_sink_filled(struct dioh_sink_chunk *chunk, unsigned pages);
 /* A zero page. false: no room now. */
 bool dioh_sink_zero(struct dioh_page_sink *sink, unsigned region, uint64_t page);
