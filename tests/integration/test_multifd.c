@@ -29,6 +29,7 @@
 struct channel {
 	uint8_t *bytes;
 	size_t count;
+	size_t room;
 	struct dioh_multifd_packet packet;
 };
 
@@ -45,8 +46,11 @@ struct migration {
 
 static uint8_t *extend(struct channel *channel, size_t bytes)
 {
-	channel->bytes = realloc(channel->bytes, channel->count + bytes);
-	assert_non_null(channel->bytes);
+	while (channel->count + bytes > channel->room) {
+		channel->room = channel->room ? 2 * channel->room : 1u << 16;
+		channel->bytes = realloc(channel->bytes, channel->room);
+		assert_non_null(channel->bytes);
+	}
 	channel->count += bytes;
 	return channel->bytes + channel->count - bytes;
 }
