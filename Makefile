@@ -74,8 +74,8 @@ TEST_LIBS = -lcmocka $(HELPER_LIBS) $(TOOL_LIBS)
 # ---- sources ----------------------------------------------------------------------------------------------------------
 
 # The private codecs read and compute image bytes: for the helper and tests only. The rest of common/ is the library.
-CODEC_SRC := $(addprefix common/,container_format.c libvirt_header.c mapped_ram_format.c pages.c qemu_stream.c record.c \
-	record_span.c record_tables.c)
+CODEC_SRC := $(addprefix common/,container_format.c libvirt_header.c mapped_ram_format.c multifd_format.c pages.c qemu_stream.c \
+	record.c record_span.c record_tables.c)
 LIB_SRC := $(filter-out $(CODEC_SRC),$(wildcard common/*.c))
 HELPER_SRC := $(wildcard helper/*.c)
 TOOL_SRC := $(wildcard tool/*.c)
@@ -387,6 +387,10 @@ bench-convert: all | $(FIRST) ## converting images against dd with direct I/O
 .PHONY: bench-startup
 bench-startup: all bench-build | $(FIRST) ## how long a helper takes until it is sealed
 	@$(RUN_ENV) tests/bench/startup.sh
+
+.PHONY: bench-ingest
+bench-ingest: all $(GUEST_IMAGE) | $(FIRST) ## QEMU's stream and multifd channels into an image, against saving the stream raw
+	@$(RUN_ENV) tests/bench/ingest.py
 
 # ---- installing -------------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@
 #include "proto.h"
 #include "spawn.h"
 
-#define FEATURES_KNOWN (DIOH_FEATURE_CONTINUE * 2 - 1)
+#define FEATURES_KNOWN (DIOH_FEATURE_MULTIFD * 2 - 1)
 #define HEADER_PIECE_BYTES (DIOH_PAYLOAD_BYTES_MAX - sizeof(struct dioh_msg_write_header))
 #define END_WITHOUT_HELLO_MS 1000
 
@@ -434,6 +434,7 @@ int dioh_create_image(struct dioh_session *session, const struct dioh_create_opt
 		.flags = options->flags,
 		.header_bytes = options->header_bytes,
 		.stream = options->stream,
+		.channels = options->channels,
 	};
 	struct dioh_msg_image_reply reply;
 	struct dioh_request request = {

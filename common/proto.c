@@ -111,13 +111,15 @@ static void check_create_image(struct exam *x)
 	struct dioh_msg_create_image create;
 
 	TAKE(x, create);
-	reserved(x, create.reserved);
 	within(x, "layout", create.layout, DIOH_LAYOUT_RAW, DIOH_LAYOUT_MAPPED_RAM);
 	check_counts(x, create.region_count, create.stream_count, create.header_bytes);
 	known(x, "flags", create.flags, create.layout == DIOH_LAYOUT_RAW ? 0 : DIOH_CREATE_CONTINUE);
 	zero_unless(x, "stream", create.stream, create.layout == DIOH_LAYOUT_MAPPED_RAM,
 	            "layout is mapped-ram");
 	within(x, "stream", create.stream, 0, DIOH_STREAMS_MAX - 1);
+	zero_unless(x, "channels", create.channels, create.layout == DIOH_LAYOUT_MAPPED_RAM,
+	            "layout is mapped-ram");
+	within(x, "channels", create.channels, 0, DIOH_STREAMS_MAX - 1);
 }
 
 static void check_put_entry(struct exam *x, const struct dioh_msg_entry *entry)

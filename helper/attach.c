@@ -165,6 +165,7 @@ static int choose_descriptors(const struct dioh_msg_attach_image *request, const
 		image->notes |= DIOH_IMAGE_NOTE_LONE_BUFFERED;
 	}
 	image->direct = has_direct;
+	image->page_readable = ((has_direct ? direct_flags : buffered_flags) & O_ACCMODE) != O_WRONLY;
 	image->readable = ((has_buffered ? buffered_flags : direct_flags) & O_ACCMODE) != O_WRONLY;
 	*ret_st = has_buffered ? buffered_st : direct_st;
 	if (request->fds & DIOH_IMAGE_FD_DIRECTORY) {

@@ -23,7 +23,8 @@ struct dioh_image {
 	uint32_t kind;
 	bool direct; /* page I/O has O_DIRECT; DIRECT_CHECKSUMS in `notes`: the kernel copies what is written all the same */
 	bool lone_direct; /* header_fd has O_DIRECT: the header path turns it off for each of its writes and reads */
-	bool readable;
+	bool readable;      /* header_fd */
+	bool page_readable; /* page_fd */
 	bool reads_present_only; /* into memory that is not there yet it would read through the page cache: btrfs */
 	uint32_t notes;
 	uint32_t memory_alignment;

@@ -49,6 +49,7 @@ struct dioh_header_info {
 struct dioh_device_state {
 	int fd;
 	uint32_t stream;              /* its number */
+	uint32_t channels;            /* the streams behind it in number are multifd's channels */
 	const atomic_bool *abandoned; /* the session has no use any more for what is being waited for */
 };
 

@@ -67,7 +67,7 @@ static int mapped_ram_prepare(struct dioh_image_layout *layout, struct dioh_erro
 	mapped_ram = layout->mapped_ram = calloc(1, sizeof(*mapped_ram));
 	if (!mapped_ram)
 		return dioh_error_errno(err, ENOMEM, PLACE(NONE, DIOH_OFFSET_NONE), "image: room for its layout");
-	r = dioh_qemu_source_open(&mapped_ram->source, err);
+	r = dioh_qemu_source_open(&mapped_ram->source, layout->device_state.channels > 0, err);
 	if (r == 0)
 		r = dioh_qemu_source_read_setup(&mapped_ram->source, &layout->device_state, err);
 	if (r == 0)
@@ -165,6 +165,18 @@ int dioh_mapped_ram_adopt_table(struct dioh_image_layout *layout, struct dioh_er
 		record->number = next_number++;
 	}
 	return r;
+}
+
+int dioh_mapped_ram_check_in_stream(const struct dioh_image_layout *layout, unsigned block, uint32_t number,
+                                    uint64_t offset, struct dioh_error *err)
+{
+	const struct dioh_record_region *record = &layout->regions[block].record;
+
+	if (record->flags & DIOH_REGION_IN_STREAM)
+		return 0;
+	return dioh_error_set(err, EBADMSG, DIOH_PLACE(PARSE, STREAM, number, offset),
+	                      "stream %" PRIu32 ": it brings pages of block \"%.64s\", which is to be saved from a memory: QEMU "
+	                      "leaves out only shared memory of a named file", number, record->name);
 }
 
 /* ---- create ---- */

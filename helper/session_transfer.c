@@ -409,12 +409,16 @@ int dioh_on_stream_transfer(struct dioh_session_state *session, struct dioh_mess
 	params.save = running->save;
 	params.fd = session->streams[what->stream].fd;
 	params.slot = DIOH_SLOT_STREAM + what->stream;
+	params.channel_count = running->save ? session->layout.device_state.channels : 0;
+	for (unsigned i = 0; i < params.channel_count; i++)
+		params.channel_fds[i] = session->streams[what->stream + 1 + i].fd;
 	transfer = new_stream_transfer(&params, err);
 	if (!transfer) {
 		free(running);
 		return -ENOMEM;
 	}
-	session->streams[what->stream].fd = -1; /* the transfer's now */
+	for (unsigned i = 0; i <= params.channel_count; i++)
+		session->streams[what->stream + i].fd = -1; /* the transfer's now */
 	running->entry = params.entry;
 	params.entry->busy = params.entry->begun = running->save;
 	running->parts[running->part_count++] = transfer;

@@ -501,6 +501,8 @@ int dioh_worker_open(struct dioh_worker *worker, const struct dioh_worker_config
 	worker->discard = discard;
 	slots.fds[DIOH_SLOT_WAKE] = worker->mailbox.event_fd;
 	slots.depth = (unsigned)dioh_min(dioh_bufpool_ios_max(&worker->pool), 512);
+	/* Reads of streams may wait for ever: page I/O must not have to wait behind them. */
+	slots.depth = dioh_max(slots.depth, 2 * DIOH_STREAMS_MAX);
 	return config->engine->open(&slots, &worker->engine, err);
 }
 

@@ -136,6 +136,7 @@ enum dioh_feature {
 	DIOH_FEATURE_READ_BITMAP = 1u << 8,
 	DIOH_FEATURE_ALL_IN_STREAM = 1u << 9, /* OPEN_IMAGE's flag */
 	DIOH_FEATURE_CONTINUE = 1u << 10,     /* CREATE_IMAGE's flag; KEEP_REGION */
+	DIOH_FEATURE_MULTIFD = 1u << 11,      /* CREATE_IMAGE names channels */
 };
 
 struct dioh_msg_hello { /* request and reply */
@@ -334,7 +335,7 @@ struct dioh_msg_create_image {
 	uint32_t flags; /* enum dioh_create_flag */
 	uint64_t header_bytes;
 	uint32_t stream; /* mapped-ram: the attached stream that brings the device state; else 0 */
-	uint32_t reserved;
+	uint32_t channels; /* mapped-ram: so many attached streams, numbered from stream + 1 on, are its multifd channels */
 };
 
 /* Reply to CREATE_IMAGE, PUT_TABLE and WRITE_HEADER. */

@@ -183,6 +183,7 @@ struct dioh_create_options {
 	const void *header;                   /* its bytes, borrowed; NULL: dioh_write_header() brings them before FINISH */
 	uint32_t stream;                      /* mapped-ram: the attached stream with the device state */
 	uint32_t flags;                       /* enum dioh_create_flag */
+	uint32_t channels;                    /* mapped-ram: so many streams, numbered stream + 1 and on, are multifd's */
 };
 
 /*

@@ -236,6 +236,7 @@ void dioh_tool_progress_end(struct dioh_tool_progress *progress); /* removes the
 
 extern const struct dioh_tool_verb dioh_tool_bench;
 extern const struct dioh_tool_verb dioh_tool_convert;
+extern const struct dioh_tool_verb dioh_tool_ingest;
 extern const struct dioh_tool_verb dioh_tool_inspect;
 extern const struct dioh_tool_verb dioh_tool_map;
 extern const struct dioh_tool_verb dioh_tool_verify;

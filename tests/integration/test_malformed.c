@@ -161,7 +161,6 @@ static void reserved_fields(void **state)
 		{ DIOH_MSG_HELLO, offsetof(struct dioh_msg_hello, reserved[0]) },
 		{ DIOH_MSG_HELLO, offsetof(struct dioh_msg_hello, reserved[1]) + 7 },
 		{ DIOH_MSG_SEAL, offsetof(struct dioh_msg_seal, reserved) },
-		{ DIOH_MSG_CREATE_IMAGE, offsetof(struct dioh_msg_create_image, reserved) },
 		{ DIOH_MSG_PUT_TABLE,
 		  sizeof(struct dioh_msg_put_table) + offsetof(struct dioh_msg_entry, reserved) },
 		{ DIOH_MSG_PUT_TABLE, sizeof(struct dioh_msg_put_table) + sizeof(struct dioh_msg_entry) +

@@ -659,7 +659,6 @@ static void test_reserved(void **state)
 		FIELD(REQUEST, ATTACH_MEMORY, attach_memory, reserved, 0, -EBADMSG),
 		FIELD(REQUEST, ATTACH_STREAM, attach_stream, reserved, 0, -EBADMSG),
 		FIELD(REQUEST, SEAL, seal, reserved, 0, -EBADMSG),
-		FIELD(REQUEST, CREATE_IMAGE, create_image, reserved, 0, -EBADMSG),
 		FIELD(REQUEST, READ_HEADER, read_header, reserved, 0, -EBADMSG),
 		FIELD(REQUEST, KEEP_REGION, keep_region, reserved, 0, -EBADMSG),
 		FIELD(REQUEST, SAVE_MEMORY, memory_transfer, reserved, 0, -EBADMSG),
@@ -784,6 +783,7 @@ static void test_values_about_image(void **state)
 		CREATE(flags, 2, -EINVAL),
 		CREATE(header_bytes, DIOH_HEADER_BYTES_MAX + 1, -EINVAL),
 		CREATE(stream, 1, -EINVAL),
+		CREATE(channels, 1, -EINVAL),
 		FIELD(REQUEST, PUT_TABLE, put_table, count, 0, -EBADMSG),
 		FIELD(REQUEST, PUT_TABLE, put_table, count, 1, -EBADMSG),
 		FIELD(REQUEST, PUT_TABLE, put_table, count, 3, -EBADMSG),
@@ -911,6 +911,13 @@ static void test_mapped_ram_stream(void **state)
 	memcpy(changed.payload, &create, sizeof(create));
 	assert_int_equal(check_sample(&changed), 0);
 	create.stream = DIOH_STREAMS_MAX;
+	memcpy(changed.payload, &create, sizeof(create));
+	assert_int_equal(check_sample(&changed), -EINVAL);
+	create.stream = 0;
+	create.channels = DIOH_STREAMS_MAX - 1;
+	memcpy(changed.payload, &create, sizeof(create));
+	assert_int_equal(check_sample(&changed), 0);
+	create.channels = DIOH_STREAMS_MAX;
 	memcpy(changed.payload, &create, sizeof(create));
 	assert_int_equal(check_sample(&changed), -EINVAL);
 }
@@ -1313,6 +1320,7 @@ static void test_names(void **state)
 	assert_string_equal(dioh_feature_name(DIOH_FEATURE_STREAM | DIOH_FEATURE_LABEL), "stream");
 	assert_string_equal(dioh_feature_name(DIOH_FEATURE_LAYOUT_MAPPED_RAM), "layout-mapped-ram");
 	assert_string_equal(dioh_feature_name(DIOH_FEATURE_CONTINUE), "continue");
+	assert_string_equal(dioh_feature_name(DIOH_FEATURE_MULTIFD), "multifd");
 	assert_string_equal(dioh_feature_name(UINT64_C(1) << 63), "unknown");
 	assert_string_equal(dioh_layer_name(0), "none");
 	assert_string_equal(dioh_layer_name(DIOH_LAYER_SECCOMP), "seccomp");
