@@ -10,6 +10,9 @@
 #   V=1                         show the commands; tests show their output
 #   TESTS="..."                 `make check` runs these only (build/tests/unit/test_x tests/integration/test-y.sh)
 #   SECONDS=60                  how long `make fuzz` runs each fuzzer
+#   ROWS="memory qemu" ROUNDS=9 DIR=/var/tmp QUICK=1         what `make bench` measures, how often, where; a trial
+#   REPLAYS=5000                how many power cuts `make powercut` tries by chance; DIOH_SEED: which
+#   KILLS=10000                 how many kills `make kills` tries
 
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
@@ -72,8 +75,8 @@ TEST_LIBS = -lcmocka $(HELPER_LIBS) $(TOOL_LIBS)
 # ---- sources ----------------------------------------------------------------------------------------------------------
 
 # The private codecs read and compute image bytes: for the helper and tests only. The rest of common/ is the library.
-CODEC_SRC := $(addprefix common/,container_format.c libvirt_header.c mapped_ram_format.c pages.c qemu_stream.c record.c \
-	record_span.c record_tables.c)
+CODEC_SRC := $(addprefix common/,container_format.c libvirt_header.c mapped_ram_format.c multifd_format.c pages.c qemu_stream.c \
+	record.c record_span.c record_tables.c)
 LIB_SRC := $(filter-out $(CODEC_SRC),$(wildcard common/*.c))
 HELPER_SRC := $(wildcard helper/*.c)
 TOOL_SRC := $(wildcard tool/*.c)
@@ -86,6 +89,7 @@ INTEGRATION_SRC := $(wildcard tests/integration/*.c)
 BENCH_SRC := $(wildcard tests/bench/*.c)
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
 VM_SRC := $(wildcard tests/vm/*.c)
+MASK_SRC := $(wildcard tests/masks/*.c)
 SCRIPTS := $(wildcard tests/integration/test-*.sh tests/integration/test_*.py)
 
 objects = $(patsubst %.c,$(BUILD)/%.o,$(1))
@@ -96,7 +100,7 @@ TOOL_OBJ := $(call objects,$(TOOL_SRC))
 EXAMPLE_OBJ := $(call objects,$(EXAMPLE_SRC))
 TEST_LIB_OBJ := $(call objects,$(TEST_LIB_SRC))
 ALL_OBJ := $(COMMON_OBJ) $(HELPER_OBJ) $(TOOL_OBJ) $(EXAMPLE_OBJ) $(TEST_LIB_OBJ) \
-	$(call objects,$(MINIMAL_SRC) $(UNIT_SRC) $(INTEGRATION_SRC) $(BENCH_SRC) $(VM_SRC) $(FUZZ_SRC) tests/fuzz/replay.c)
+	$(call objects,$(MINIMAL_SRC) $(UNIT_SRC) $(INTEGRATION_SRC) $(BENCH_SRC) $(VM_SRC) $(MASK_SRC) $(FUZZ_SRC) tests/fuzz/replay.c)
 
 PRODUCTS := $(addprefix $(BUILD)/,diohelper diohelper-tool libdiohelper.so libdiohelper.so.0 libdiohelper.a \
 	libdiohelper.pc dioh-hypervisor dioh-minimal)
@@ -105,6 +109,7 @@ UNIT_TESTS := $(UNIT_SRC:%.c=$(BUILD)/%)
 INTEGRATION_PROGRAMS := $(INTEGRATION_SRC:%.c=$(BUILD)/%)
 BENCH_PROGRAMS := $(BENCH_SRC:tests/bench/%.c=$(BUILD)/bench/%)
 VM_PROGRAMS := $(VM_SRC:%.c=$(BUILD)/%)
+MASKS := $(addprefix $(BUILD)/tests/masks/,diohelper-5.15 without_io_uring)
 TEST_PROGRAMS := $(UNIT_TESTS) $(INTEGRATION_PROGRAMS)
 # The same sources twice: each runs its corpus once, as a test; or searches, by libFuzzer.
 FUZZ_TESTS := $(FUZZ_SRC:%.c=$(BUILD)/%)
@@ -116,7 +121,12 @@ INTEGRATION_TESTS := $(filter $(BUILD)/tests/integration/test_%,$(INTEGRATION_PR
 ROOT_TESTS := $(call named,root,$(INTEGRATION_TESTS))
 QEMU_TESTS := $(call named,qemu,$(INTEGRATION_TESTS))
 LIBVIRT_TESTS := $(call named,libvirt,$(INTEGRATION_TESTS))
-PLAIN_TESTS := $(filter-out $(ROOT_TESTS) $(QEMU_TESTS) $(LIBVIRT_TESTS),$(INTEGRATION_TESTS))
+FS_TESTS := $(call named,fs,$(INTEGRATION_TESTS))
+MASK_TESTS := $(call named,mask,$(INTEGRATION_TESTS))
+PLAIN_TESTS := $(filter-out $(ROOT_TESTS) $(QEMU_TESTS) $(LIBVIRT_TESTS) $(FS_TESTS) $(MASK_TESTS),$(INTEGRATION_TESTS))
+# What is run again on an older kernel's features: where the helper moves bytes.
+MASKED_TESTS := $(addprefix $(BUILD)/tests/integration/,test_session test_transfers test_memory test_stream \
+	test_mapped_ram test_degraded test_pairwise)
 
 # ---- how ----------------------------------------------------------------------------------------------------------------
 
@@ -224,12 +234,19 @@ $(FUZZERS): $(BUILD)/fuzzers/%: tests/fuzz/%.c $(wildcard common/*.[ch] include/
 	$(call quiet,FUZZ)clang -g -O1 -std=gnu11 -D_GNU_SOURCE= -D_FILE_OFFSET_BITS=64 -pthread $(INCLUDES_tests) \
 		-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -o $@ $(filter %.c,$^) $(HELPER_LIBS)
 
+# The helper's own objects, and what stands between them and the kernel.
+$(BUILD)/tests/masks/diohelper-5.15: $(BUILD)/tests/masks/kernel_5_15.o $(HELPER_OBJ) $(BUILD)/common.a $(LAST_sources)
+	$(call quiet,LD)$(link) $(call own_ldflags,tests/masks/kernel_5_15.c) $(HELPER_LIBS)
+
+$(BUILD)/tests/masks/without_io_uring: $(BUILD)/%: $(BUILD)/%.o
+	$(call quiet,LD)$(link)
+
 # What runs inside the virtual machine needs nothing but the C library there.
 $(VM_PROGRAMS): $(BUILD)/%: $(BUILD)/%.o $(BUILD)/libdiohelper.a
 	$(call quiet,LD)$(link)
 
 .PHONY: tests
-tests: $(TEST_PROGRAMS) $(FUZZ_TESTS) $(VM_PROGRAMS) ## build the test programs
+tests: $(TEST_PROGRAMS) $(FUZZ_TESTS) $(VM_PROGRAMS) $(MASKS) ## build the test programs
 
 .PHONY: bench-build
 bench-build: $(BENCH_PROGRAMS) ## build the benchmark programs, into build/bench/
@@ -281,6 +298,38 @@ check-root: all tests | $(FIRST) ## the tests that need root
 	@[ "$$(id -u)" = 0 ] || { echo 'check-root: this needs root' >&2; exit 1; }
 	@$(run_tests) $(ROOT_TESTS)
 
+.PHONY: check-fs
+check-fs: all tests | $(FIRST) ## file systems, devices and kinds of memory: a table; needs root
+	@[ "$$(id -u)" = 0 ] || { echo 'check-fs: this needs root' >&2; exit 1; }
+	@$(RUN_ENV) V=1 tests/run $(FS_TESTS)
+
+# Both are run whatever became of the first.
+.PHONY: check-masked
+check-masked: all tests | $(FIRST) ## the tests that move bytes, with the features of Linux 5.15, and without io_uring
+	@failed=; \
+	DIOHELPER='$(abspath $(BUILD))/tests/masks/diohelper-5.15' $(run_tests) $(MASK_TESTS) $(MASKED_TESTS) || failed=5.15; \
+	VG='$(abspath $(BUILD))/tests/masks/without_io_uring' $(run_tests) $(MASKED_TESTS) || failed="$$failed io_uring"; \
+	[ -z "$$failed" ] || { echo "check-masked: failed without: $$failed" >&2; exit 1; }
+
+# The long forms of tests that `make check-root` and `make check` run in short.
+REPLAYS = 5000
+.PHONY: powercut
+powercut: all tests | $(FIRST) ## power cuts in the middle of saves, REPLAYS=5000 of them by chance; needs root
+	@DIOH_REPLAYS='$(REPLAYS)' $(RUN_ENV) V=1 tests/run $(BUILD)/tests/integration/test_root_powercut
+
+.PHONY: faults
+faults: all tests | $(FIRST) ## every I/O of small saves and loads fails once, in every way; needs root
+	@DIOH_FAULTS=1 $(RUN_ENV) V=1 tests/run $(BUILD)/tests/integration/test_root_faults
+
+KILLS = 10000
+.PHONY: kills
+kills: all tests | $(FIRST) ## helpers and managers killed in the middle of saves, KILLS=10000 of them
+	@DIOH_KILLS='$(KILLS)' $(RUN_ENV) V=1 tests/run $(BUILD)/tests/integration/test_kills
+
+.PHONY: sabotage
+sabotage: | $(FIRST) ## break the code in named ways, one at a time: do the tests notice? needs root
+	@tests/sabotage/sabotage $(NAMES)
+
 .PHONY: check-qemu
 check-qemu: all tests $(GUEST_IMAGE) | $(FIRST) ## the tests with a real QEMU
 	@$(run_tests) $(QEMU_TESTS)
@@ -313,39 +362,50 @@ check-clang: | $(FIRST) ## compile everything with clang, warnings being errors
 .PHONY: check-all
 check-all: all tests bench-build | $(FIRST) ## every check there is
 	@failed=; \
-	for target in check check-root check-qemu check-libvirt check-selinux check-valgrind check-asan check-clang; do \
+	for target in check check-masked check-root check-fs check-qemu check-libvirt check-selinux check-valgrind check-asan \
+		check-clang; do \
 		echo "== $$target"; \
 		$(MAKE) --no-print-directory $$target || failed="$$failed $$target"; \
 	done; \
 	[ -z "$$failed" ] || { echo "check-all: failed:$$failed" >&2; exit 1; }
 
-.PHONY: bench-memory
-bench-memory: all bench-build | $(FIRST) ## memory save and load against fio
-	@$(RUN_ENV) tests/bench/memory.sh
+# A trial's page stays in the build directory.
+ROWS =
+ROUNDS = 9
+DIR = /var/tmp
+QUICK =
+BENCH_RESULTS = $(BUILD)/bench/$(if $(QUICK),quick,results).json
+BENCH_PAGE = tests/bench/page.py $(BENCH_RESULTS) $(if $(QUICK),$(BUILD)/bench,docs)
 
-.PHONY: bench-stream
-bench-stream: all bench-build | $(FIRST) ## the drop-in against libvirt's own program: streams, direct and buffered
-	@$(RUN_ENV) tests/bench/stream.sh
+.PHONY: bench
+bench: all bench-build $(GUEST_IMAGE) | $(FIRST) ## side by side with fio, dd, libvirt, QEMU: writes docs/performance.md
+	@$(RUN_ENV) tests/bench/run.py --results=$(BENCH_RESULTS) --directory=$(DIR) \
+		$(if $(QUICK),--quick $(if $(filter-out file,$(origin ROUNDS)),--rounds=$(ROUNDS)),--rounds=$(ROUNDS)) $(ROWS)
+	@$(BENCH_PAGE)
+
+.PHONY: bench-page
+bench-page: ## docs/performance.md anew from what `make bench` has measured
+	@$(BENCH_PAGE)
 
 .PHONY: bench-shapes
 bench-shapes: all bench-build | $(FIRST) ## saves of other shapes: many transfers, sparse, a manager that does not read
 	@$(RUN_ENV) tests/bench/shapes.sh
 
+.PHONY: bench-convert
+bench-convert: all | $(FIRST) ## converting images against dd with direct I/O
+	@$(RUN_ENV) tests/bench/convert.py
+
 .PHONY: bench-startup
 bench-startup: all bench-build | $(FIRST) ## how long a helper takes until it is sealed
 	@$(RUN_ENV) tests/bench/startup.sh
 
-.PHONY: bench-libvirt
-bench-libvirt: all $(GUEST_IMAGE) | $(FIRST) ## virsh save and restore, with libvirt's own helper and with the drop-in
-	@$(RUN_ENV) tests/bench/libvirt.sh
-
-.PHONY: bench-qemu
-bench-qemu: all $(GUEST_IMAGE) | $(FIRST) ## a mapped-ram image against QEMU's own mapped-ram with direct-io and multifd
-	@$(RUN_ENV) tests/bench/qemu.py
+.PHONY: bench-ingest
+bench-ingest: all $(GUEST_IMAGE) | $(FIRST) ## QEMU's stream and multifd channels into an image, against saving the stream raw
+	@$(RUN_ENV) tests/bench/ingest.py
 
 # ---- installing -------------------------------------------------------------------------------------------------------------
 
-DOCS := README.md LICENSE $(wildcard docs/*.md)
+DOCS := README.md LICENSE $(wildcard docs/*.md docs/*.svg)
 MAN_PAGES := $(wildcard docs/*.[1-8])
 HEADERS := $(wildcard include/*.h)
 man_dir = $(DESTDIR)$(mandir)/man$(patsubst .%,%,$(suffix $(1)))

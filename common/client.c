@@ -27,7 +27,7 @@
 #include "proto.h"
 #include "spawn.h"
 
-#define FEATURES_KNOWN (DIOH_FEATURE_LAYOUT_MAPPED_RAM * 2 - 1)
+#define FEATURES_KNOWN (DIOH_FEATURE_MULTIFD * 2 - 1)
 #define HEADER_PIECE_BYTES (DIOH_PAYLOAD_BYTES_MAX - sizeof(struct dioh_msg_write_header))
 #define END_WITHOUT_HELLO_MS 1000
 
@@ -431,8 +431,10 @@ int dioh_create_image(struct dioh_session *session, const struct dioh_create_opt
 {
 	struct dioh_msg_create_image create = {
 		.layout = options->layout,
+		.flags = options->flags,
 		.header_bytes = options->header_bytes,
 		.stream = options->stream,
+		.channels = options->channels,
 	};
 	struct dioh_msg_image_reply reply;
 	struct dioh_request request = {
@@ -589,6 +591,52 @@ int dioh_read_header(struct dioh_session *session, uint64_t offset, void *bytes,
 	}
 	*ret_count = done;
 	return 0;
+}
+
+static int read_bitmap_piece(struct dioh_session *session, const struct dioh_msg_read_bitmap *what, uint8_t *bytes,
+                             uint32_t *ret_count, struct dioh_error *err)
+{
+	struct dioh_request request = { .type = DIOH_MSG_READ_BITMAP, .payload = what, .size = sizeof(*what) };
+	int r = dioh_exchange(session, &request, err);
+
+	if (r < 0)
+		return r;
+	if (session->in.header.size > what->bytes)
+		return dioh_exchange_break(session, "READ_BITMAP's reply: more bytes than were asked for", err);
+	memcpy(bytes, session->in.payload, session->in.header.size);
+	*ret_count = session->in.header.size;
+	return 0;
+}
+
+int dioh_read_bitmap(struct dioh_session *session, uint32_t region, uint64_t offset, void *bytes, uint64_t count,
+                     uint64_t *ret_count, struct dioh_error *err)
+{
+	uint64_t done = 0;
+
+	while (done < count) {
+		const struct dioh_msg_read_bitmap what = { .region = region,
+			                                   .bytes = (uint32_t)dioh_min(count - done, DIOH_PAYLOAD_BYTES_MAX),
+			                                   .offset = offset + done };
+		uint32_t got = 0;
+		int r = read_bitmap_piece(session, &what, (uint8_t *)bytes + done, &got, err);
+
+		if (r < 0)
+			return r;
+		done += got;
+		if (got < what.bytes)
+			break;
+	}
+	*ret_count = done;
+	return 0;
+}
+
+int dioh_keep_region(struct dioh_session *session, uint32_t region, uint64_t offset, uint64_t length,
+                     struct dioh_error *err)
+{
+	const struct dioh_msg_keep_region what = { .region = region, .offset = offset, .length = length };
+	struct dioh_request request = { .type = DIOH_MSG_KEEP_REGION, .payload = &what, .size = sizeof(what) };
+
+	return dioh_exchange(session, &request, err);
 }
 
 /* ---- transfers ------------------------------------------------------------------------------- */

@@ -211,7 +211,7 @@ _Static_assert(sizeof(struct dioh_msg_put_table) == sizeof(struct dioh_msg_get_t
 static inline const struct shape *find_row(const struct shape *rows, uint32_t request_type)
 {
 	bool there = request_type % 2 == 0 && request_type >= DIOH_MSG_HELLO &&
-	             request_type <= DIOH_MSG_FINISH;
+	             request_type <= DIOH_MSG_KEEP_REGION;
 
 	return there ? &rows[request_type / 2] : NULL;
 }

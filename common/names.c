@@ -28,6 +28,8 @@ static const char *const messages[] = {
 	[DIOH_MSG_STATUS] = "STATUS",
 	[DIOH_MSG_CANCEL] = "CANCEL",
 	[DIOH_MSG_FINISH] = "FINISH",
+	[DIOH_MSG_READ_BITMAP] = "READ_BITMAP",
+	[DIOH_MSG_KEEP_REGION] = "KEEP_REGION",
 	[DIOH_MSG_PROGRESS] = "PROGRESS",
 	[DIOH_MSG_COMPLETE] = "COMPLETE",
 	[DIOH_MSG_STUCK] = "STUCK",
@@ -65,6 +67,7 @@ static const char *const phases[] = {
 static const char *const features[] = {
 	"layout-raw", "layout-container", "stream", "selection",
 	"checksum",   "written",          "label",  "layout-mapped-ram",
+	"read-bitmap", "all-in-stream",   "continue", "multifd",
 };
 
 static const char *const layers[] = {
@@ -72,7 +75,7 @@ static const char *const layers[] = {
 	"securebits",    "landlock",        "seccomp",  "ring-restrictions", "selinux",
 };
 
-_Static_assert(1u << (COUNT(features) - 1) == DIOH_FEATURE_LAYOUT_MAPPED_RAM,
+_Static_assert(1u << (COUNT(features) - 1) == DIOH_FEATURE_MULTIFD,
                "a feature has no name");
 _Static_assert(1u << (COUNT(layers) - 1) == DIOH_LAYER_SELINUX, "a layer has no name");
 

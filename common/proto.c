@@ -13,7 +13,7 @@
 #define IMAGE_LABEL (DIOH_IMAGE_ASK_LABEL_REQUIRED | DIOH_IMAGE_ASK_LABEL_IF_ENABLED)
 #define IMAGE_ASKS (IMAGE_LABEL | DIOH_IMAGE_ASK_OWNER | DIOH_IMAGE_ASK_MODE)
 #define MEMORY_FDS (DIOH_MEMORY_FD_MEMORY | DIOH_MEMORY_FD_SELECTION)
-#define OPEN_FLAGS (DIOH_OPEN_ACCEPT_WRITTEN | DIOH_OPEN_INSPECT)
+#define OPEN_FLAGS (DIOH_OPEN_ACCEPT_WRITTEN | DIOH_OPEN_INSPECT | DIOH_OPEN_ALL_IN_STREAM)
 #define SAVE_FLAGS (DIOH_TRANSFER_SELECTION | DIOH_TRANSFER_NO_SCAN | DIOH_TRANSFER_NO_CHECKSUM)
 #define LOAD_FLAGS (DIOH_TRANSFER_SELECTION | DIOH_TRANSFER_FRESH | DIOH_TRANSFER_NO_CHECKSUM)
 
@@ -111,13 +111,15 @@ static void check_create_image(struct exam *x)
 	struct dioh_msg_create_image create;
 
 	TAKE(x, create);
-	reserved(x, create.reserved);
 	within(x, "layout", create.layout, DIOH_LAYOUT_RAW, DIOH_LAYOUT_MAPPED_RAM);
 	check_counts(x, create.region_count, create.stream_count, create.header_bytes);
-	known(x, "flags", create.flags, 0);
+	known(x, "flags", create.flags, create.layout == DIOH_LAYOUT_RAW ? 0 : DIOH_CREATE_CONTINUE);
 	zero_unless(x, "stream", create.stream, create.layout == DIOH_LAYOUT_MAPPED_RAM,
 	            "layout is mapped-ram");
 	within(x, "stream", create.stream, 0, DIOH_STREAMS_MAX - 1);
+	zero_unless(x, "channels", create.channels, create.layout == DIOH_LAYOUT_MAPPED_RAM,
+	            "layout is mapped-ram");
+	within(x, "channels", create.channels, 0, DIOH_STREAMS_MAX - 1);
 }
 
 static void check_put_entry(struct exam *x, const struct dioh_msg_entry *entry)
@@ -175,6 +177,10 @@ static void check_open_image(struct exam *x)
 	known(x, "flags", open.flags, OPEN_FLAGS);
 	check_counts(x, open.region_count, open.stream_count, open.header_bytes);
 	zero_unless(x, "region_count", open.region_count, raw || mapped_ram, "layout is raw or mapped-ram");
+	if (open.flags & DIOH_OPEN_ALL_IN_STREAM) {
+		within(x, "layout", open.layout, DIOH_LAYOUT_MAPPED_RAM, DIOH_LAYOUT_MAPPED_RAM);
+		zero_unless(x, "region_count", open.region_count, false, "flags has ALL_IN_STREAM");
+	}
 	zero_unless(x, "stream_count", open.stream_count, raw, "layout is raw");
 	zero_unless(x, "header_bytes", open.header_bytes, raw || mapped_ram, "layout is raw or mapped-ram");
 }
@@ -196,6 +202,16 @@ static void check_read_header(struct exam *x)
 	reserved(x, header.reserved);
 	within(x, "offset", header.offset, 0, DIOH_HEADER_BYTES_MAX);
 	within(x, "bytes", header.bytes, 1, DIOH_PAYLOAD_BYTES_MAX);
+}
+
+static void check_read_bitmap(struct exam *x)
+{
+	struct dioh_msg_read_bitmap bitmap;
+
+	TAKE(x, bitmap);
+	within(x, "bytes", bitmap.bytes, 1, DIOH_PAYLOAD_BYTES_MAX);
+	within(x, "offset", bitmap.offset, 0, DIOH_REGION_BYTES_MAX / DIOH_PAGE_BYTES / 8);
+	aligned(x, "offset", bitmap.offset, DIOH_CHUNK_BYTES / DIOH_PAGE_BYTES / 8);
 }
 
 /* ---- transfers ------------------------------------------------------------------------------- */
@@ -234,6 +250,18 @@ static void check_stream_transfer(struct exam *x)
 	reserved(x, transfer.reserved);
 	within(x, "stream", transfer.stream, 0, DIOH_STREAMS_MAX - 1);
 	known(x, "flags", transfer.flags, DIOH_TRANSFER_NO_CHECKSUM);
+}
+
+static void check_keep_region(struct exam *x)
+{
+	struct dioh_msg_keep_region keep;
+
+	TAKE(x, keep);
+	reserved(x, keep.reserved);
+	aligned(x, "offset", keep.offset, DIOH_CHUNK_BYTES);
+	within(x, "length", keep.length, DIOH_PAGE_BYTES, DIOH_OFFSET_MAX);
+	aligned(x, "length", keep.length, DIOH_PAGE_BYTES);
+	below_end(x, "offset", keep.offset, keep.length, DIOH_OFFSET_MAX);
 }
 
 static void check_cancel(struct exam *x)
@@ -278,6 +306,8 @@ static const struct shape requests[] = {
 	ROW(STATUS) = { EMPTY, 0, 0, NULL },
 	ROW(CANCEL) = { EXACTLY(cancel), 0, 0, check_cancel },
 	ROW(FINISH) = { AT_LEAST(finish), 0, 0, check_finish },
+	ROW(READ_BITMAP) = { EXACTLY(read_bitmap), 0, 0, check_read_bitmap },
+	ROW(KEEP_REGION) = { EXACTLY(keep_region), 0, 0, check_keep_region },
 };
 
 int dioh_proto_check_request(const struct dioh_msg_header *header, const void *payload,

@@ -9,7 +9,7 @@
 
 #define ERRNO_MAX 4095
 #define IMAGE_ASKS (DIOH_IMAGE_ASK_MODE * 2 - 1)
-#define IMAGE_NOTES (DIOH_IMAGE_NOTE_ENGINE_FALLBACK * 2 - 1)
+#define IMAGE_NOTES (DIOH_IMAGE_NOTE_DROPPED_BEHIND * 2 - 1)
 
 /* ---- replies --------------------------------------------------------------------------------- */
 
@@ -208,6 +208,8 @@ static const struct shape replies[] = {
 	ROW(STATUS) = { EXACTLY(status_reply), 0, 0, check_status_reply },
 	ROW(CANCEL) = { EXACTLY(cancel_reply), 0, 0, check_cancel_reply },
 	ROW(FINISH) = { EMPTY, 0, 0, NULL },
+	ROW(READ_BITMAP) = { 0, DIOH_PAYLOAD_BYTES_MAX, 0, 0, NULL },
+	ROW(KEEP_REGION) = { EMPTY, 0, 0, NULL },
 };
 
 static const struct shape error_reply = { EXACTLY(error), 0, 0, check_error };

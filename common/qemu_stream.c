@@ -64,6 +64,7 @@ enum record_flag {
 	RECORD_PAGE = 0x08,
 	RECORD_EOS = 0x10,
 	RECORD_CONTINUE = 0x20, /* the block is that of the record before */
+	RECORD_FLUSH = 0x200,   /* multifd: a sync point */
 };
 
 static const struct {
@@ -71,7 +72,7 @@ static const struct {
 	const char *name;
 } foreign_flags[] = {
 	{ 0x001, "FULL" },          { RECORD_MEM_SIZE, "MEM_SIZE" }, { 0x040, "XBZRLE" }, { 0x080, "HOOK" },
-	{ 0x100, "COMPRESS_PAGE" }, { 0x200, "MULTIFD_FLUSH" },
+	{ 0x100, "COMPRESS_PAGE" }, { RECORD_FLUSH, "MULTIFD_FLUSH" },
 };
 
 /* In the order in which QEMU lists them. */
@@ -138,6 +139,7 @@ struct dioh_qemu_parser {
 	const char *stage;
 	uint64_t verbatim_left; /* to pass as they are, before the next item */
 	bool in_tail;           /* everything else passes as it is */
+	bool sync_due;          /* answered next */
 
 	struct dioh_qemu_setup setup;
 	bool setup_done;
@@ -161,11 +163,11 @@ struct dioh_qemu_parser {
 	uint8_t buffer[DIOH_PAGE_BYTES];
 };
 
-static handler configuration_type, configuration_bytes, machine, configuration_next;
+static handler configuration_type, configuration_bytes, machine, configuration_next, early_command;
 static handler subsection_name_bytes, subsection_name, subsection_content;
 static handler capability_name_bytes, capability_name;
 static handler start_head, start, memory_size, block_name_bytes, block, setup_records_end;
-static handler setup_footer_type, setup_footer_id;
+static handler setup_footer_type, setup_footer_id, setup_footer;
 static handler section, part_head, record, page_name_bytes, page_name, page, zero_page, part_footer;
 static handler command, foreign_head, foreign_name;
 
@@ -379,7 +381,7 @@ static int check_form(const struct dioh_qemu_parser *p, struct dioh_error *err)
 {
 	bool mapped = p->setup.capabilities & DIOH_QEMU_MAPPED_RAM;
 
-	if (mapped && p->form == DIOH_QEMU_STREAM)
+	if (mapped && p->form != DIOH_QEMU_IMAGE)
 		return REFUSE(p, err, -EOPNOTSUPP, item_at(p),
 		              "it declares mapped-ram: it is an image, whose pages do not stand in the stream");
 	if (!mapped && p->form == DIOH_QEMU_IMAGE)
@@ -415,9 +417,25 @@ static int configuration_next(struct dioh_qemu_parser *p, const uint8_t *item,
 		return expect(p, start_head, 5);
 	if (*item == SECTION_FULL)
 		return expect_foreign(p, *item);
+	if (*item == SECTION_COMMAND)
+		return expect(p, early_command, 4);
 	return REFUSE(p, err, is_known_section(*item) ? -EOPNOTSUPP : -EBADMSG, item_at(p),
-	              "a section of type 0x%02x%s instead of the RAM section's start", *item,
-	              *item == SECTION_COMMAND ? ", a command," : "");
+	              "a section of type 0x%02x instead of the RAM section's start", *item);
+}
+
+static const char *command_name(uint32_t number)
+{
+	return number < COUNT_OF(commands) ? commands[number].name : "unknown";
+}
+
+/* Postcopy begins with one, and so does a migration that wants answers. */
+static int early_command(struct dioh_qemu_parser *p, const uint8_t *item,
+                         struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	(void)piece;
+	return REFUSE(p, err, -EOPNOTSUPP, item_at(p) - 1,
+	              "command %" PRIu32 ", %s, instead of the RAM section's start is not understood",
+	              get_be16(item), command_name(get_be16(item)));
 }
 
 static int subsection_name_bytes(struct dioh_qemu_parser *p, const uint8_t *item,
@@ -754,20 +772,11 @@ static int block(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qe
 		expect(p, block_name_bytes, 1);
 	else
 		expect(p, setup_records_end, 8);
-	if (p->form == DIOH_QEMU_STREAM)
+	if (p->form != DIOH_QEMU_IMAGE)
 		return 0;
 	p->offset = entry.pages_offset + entry.bytes;
 	*piece = (struct dioh_qemu_piece){ .event = DIOH_QEMU_SEEK, .offset = p->offset };
 	return 1;
-}
-
-static int setup_records_end(struct dioh_qemu_parser *p, const uint8_t *item,
-                             struct dioh_qemu_piece *piece, struct dioh_error *err)
-{
-	(void)piece;
-	if (get_be64(item) != RECORD_EOS)
-		return refuse_record(p, get_be64(item), "where the RAM section's start should end", err);
-	return expect(p, setup_footer_type, 1);
 }
 
 static int setup_is_done(struct dioh_qemu_parser *p, struct dioh_qemu_piece *piece)
@@ -777,6 +786,47 @@ static int setup_is_done(struct dioh_qemu_parser *p, struct dioh_qemu_piece *pie
 	expect(p, section, 1);
 	*piece = (struct dioh_qemu_piece){ .event = DIOH_QEMU_SETUP };
 	return 1;
+}
+
+static int check_section(const struct dioh_qemu_parser *p, const uint8_t *id, const char *what,
+                         struct dioh_error *err)
+{
+	if (get_be32(id) != p->setup.ram_section)
+		return REFUSE(p, err, -EBADMSG, p->offset - 4,
+		              "a section's %s names section %" PRIu32 " instead of %" PRIu32 ", \"ram\"",
+		              what, get_be32(id), p->setup.ram_section);
+	return 0;
+}
+
+static int setup_records_end(struct dioh_qemu_parser *p, const uint8_t *item,
+                             struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	if (get_be64(item) == RECORD_FLUSH && p->form == DIOH_QEMU_MULTIFD && !p->setup.flushes) {
+		p->setup.flushes = true;
+		return expect(p, setup_records_end, 8);
+	}
+	if (get_be64(item) != RECORD_EOS)
+		return refuse_record(p, get_be64(item), "where the RAM section's start should end", err);
+	if (p->form != DIOH_QEMU_MULTIFD)
+		return expect(p, setup_footer_type, 1);
+	p->setup.footers = true;
+	setup_is_done(p, piece);
+	expect(p, setup_footer, 5);
+	return 1;
+}
+
+/* Multifd: QEMU sends it when it has filled the channels, and these are read only behind the setup. */
+static int setup_footer(struct dioh_qemu_parser *p, const uint8_t *item,
+                        struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	int r;
+
+	(void)piece;
+	if (*item != SECTION_FOOTER)
+		return REFUSE(p, err, -EOPNOTSUPP, item_at(p),
+		              "sections without footers are not understood in a multifd migration");
+	r = check_section(p, &item[1], "footer", err);
+	return r < 0 ? r : expect(p, section, 1);
 }
 
 /* Footers can be switched off in QEMU. All sections have them, or none. */
@@ -789,16 +839,6 @@ static int setup_footer_type(struct dioh_qemu_parser *p, const uint8_t *item,
 		return expect(p, setup_footer_id, 4);
 	p->untake = true;
 	return setup_is_done(p, piece);
-}
-
-static int check_section(const struct dioh_qemu_parser *p, const uint8_t *id, const char *what,
-                         struct dioh_error *err)
-{
-	if (get_be32(id) != p->setup.ram_section)
-		return REFUSE(p, err, -EBADMSG, p->offset - 4,
-		              "a section's %s names section %" PRIu32 " instead of %" PRIu32 ", \"ram\"",
-		              what, get_be32(id), p->setup.ram_section);
-	return 0;
 }
 
 static int setup_footer_id(struct dioh_qemu_parser *p, const uint8_t *item,
@@ -843,8 +883,7 @@ static int command(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_
 
 	if (number >= COUNT_OF(commands) || !commands[number].passes)
 		return REFUSE(p, err, -EOPNOTSUPP, item_at(p),
-		              "command %" PRIu32 ", %s, is not understood", number,
-		              number < COUNT_OF(commands) ? commands[number].name : "unknown");
+		              "command %" PRIu32 ", %s, is not understood", number, command_name(number));
 	pass_item(p, item, piece);
 	p->verbatim_left = get_be16(&item[2]);
 	expect(p, section, 1);
@@ -893,6 +932,7 @@ static int part_footer(struct dioh_qemu_parser *p, const uint8_t *item,
 static int records_end(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qemu_piece *piece)
 {
 	pass_item(p, item, piece);
+	p->sync_due = p->form == DIOH_QEMU_MULTIFD && !p->setup.flushes;
 	if (p->setup.footers)
 		expect(p, part_footer, 5);
 	else
@@ -920,6 +960,11 @@ static int record(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_q
 
 	if (value == RECORD_EOS)
 		return records_end(p, item, piece);
+	if (value == RECORD_FLUSH && p->setup.flushes) {
+		*piece = (struct dioh_qemu_piece){ .event = DIOH_QEMU_SYNC };
+		expect(p, record, 8);
+		return 1;
+	}
 	if (kind != RECORD_ZERO && kind != RECORD_PAGE)
 		return refuse_record(p, value, "in a part of the RAM section", err);
 	if (p->form == DIOH_QEMU_IMAGE)
@@ -1136,6 +1181,11 @@ static int next_piece(struct dioh_qemu_parser *p, struct input *input,
 {
 	int r = 0;
 
+	if (p->sync_due) {
+		p->sync_due = false;
+		*piece = (struct dioh_qemu_piece){ .event = DIOH_QEMU_SYNC };
+		return 0;
+	}
 	while (r == 0) {
 		const uint8_t *item;
 
@@ -1192,6 +1242,11 @@ int dioh_qemu_parser_end(const struct dioh_qemu_parser *parser, struct dioh_erro
 const struct dioh_qemu_setup *dioh_qemu_parser_setup(const struct dioh_qemu_parser *parser)
 {
 	return parser->setup_done ? &parser->setup : NULL;
+}
+
+bool dioh_qemu_parser_in_tail(const struct dioh_qemu_parser *parser)
+{
+	return parser->in_tail;
 }
 
 uint64_t dioh_qemu_parser_offset(const struct dioh_qemu_parser *parser)

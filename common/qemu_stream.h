@@ -4,8 +4,9 @@
  * piece, in bounded memory, without I/O; and the encoders of the same pieces. What follows the RAM section is device
  * state, which only QEMU understands: it passes through as it is.
  *
- * Two forms are read: a *stream* (pages stand in it, each with its offset) and a *mapped-ram image* (a header a block,
- * pages at fixed places outside the stream). Every byte may come from somebody hostile. Integers are big-endian, bitmaps
+ * Three forms are read: a *stream* (pages stand in it, each with its offset), the main stream of a *multifd* migration (most
+ * or all pages come by other channels, multifd_format.h), and a *mapped-ram image* (a header a block, pages at fixed places
+ * outside the stream). Every byte may come from somebody hostile. Integers are big-endian, bitmaps
  * little-endian (as x86 and other little-endian hosts write them).
  *
  * Source: QEMU 10.0, migration/savevm.c, migration/ram.c, docs/devel/migration/mapped-ram.rst. Private to helper, tests
@@ -53,18 +54,20 @@ struct dioh_qemu_setup {
 	uint32_t ram_section;   /* the section's id */
 	uint32_t ram_version;
 	bool footers;         /* sections end with one, unless QEMU was told not to send them */
+	bool flushes;         /* multifd: sync points have records of their own, else each end of records is one */
 	uint64_t total_bytes; /* of all blocks */
 	struct dioh_qemu_block *blocks;
 	unsigned block_count; /* 1 to DIOH_REGIONS_MAX */
 };
 
-enum dioh_qemu_form { DIOH_QEMU_STREAM, DIOH_QEMU_IMAGE };
+enum dioh_qemu_form { DIOH_QEMU_STREAM, DIOH_QEMU_IMAGE, DIOH_QEMU_MULTIFD };
 
 enum dioh_qemu_event {
 	DIOH_QEMU_MORE,     /* all input has been taken: give more */
 	DIOH_QEMU_SEEK,     /* image: the next input must be the bytes at `offset` in the file */
-	DIOH_QEMU_SETUP,    /* the setup is complete, its section's end included. Once */
-	DIOH_QEMU_PAGE,     /* `page` of `block`; 4096 `bytes`, or NULL: a zero page. Streams only */
+	DIOH_QEMU_SETUP,    /* the setup is complete, its section's end included (multifd: up to its footer). Once */
+	DIOH_QEMU_PAGE,     /* `page` of `block`; 4096 `bytes`, or NULL: a zero page. Not in images */
+	DIOH_QEMU_SYNC,     /* multifd: a sync point. SETUP is one, too */
 	DIOH_QEMU_VERBATIM, /* `count` bytes that belong to the stream behind the setup and are no pages */
 };
 
@@ -81,7 +84,7 @@ struct dioh_qemu_parser;
 
 /*
  * `start`: the file offset of the first byte (image), for error messages and to check offsets against; 0 for streams.
- * An image is taken to declare mapped-ram, a stream not to; the other is refused. NULL: out of memory, err set.
+ * An image is taken to declare mapped-ram, the others not to; what does is refused. NULL: out of memory, err set.
  */
 struct dioh_qemu_parser *dioh_qemu_parser_new(enum dioh_qemu_form form, uint64_t start, struct dioh_error *err);
 void dioh_qemu_parser_free(struct dioh_qemu_parser *parser);
@@ -111,6 +114,8 @@ int dioh_qemu_parser_end(const struct dioh_qemu_parser *parser, struct dioh_erro
 
 /* Valid once SETUP has been answered, until the parser is freed. NULL before. */
 const struct dioh_qemu_setup *dioh_qemu_parser_setup(const struct dioh_qemu_parser *parser);
+/* RAM's END has come: no page and no sync point follows. */
+bool dioh_qemu_parser_in_tail(const struct dioh_qemu_parser *parser);
 /* Bytes taken so far; image: the file offset behind the last of them. */
 uint64_t dioh_qemu_parser_offset(const struct dioh_qemu_parser *parser);
 

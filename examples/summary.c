@@ -30,6 +30,13 @@ static const char *engine_name(uint32_t engine)
 	}
 }
 
+static const char *directness(const struct dioh_msg_attach_image_reply *image)
+{
+	if (image->notes & DIOH_IMAGE_NOTE_DIRECT_CHECKSUMS)
+		return "through the page cache: btrfs keeps checksums of the file";
+	return image->direct ? "direct" : "buffered";
+}
+
 void hv_summarize(char summary[HV_SUMMARY_BYTES], const char *what, const struct hv_helper *helper, int64_t stopped_ms)
 {
 	const struct dioh_msg_complete *memory = &helper->memory.figures;
@@ -41,7 +48,7 @@ void hv_summarize(char summary[HV_SUMMARY_BYTES], const char *what, const struct
 	             "  pages moved by %s (%s) in %.2f s, %s/s; device state of %s",
 	             what, hv_format_bytes(text[0], memory->total_bytes), hv_format_bytes(text[1], memory->data_bytes),
 	             hv_format_bytes(text[2], memory->zero_bytes), hv_format_bytes(text[3], memory->hole_bytes),
-	             engine_name(helper->image.engine), helper->image.direct ? "direct" : "buffered",
+	             engine_name(helper->image.engine), directness(&helper->image),
 	             seconds(memory->elapsed_ns), hv_format_bytes(text[4], rate(memory->data_bytes, memory->elapsed_ns)),
 	             hv_format_bytes(text[5], helper->state.figures.data_bytes));
 	if (helper->finish.figures.sync_ns && n < HV_SUMMARY_BYTES)

@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -164,6 +165,7 @@ static int choose_descriptors(const struct dioh_msg_attach_image *request, const
 		image->notes |= DIOH_IMAGE_NOTE_LONE_BUFFERED;
 	}
 	image->direct = has_direct;
+	image->page_readable = ((has_direct ? direct_flags : buffered_flags) & O_ACCMODE) != O_WRONLY;
 	image->readable = ((has_buffered ? buffered_flags : direct_flags) & O_ACCMODE) != O_WRONLY;
 	*ret_st = has_buffered ? buffered_st : direct_st;
 	if (request->fds & DIOH_IMAGE_FD_DIRECTORY) {
@@ -231,9 +233,42 @@ static int give_up_direct(struct dioh_image *image, struct dioh_error *err)
 	return 0;
 }
 
+static bool on_btrfs(const struct dioh_image *image)
+{
+	struct statfs fs;
+
+	return fstatfs(image->page_fd, &fs) == 0 && fs.f_type == BTRFS_SUPER_MAGIC;
+}
+
+/*
+ * Since Linux 6.15, and stable kernels of 2025, btrfs carries a direct write to a file with checksums out through the page
+ * cache, without a word: it would have to be sure that nobody changes the bytes between sum and disk. It drops the pages
+ * when they are written, so nothing is better than that here. Reads are direct. Mounted with nodatasum it would be
+ * direct, but a file does not show that.
+ */
+static bool copies_direct_writes(const struct dioh_image *image)
+{
+	int flags;
+
+	return image->direction == DIOH_DIRECTION_SAVE && on_btrfs(image) &&
+	       ioctl(image->page_fd, FS_IOC_GETFLAGS, &flags) == 0 && !(flags & FS_NOCOW_FL);
+}
+
+/* How buffered page I/O keeps out of the page cache. A write-only descriptor cannot be asked. */
+static uint32_t find_uncached(const struct dioh_image *image)
+{
+	char byte;
+	struct iovec iov = { &byte, 1 };
+
+	if (preadv2(image->page_fd, &iov, 1, 0, RWF_DONTCACHE) >= 0)
+		return DIOH_IMAGE_NOTE_UNCACHED;
+	return errno == EOPNOTSUPP ? DIOH_IMAGE_NOTE_DROPPED_BEHIND : 0;
+}
+
 static int decide_direct(const struct dioh_msg_attach_image *request, struct dioh_image *image, struct dioh_error *err)
 {
 	const char *why = "only a buffered descriptor came";
+	int r = 0;
 
 	if (image->direct) {
 		find_alignment(image);
@@ -243,13 +278,23 @@ static int decide_direct(const struct dioh_msg_attach_image *request, struct dio
 		} else if (image->offset_alignment > DIOH_PAGE_BYTES || image->memory_alignment > DIOH_PAGE_BYTES) {
 			image->notes |= DIOH_IMAGE_NOTE_DIRECT_ALIGNMENT;
 			why = "direct I/O on it needs more than 4096-byte alignment";
-		} else if (request->direct != DIOH_DIRECT_NEVER) {
+		} else if (request->direct != DIOH_DIRECT_NEVER && !copies_direct_writes(image)) {
 			return 0;
+		} else if (request->direct != DIOH_DIRECT_NEVER) {
+			image->notes |= DIOH_IMAGE_NOTE_DIRECT_CHECKSUMS;
+			why = "btrfs keeps checksums of it, and Linux then writes it through the page cache; files that are made "
+			      "in a directory after chattr +C have none";
 		}
 	}
 	if (request->direct == DIOH_DIRECT_REQUIRE)
 		return dioh_error_set(err, EOPNOTSUPP, IMAGE_PLACE, "image: direct I/O is required, but %s", why);
-	return image->direct ? give_up_direct(image, err) : 0;
+	if (image->notes & DIOH_IMAGE_NOTE_DIRECT_CHECKSUMS)
+		return 0;
+	if (image->direct)
+		r = give_up_direct(image, err);
+	if (r == 0)
+		image->notes |= find_uncached(image);
+	return r;
 }
 
 static int set_kind(struct dioh_image *image, const struct stat *st, struct dioh_error *err)
@@ -303,6 +348,7 @@ int dioh_examine_image(const struct dioh_msg_attach_image *request, const int *f
 		r = decide_direct(request, &image, err);
 	if (r < 0)
 		return r;
+	image.reads_present_only = image.direct && image.direction == DIOH_DIRECTION_LOAD && on_btrfs(&image);
 	/* Buffered, libaio does all of an I/O while it is submitted, one after the other. */
 	if (request->engine == DIOH_ENGINE_ANY && image.engine == DIOH_ENGINE_LIBAIO && !image.direct)
 		image.engine = DIOH_ENGINE_SYNC;

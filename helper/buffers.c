@@ -9,6 +9,10 @@
 
 #define HUGE_PAGE_BYTES (UINT64_C(2) << 20)
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
 bool dioh_buffers_open(struct dioh_buffers *buffers, uint64_t bytes)
 {
 	const uint64_t map_bytes = bytes + HUGE_PAGE_BYTES;
@@ -21,6 +25,12 @@ bool dioh_buffers_open(struct dioh_buffers *buffers, uint64_t bytes)
 	buffers->map_bytes = map_bytes;
 	buffers->first = (uint8_t *)dioh_align_up((uintptr_t)map, HUGE_PAGE_BYTES);
 	return true;
+}
+
+void dioh_buffers_fill(const struct dioh_buffers *buffers)
+{
+	/* Linux 5.14. Before, it is used as it comes. */
+	(void)madvise(buffers->first, buffers->map_bytes - HUGE_PAGE_BYTES, MADV_POPULATE_WRITE);
 }
 
 void dioh_buffers_close(struct dioh_buffers *buffers)

@@ -17,6 +17,8 @@ struct dioh_buffers {
 
 /* false: no address space. */
 bool dioh_buffers_open(struct dioh_buffers *buffers, uint64_t bytes);
+/* Has it take its memory now. */
+void dioh_buffers_fill(const struct dioh_buffers *buffers);
 /* May be called for none. */
 void dioh_buffers_close(struct dioh_buffers *buffers);
 

@@ -9,7 +9,9 @@
 	((uint64_t)(DIOH_FEATURE_LAYOUT_RAW | DIOH_FEATURE_LAYOUT_CONTAINER |                     \
 	            DIOH_FEATURE_LAYOUT_MAPPED_RAM | DIOH_FEATURE_STREAM |                        \
 	            DIOH_FEATURE_SELECTION | DIOH_FEATURE_CHECKSUM | DIOH_FEATURE_WRITTEN |        \
-	            DIOH_FEATURE_LABEL))
+	            DIOH_FEATURE_LABEL | DIOH_FEATURE_READ_BITMAP |                               \
+	            DIOH_FEATURE_ALL_IN_STREAM | DIOH_FEATURE_CONTINUE |          \
+	            DIOH_FEATURE_MULTIFD))
 
 /* JSON on standard output. */
 void dioh_capabilities_print(void);

@@ -284,6 +284,7 @@ static int open_threads(struct dropin *d, struct dioh_error *err)
 		.block_bytes = d->image.block_bytes,
 		.in_flight = d->image.in_flight,
 		.direct = d->image.direct,
+		.fill_buffers = d->image.reads_present_only,
 		.cache = keeps_cache() ? DIOH_CACHE_KEEP : DIOH_CACHE_NONE,
 		.sync_failed = &d->image.sync_failed,
 		.control = &d->control,

@@ -227,6 +227,12 @@ int dioh_image_sync(struct dioh_image *image, struct dioh_error *err)
 	                        whole ? "fsync" : "fdatasync");
 }
 
+void dioh_image_drop_cache(const struct dioh_image *image)
+{
+	if (!image->direct)
+		(void)posix_fadvise(image->page_fd, (off_t)image->base_offset, 0, POSIX_FADV_DONTNEED); /* a hint */
+}
+
 int dioh_image_sync_directory(struct dioh_image *image, struct dioh_error *err)
 {
 	int r;

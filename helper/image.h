@@ -21,9 +21,11 @@ struct dioh_image {
 	int directory_fd; /* or -1 */
 	uint32_t direction;
 	uint32_t kind;
-	bool direct;
+	bool direct; /* page I/O has O_DIRECT; DIRECT_CHECKSUMS in `notes`: the kernel copies what is written all the same */
 	bool lone_direct; /* header_fd has O_DIRECT: the header path turns it off for each of its writes and reads */
-	bool readable;
+	bool readable;      /* header_fd */
+	bool page_readable; /* page_fd */
+	bool reads_present_only; /* into memory that is not there yet it would read through the page cache: btrfs */
 	uint32_t notes;
 	uint32_t memory_alignment;
 	uint32_t offset_alignment;
@@ -72,6 +74,9 @@ uint64_t dioh_image_free_bytes(struct dioh_image *image);
  * image that cannot be synced cannot be durable.
  */
 int dioh_image_sync(struct dioh_image *image, struct dioh_error *err);
+
+/* Buffered page I/O leaves nothing in the page cache; to be called when all is durable. */
+void dioh_image_drop_cache(const struct dioh_image *image);
 
 /* The directory entry durable, if a directory was attached. */
 int dioh_image_sync_directory(struct dioh_image *image, struct dioh_error *err);

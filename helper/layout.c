@@ -10,8 +10,11 @@
 #include "align.h"
 #include "clock.h"
 #include "layout_mapped_ram.h"
+#include "pages.h"
 
 #define PLACE(op, offset) DIOH_PLACE(op, IMAGE, 0, offset)
+
+#define SECTOR_BYTES 512u /* the smallest that a disk writes whole or not at all */
 
 static const struct dioh_layout_ops *const layouts[] = { &dioh_layout_raw, &dioh_layout_container,
 	                                            &dioh_layout_mapped_ram };
@@ -58,6 +61,21 @@ int dioh_layout_check_room(const struct dioh_image_layout *layout, uint64_t need
 	return dioh_error_set(err, ENOSPC, PLACE(SIZE, DIOH_OFFSET_NONE),
 	                      "image: it needs at least %" PRIu64 " bytes, and there is room for %" PRIu64
 	                      ": nothing was written", needed_bytes, available);
+}
+
+/*
+ * Every kind of image begins with a mark of its own, in its first sector. That alone is taken away first: of a longer write
+ * a power cut may leave the mark, and behind it sectors that are not the old image's any more.
+ */
+int dioh_layout_invalidate(struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	uint64_t file_bytes = 0;
+	int r = dioh_layout_file_bytes(layout, &file_bytes, err);
+
+	if (r < 0 || file_bytes == 0)
+		return r;
+	r = dioh_image_write_zeros(layout->image, dioh_layout_at(layout, 0), SECTOR_BYTES, err);
+	return r < 0 ? r : dioh_image_sync(layout->image, err);
 }
 
 static void free_tables(struct dioh_image_layout *layout)
@@ -261,6 +279,40 @@ int dioh_layout_read_header(struct dioh_image_layout *layout, void *bytes, uint6
 	if (r == 0)
 		*ret_count = count;
 	return r;
+}
+
+static int find_bitmap(struct dioh_image_layout *layout, uint32_t number, struct dioh_region **ret_region,
+                       struct dioh_error *err)
+{
+	struct dioh_region *region = dioh_layout_region(layout, number);
+
+	if (!region)
+		return dioh_error_set(err, ENOENT, PLACE(PROTOCOL, DIOH_OFFSET_NONE),
+		                      "region %" PRIu32 " is not in the image's table", number);
+	if (layout->ops->id == DIOH_LAYOUT_RAW)
+		return dioh_error_set(err, EOPNOTSUPP, PLACE(PROTOCOL, DIOH_OFFSET_NONE), "image: layout raw has no bitmaps");
+	if (layout->state == DIOH_STATE_PARTIAL)
+		return dioh_error_set(err, ENODATA, PLACE(PROTOCOL, DIOH_OFFSET_NONE),
+		                      "image: it is partial: which pages it has is not known");
+	*ret_region = region;
+	return 0;
+}
+
+int dioh_layout_read_bitmap(struct dioh_image_layout *layout, uint32_t region, uint64_t offset, void *bytes,
+                            uint32_t *count, struct dioh_error *err)
+{
+	struct dioh_tables tables = { .bitmap = bytes, .first_chunk = offset / DIOH_CHUNK_BITMAP_BYTES };
+	uint64_t left;
+	int r = find_bitmap(layout, region, &tables.region, err);
+
+	if (r < 0)
+		return r;
+	left = dioh_div_up(tables.region->record.bytes, 8 * DIOH_PAGE_BYTES);
+	left -= dioh_min(left, offset);
+	/* Whole chunks: the caller's room is a multiple of theirs, or larger than asked for. */
+	*count = (uint32_t)dioh_min(left, *count);
+	tables.chunks = (unsigned)dioh_div_up(*count, DIOH_CHUNK_BITMAP_BYTES);
+	return *count ? layout->ops->load_tables(layout, &tables, err) : 0;
 }
 
 int dioh_layout_patch_header(struct dioh_image_layout *layout, const struct dioh_commit *commit,

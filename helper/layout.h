@@ -49,6 +49,7 @@ struct dioh_header_info {
 struct dioh_device_state {
 	int fd;
 	uint32_t stream;              /* its number */
+	uint32_t channels;            /* the streams behind it in number are multifd's channels */
 	const atomic_bool *abandoned; /* the session has no use any more for what is being waited for */
 };
 
@@ -58,6 +59,7 @@ struct dioh_image_layout {
 	uint32_t state;
 	bool ready; /* transfers are permitted */
 	bool inspect_only;
+	bool kept; /* save: it is continued; what has been stored in it stays */
 	uint64_t compatible;
 	uint64_t image_bytes;
 	uint64_t header_offset;
@@ -144,6 +146,9 @@ int dioh_layout_file_bytes(struct dioh_image_layout *layout, uint64_t *ret_bytes
 /* The preflight: ENOSPC, and nothing has been written, if so many bytes are surely not to be had. */
 int dioh_layout_check_room(const struct dioh_image_layout *layout, uint64_t needed_bytes, struct dioh_error *err);
 
+/* For creates: what stands there, if anything, is durably no complete image any more. */
+int dioh_layout_invalidate(struct dioh_image_layout *layout, struct dioh_error *err);
+
 /* Makes room for the announced entries, in place of what there was. */
 int dioh_layout_allocate(struct dioh_image_layout *layout, unsigned region_count, unsigned stream_count,
                          struct dioh_error *err);
@@ -169,6 +174,10 @@ int dioh_layout_write_header(struct dioh_image_layout *layout, const void *bytes
                              struct dioh_error *err);
 int dioh_layout_read_header(struct dioh_image_layout *layout, void *bytes, uint64_t offset, uint64_t count,
                             uint64_t *ret_count, struct dioh_error *err);
+
+/* A piece of a region's bitmap, *count bytes at most, from a chunk's on. ENOENT: no such region; ENODATA: partial. */
+int dioh_layout_read_bitmap(struct dioh_image_layout *layout, uint32_t region, uint64_t offset, void *bytes,
+                            uint32_t *count, struct dioh_error *err);
 
 /* For commits: patch, sync with its time taken, the check for CANCEL. */
 int dioh_layout_patch_header(struct dioh_image_layout *layout, const struct dioh_commit *commit,

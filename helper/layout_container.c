@@ -58,18 +58,6 @@ static int preflight(struct dioh_image_layout *layout, struct dioh_error *err)
 	return dioh_layout_check_room(layout, needed, err);
 }
 
-/* What stands there now, if anything, is durably no complete image any more. */
-static int invalidate(struct dioh_image_layout *layout, struct dioh_error *err)
-{
-	uint64_t file_bytes;
-	int r = dioh_layout_file_bytes(layout, &file_bytes, err);
-
-	if (r < 0 || file_bytes == 0)
-		return r;
-	r = dioh_record_write_head(layout, DIOH_STATE_PARTIAL, err);
-	return r < 0 ? r : dioh_image_sync(layout->image, err);
-}
-
 /* Bitmaps and tables must read as zeros until they are stored. */
 static int clear(struct dioh_image_layout *layout, struct dioh_error *err)
 {
@@ -79,6 +67,20 @@ static int clear(struct dioh_image_layout *layout, struct dioh_error *err)
 		return dioh_image_write_zeros(layout->image, dioh_layout_at(layout, 0), tables_end(layout), err);
 	r = dioh_image_resize(layout->image, dioh_layout_at(layout, 0), err);
 	return r < 0 ? r : dioh_image_resize(layout->image, dioh_layout_at(layout, layout->image_bytes), err);
+}
+
+/* What is continued is partial again; its streams are saved anew. */
+static int keep(struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	int r = dioh_record_check_kept(layout, err);
+
+	if (r == 0)
+		r = dioh_record_write_head(layout, DIOH_STATE_PARTIAL, err);
+	if (r == 0)
+		r = dioh_image_sync(layout->image, err);
+	if (r == 0 && layout->image->kind == DIOH_IMAGE_REGULAR)
+		r = dioh_image_resize(layout->image, dioh_layout_at(layout, layout->image_bytes), err);
+	return r;
 }
 
 static int container_create(struct dioh_image_layout *layout, struct dioh_error *err)
@@ -92,9 +94,11 @@ static int container_create(struct dioh_image_layout *layout, struct dioh_error 
 	r = plan(layout, err);
 	if (r == 0)
 		r = preflight(layout, err);
-	if (r == 0)
-		r = invalidate(layout, err);
-	if (r == 0)
+	if (r == 0 && layout->kept)
+		r = keep(layout, err);
+	if (r == 0 && !layout->kept)
+		r = dioh_layout_invalidate(layout, err);
+	if (r == 0 && !layout->kept)
 		r = clear(layout, err);
 	if (r == 0)
 		r = dioh_record_write_regions(layout, &crc, err);

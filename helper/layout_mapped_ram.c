@@ -67,7 +67,7 @@ static int mapped_ram_prepare(struct dioh_image_layout *layout, struct dioh_erro
 	mapped_ram = layout->mapped_ram = calloc(1, sizeof(*mapped_ram));
 	if (!mapped_ram)
 		return dioh_error_errno(err, ENOMEM, PLACE(NONE, DIOH_OFFSET_NONE), "image: room for its layout");
-	r = dioh_qemu_source_open(&mapped_ram->source, err);
+	r = dioh_qemu_source_open(&mapped_ram->source, layout->device_state.channels > 0, err);
 	if (r == 0)
 		r = dioh_qemu_source_read_setup(&mapped_ram->source, &layout->device_state, err);
 	if (r == 0)
@@ -167,6 +167,18 @@ int dioh_mapped_ram_adopt_table(struct dioh_image_layout *layout, struct dioh_er
 	return r;
 }
 
+int dioh_mapped_ram_check_in_stream(const struct dioh_image_layout *layout, unsigned block, uint32_t number,
+                                    uint64_t offset, struct dioh_error *err)
+{
+	const struct dioh_record_region *record = &layout->regions[block].record;
+
+	if (record->flags & DIOH_REGION_IN_STREAM)
+		return 0;
+	return dioh_error_set(err, EBADMSG, DIOH_PLACE(PARSE, STREAM, number, offset),
+	                      "stream %" PRIu32 ": it brings pages of block \"%.64s\", which is to be saved from a memory: QEMU "
+	                      "leaves out only shared memory of a named file", number, record->name);
+}
+
 /* ---- create ---- */
 
 static int check_ignores_shared(const struct dioh_image_layout *layout, struct dioh_error *err)
@@ -227,18 +239,6 @@ static int preflight(struct dioh_image_layout *layout, struct dioh_error *err)
 	return dioh_layout_check_room(layout, needed, err);
 }
 
-/* Every kind of image begins with a mark of its own: without its first page it is none. */
-static int invalidate(struct dioh_image_layout *layout, struct dioh_error *err)
-{
-	uint64_t file_bytes;
-	int r = dioh_layout_file_bytes(layout, &file_bytes, err);
-
-	if (r < 0 || file_bytes == 0)
-		return r;
-	r = dioh_image_write_zeros(layout->image, dioh_layout_at(layout, 0), DIOH_PAGE_BYTES, err);
-	return r < 0 ? r : dioh_image_sync(layout->image, err);
-}
-
 /* Bitmaps, tables and checksums must read as zeros until they are stored. */
 static int clear(struct dioh_image_layout *layout, struct dioh_error *err)
 {
@@ -255,6 +255,42 @@ static int clear(struct dioh_image_layout *layout, struct dioh_error *err)
 
 		r = dioh_image_write_zeros(image, dioh_layout_at(layout, bitmap->offset), bitmap->bytes, err);
 	}
+	return r;
+}
+
+/* Pages of the regions in the stream come anew: what is known of them is what will have come. */
+static int forget_streamed(struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	int r = 0;
+
+	for (unsigned i = 0; i < layout->region_count && r == 0; i++) {
+		const struct dioh_record_region *record = &layout->regions[i].record;
+
+		if (record->flags & DIOH_REGION_IN_STREAM)
+			r = dioh_image_write_zeros(layout->image, dioh_layout_at(layout, record->bitmap.offset),
+			                           record->bitmap.bytes, err);
+		if (r == 0 && record->flags & DIOH_REGION_IN_STREAM)
+			r = dioh_image_write_zeros(layout->image, dioh_layout_at(layout, record->checksums.offset),
+			                           record->checksums.bytes, err);
+	}
+	return r;
+}
+
+/* What is continued loses QEMU's mark, if it had come so far. */
+static int keep(struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	static const uint8_t none[QEMU_MAGIC_BYTES];
+	int r = dioh_record_check_kept(layout, err);
+
+	if (r == 0)
+		r = dioh_image_pwrite(layout->image, none, sizeof(none),
+		                      dioh_layout_at(layout, layout->mapped_ram->stream_offset), err);
+	if (r == 0)
+		r = dioh_image_sync(layout->image, err);
+	if (r == 0)
+		r = forget_streamed(layout, err);
+	if (r == 0 && layout->image->kind == DIOH_IMAGE_REGULAR)
+		r = dioh_image_resize(layout->image, dioh_layout_at(layout, layout->image_bytes), err);
 	return r;
 }
 
@@ -308,9 +344,11 @@ static int mapped_ram_create(struct dioh_image_layout *layout, struct dioh_error
 		r = plan(layout, err);
 	if (r == 0)
 		r = preflight(layout, err);
-	if (r == 0)
-		r = invalidate(layout, err);
-	if (r == 0)
+	if (r == 0 && layout->kept)
+		r = keep(layout, err);
+	if (r == 0 && !layout->kept)
+		r = dioh_layout_invalidate(layout, err);
+	if (r == 0 && !layout->kept)
 		r = clear(layout, err);
 	if (r == 0)
 		r = write_setup(layout, err);

@@ -34,6 +34,10 @@ int dioh_mapped_ram_take_setup(struct dioh_mapped_ram *mapped_ram, const struct 
  */
 int dioh_mapped_ram_adopt_table(struct dioh_image_layout *layout, struct dioh_error *err);
 
+/* EBADMSG: stream `number` brings, at `offset`, pages of a block that is to be saved from a memory. */
+int dioh_mapped_ram_check_in_stream(const struct dioh_image_layout *layout, unsigned block, uint32_t number,
+                                    uint64_t offset, struct dioh_error *err);
+
 /* Does an image that begins with these bytes look like one? */
 bool dioh_mapped_ram_is(const uint8_t *start, size_t count);
 

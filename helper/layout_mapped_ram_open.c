@@ -249,7 +249,7 @@ static int open_foreign(struct reader *reader, uint32_t flags, struct dioh_error
 
 /* What the manager's table chose is kept while the record's own takes its place. */
 static int choose_again(struct dioh_image_layout *layout, const struct dioh_record_region *chosen, unsigned count,
-                        struct dioh_error *err)
+                        bool renumber, struct dioh_error *err)
 {
 	for (unsigned i = 0; i < count; i++) {
 		struct dioh_record_region *record = &layout->regions[i].record;
@@ -264,7 +264,8 @@ static int choose_again(struct dioh_image_layout *layout, const struct dioh_reco
 			record->guest_address = chosen[i].guest_address;
 		record->flags |= chosen[i].flags & DIOH_REGION_GUEST_ADDRESS;
 		record->flags = (record->flags & ~(uint32_t)DIOH_REGION_IN_STREAM) | (chosen[i].flags & DIOH_REGION_IN_STREAM);
-		record->number = chosen[i].number;
+		if (renumber)
+			record->number = chosen[i].number;
 	}
 	return 0;
 }
@@ -350,7 +351,7 @@ static int open_ours(struct dioh_image_layout *layout, uint32_t flags, bool chos
 	layout->header_offset = 0;
 	layout->header_bytes = header_bytes;
 	if (r == 0 && chosen)
-		r = choose_again(layout, choice, count, err);
+		r = choose_again(layout, choice, count, !(flags & DIOH_OPEN_ALL_IN_STREAM), err);
 	return r;
 }
 
@@ -401,7 +402,7 @@ static int check_opened_state(const struct dioh_image_layout *layout, uint32_t f
 
 /* ---- open ---- */
 
-/* libvirt's other formats: only to be looked at. */
+/* libvirt's other formats, and a migration stream behind no header: only to be looked at. */
 static int open_stream_only(struct dioh_image_layout *layout, uint32_t flags, uint64_t file_bytes,
                             struct dioh_error *err)
 {
@@ -423,17 +424,35 @@ static int open_stream_only(struct dioh_image_layout *layout, uint32_t flags, ui
 	entry->record.bytes = file_bytes - layout->header_bytes;
 	layout->ops = &dioh_layout_raw;
 	layout->image_bytes = file_bytes;
-	layout->state = layout->header_info.flags & DIOH_HEADER_COMPLETE ? DIOH_STATE_COMPLETE : DIOH_STATE_PARTIAL;
+	layout->state = DIOH_STATE_UNKNOWN;
+	if (layout->header_info.kind == DIOH_HEADER_LIBVIRT)
+		layout->state = layout->header_info.flags & DIOH_HEADER_COMPLETE ? DIOH_STATE_COMPLETE : DIOH_STATE_PARTIAL;
 	layout->inspect_only = true;
 	layout->ready = true;
 	return 0;
+}
+
+/* Is it no image, but the stream of a migration? */
+static bool is_plain_stream(struct reader *reader)
+{
+	struct dioh_qemu_parser *parser = dioh_qemu_parser_new(DIOH_QEMU_STREAM, 0, NULL);
+	struct dioh_qemu_piece piece = { .event = DIOH_QEMU_MORE };
+	int r;
+
+	if (!parser)
+		return false;
+	reader->at = dioh_layout_at(reader->layout, reader->layout->mapped_ram->stream_offset);
+	reader->left = 0;
+	r = next_piece(reader, parser, &piece, NULL);
+	dioh_qemu_parser_free(parser);
+	return r == 0 && piece.event == DIOH_QEMU_SETUP;
 }
 
 static int open_setup(struct reader *reader, uint32_t flags, struct dioh_error *err)
 {
 	struct dioh_image_layout *layout = reader->layout;
 	const bool magic_missing = reader->magic_missing;
-	const bool chosen = layout->regions_put > 0;
+	const bool chosen = layout->regions_put > 0 || flags & DIOH_OPEN_ALL_IN_STREAM;
 	bool record = false;
 	int r = read_setup(reader, err);
 
@@ -502,6 +521,8 @@ int dioh_mapped_ram_open(struct dioh_image_layout *layout, uint32_t flags, struc
 		r = allocate_stream(layout, err);
 	if (r == 0)
 		r = open_setup(&reader, flags, err);
+	if (r < 0 && flags & DIOH_OPEN_INSPECT && layout->header_info.kind == DIOH_HEADER_OPAQUE && is_plain_stream(&reader))
+		return open_stream_only(layout, flags, file_bytes, err);
 	if (r == -EBADMSG && flags & DIOH_OPEN_INSPECT && libvirt_says_partial(layout))
 		return open_header_only(layout, file_bytes, err);
 	if (r < 0)

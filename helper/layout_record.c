@@ -79,6 +79,56 @@ int dioh_record_write_head(struct dioh_image_layout *layout, uint32_t state, str
 	return dioh_image_pwrite(layout->image, &layout->head, sizeof(layout->head), dioh_layout_at(layout, layout->record_offset), err);
 }
 
+/* ---- continuing ---- */
+
+static bool is_same_area(const struct dioh_record_area *a, const struct dioh_record_area *b)
+{
+	return a->offset == b->offset && a->bytes == b->bytes;
+}
+
+static bool is_same_region(const struct dioh_record_region *a, const struct dioh_record_region *b)
+{
+	return a->number == b->number && a->bytes == b->bytes && a->pages_offset == b->pages_offset &&
+	       is_same_area(&a->bitmap, &b->bitmap) && is_same_area(&a->checksums, &b->checksums) &&
+	       memcmp(a->name, b->name, sizeof(a->name)) == 0;
+}
+
+static int refuse_kept(const char *what, struct dioh_error *err)
+{
+	return dioh_error_set(err, EINVAL, PLACE(PARSE, DIOH_OFFSET_NONE),
+	                      "image: it cannot be continued: what stands there is %s", what);
+}
+
+int dioh_record_check_kept(struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	const struct dioh_record_head *mine = &layout->head;
+	struct dioh_record_head head;
+	uint64_t file_bytes;
+	int r = dioh_layout_file_bytes(layout, &file_bytes, err);
+
+	if (r == 0 && file_bytes < layout->image_bytes)
+		r = refuse_kept("shorter", err);
+	if (r == 0)
+		r = dioh_image_pread(layout->image, &head, sizeof(head), dioh_layout_at(layout, layout->record_offset), err);
+	if (r == 0 && dioh_record_check_head(&head, file_bytes, NULL) < 0)
+		r = refuse_kept("no image", err);
+	if (r < 0)
+		return r;
+	if (head.layout != mine->layout || head.region_count != mine->region_count ||
+	    head.stream_count != mine->stream_count || !is_same_area(&head.header, &mine->header) ||
+	    !is_same_area(&head.regions, &mine->regions))
+		return refuse_kept("another image", err);
+	for (unsigned i = 0; i < layout->region_count && r == 0; i++) {
+		struct dioh_record_region there;
+
+		r = dioh_image_pread(layout->image, &there, sizeof(there),
+		                     dioh_layout_at(layout, head.regions.offset + i * sizeof(there)), err);
+		if (r == 0 && !is_same_region(&there, &layout->regions[i].record))
+			r = refuse_kept("an image of other regions", err);
+	}
+	return r;
+}
+
 /* ---- bitmaps and checksums of regions ---- */
 
 struct table_range { /* of a region's bitmap or checksum area */

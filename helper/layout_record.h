@@ -22,6 +22,9 @@ int dioh_record_write_head(struct dioh_image_layout *layout, uint32_t state, str
 int dioh_record_write_regions(struct dioh_image_layout *layout, uint32_t *ret_crc, struct dioh_error *err);
 int dioh_record_write_streams(struct dioh_image_layout *layout, uint32_t *ret_crc, struct dioh_error *err);
 
+/* For an image that is continued: its record must be that of the very image that has been laid out, whatever its state. */
+int dioh_record_check_kept(struct dioh_image_layout *layout, struct dioh_error *err);
+
 /* All tables with their sums as they are to stay: regions, streams, extents; head->image_bytes. */
 int dioh_record_write_tables(struct dioh_image_layout *layout, struct dioh_error *err);
 

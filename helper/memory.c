@@ -16,6 +16,8 @@
 
 #define PLACE(op, offset) DIOH_PLACE(op, MEMORY, memory->number, offset)
 
+#define HUGE_PAGE_BYTES (UINT64_C(2) << 20) /* of the machines there are; with others the advice has no effect */
+
 int dioh_memory_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, struct dioh_error *err)
 {
 	struct stat st;
@@ -117,11 +119,20 @@ bool dioh_memory_may_map(const struct dioh_memory *memory)
 	return fstat(memory->fd, &st) == 0 && (uint64_t)st.st_blocks * 512 >= (uint64_t)st.st_size;
 }
 
+/* A mapping has huge pages only where it holds all of one: what is around the range is mapped along. */
+static uint64_t map_granule(const struct dioh_memory *memory)
+{
+	const bool huge = memory->advice == DIOH_MEMORY_ADVICE_HUGEPAGE;
+
+	return huge ? dioh_max(memory->page_bytes, HUGE_PAGE_BYTES) : memory->page_bytes;
+}
+
 int dioh_memory_map(const struct dioh_memory *memory, uint64_t offset, uint64_t bytes, bool writable,
                     struct dioh_window *ret_window, struct dioh_error *err)
 {
-	uint64_t first = dioh_align_down(offset, memory->page_bytes);
-	uint64_t length = dioh_align_up(offset + bytes, memory->page_bytes) - first;
+	uint64_t granule = map_granule(memory);
+	uint64_t first = dioh_align_down(offset, granule);
+	uint64_t length = dioh_align_up(offset + bytes, granule) - first;
 	void *map = mmap(NULL, length, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, memory->fd, (off_t)first);
 
 	if (map == MAP_FAILED)

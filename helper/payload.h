@@ -31,6 +31,8 @@ struct dioh_stream_params {
 	int fd;          /* closed, and the slot emptied, when the transfer ends */
 	unsigned slot;
 	uint32_t flags;
+	unsigned channel_count; /* mapped-ram, save: streams numbered stream + 1 and on; the same holds for them */
+	int channel_fds[DIOH_STREAMS_MAX - 1];
 };
 
 /* Ranges have been checked by the session. NULL: out of memory, err set. Freed by free(3) once it has travelled back. */

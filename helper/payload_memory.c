@@ -158,6 +158,7 @@ static unsigned fill_mapped(const struct memory_transfer *t, const uint8_t *bitm
 	return count;
 }
 
+/* Gaps and all. (btrfs reads nothing directly that names one buffer twice.) */
 static unsigned fill_aside(uint8_t *data, const struct dioh_run *run, struct iovec *iov)
 {
 	iov->iov_base = data + (uint64_t)run->first * DIOH_PAGE_BYTES;
@@ -318,7 +319,9 @@ static bool goes_aside(const struct dioh_memory_params *params)
 {
 	if (!dioh_memory_is_huge(params->memory))
 		return true;
-	return params->save ? !dioh_memory_may_map(params->memory) : params->flags & DIOH_TRANSFER_SELECTION;
+	if (params->save)
+		return !dioh_memory_may_map(params->memory);
+	return params->flags & DIOH_TRANSFER_SELECTION || params->layout->image->reads_present_only;
 }
 
 struct dioh_transfer *dioh_payload_memory(const struct dioh_memory_params *params, struct dioh_error *err)

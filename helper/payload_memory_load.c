@@ -3,7 +3,7 @@
  * payload_memory_load.c - image to memory. Present pages are read aside, checked, and copied to their place: that costs less
  * than reading into a mapping whose pages must first be made, cleared and mapped, and keeps unselected pages untouched.
  * Where huge pages are wanted (hugetlb, or advice for it) a mapping is what makes them, and pages are read straight into
- * it. Absent pages are left zero: erased, unless the destination is fresh.
+ * it, where the file system does that. Absent pages are left zero: erased, unless the destination is fresh.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -179,7 +179,7 @@ static void copy_stretch(struct memory_transfer *t, struct dioh_block *block, ui
 	uint64_t at = dioh_memory_at(t, block->first + within);
 	struct dioh_error err;
 
-	if (t->params.memory->kind == DIOH_MEMORY_HUGETLB)
+	if (dioh_memory_is_huge(t->params.memory))
 		copy_by_mapping(t, block, within, bytes);
 	else if (dioh_memory_pwrite(t->params.memory, block->bounce + within, bytes, at, &err) < 0)
 		dioh_memory_fail(t, &err);

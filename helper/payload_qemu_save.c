@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * payload_qemu_save.c - QEMU's stream to mapped-ram image: its pages go to their places in their blocks, all else into the
- * tail, in order. Pages gather in buffers of a chunk; a chunk that comes again (a running guest's pages are sent more than
- * once) is first completed from the image, and what came last counts.
+ * tail, in order. A running guest's pages are sent more than once; what came last counts.
  *
- *      stream --read--> source --parse--> page:  chunk buffer --[merge]--> page I/O --> bitmap and checksum
+ *      stream --read--> source --parse--> page:  page_sink.h --> page I/O, bitmap, checksum
  *                                         other: tail buffer --> tail extents, by the header path
  */
 #include <errno.h>
@@ -13,45 +12,13 @@
 #include <string.h>
 
 #include "align.h"
-#include "buffers.h"
 #include "errand.h"
 #include "layout_mapped_ram.h"
+#include "page_sink.h"
 #include "pages.h"
+#include "qemu_channel.h"
 #include "payload.h"
 #include "stream_port.h"
-
-#define BUFFERS 4u
-#define CHUNK_PAGES (DIOH_CHUNK_BYTES / DIOH_PAGE_BYTES)
-#define RUNS_MAX (CHUNK_PAGES / 2)
-
-enum buffer_state {
-	BUFFER_FREE,
-	BUFFER_FILLING,
-	BUFFER_MERGING, /* errand: what the image has of this chunk */
-	BUFFER_WRITING, /* page I/O */
-	BUFFER_STORING, /* errand: bitmap and checksum */
-};
-
-struct run_io {
-	struct dioh_io io;
-	struct iovec iov;
-};
-
-struct qemu_save;
-
-struct chunk_buffer {
-	struct qemu_save *owner;
-	enum buffer_state state;
-	unsigned region;
-	uint64_t chunk;
-	bool again; /* it has been stored before */
-	uint8_t *pages;
-	uint8_t present[DIOH_CHUNK_BITMAP_BYTES];
-	uint8_t came[DIOH_CHUNK_BITMAP_BYTES]; /* in this buffer, present or zero */
-	struct dioh_errand errand;
-	unsigned ios_left;
-	struct run_io *runs; /* RUNS_MAX */
-};
 
 struct qemu_save {
 	struct dioh_transfer base;
@@ -61,10 +28,9 @@ struct qemu_save {
 	bool input_ended;
 	bool piece_waits; /* `piece` has not been dealt with, for want of a buffer */
 	struct dioh_qemu_piece piece;
-	struct dioh_buffers memory; /* of all buffers */
-	struct chunk_buffer buffers[BUFFERS];
-	struct chunk_buffer *filling;
-	uint8_t **stored; /* a region each: a bit a chunk that has been stored; made when needed */
+	struct dioh_page_sink sink;
+	struct dioh_qemu_channel *channels; /* params.channel_count of them; NULL: none */
+	bool at_sync; /* the stream is at a sync point: the channels have to get there, too */
 	/* The tail. */
 	struct dioh_errand errand;
 	uint8_t *tail; /* DIOH_CHUNK_BYTES */
@@ -81,188 +47,9 @@ static struct dioh_image_layout *layout_of(const struct qemu_save *t)
 	return t->params.layout;
 }
 
-/* ---- a chunk's way into the image ---- */
-
-static unsigned chunk_pages(const struct chunk_buffer *buffer)
-{
-	const struct dioh_record_region *record = &layout_of(buffer->owner)->regions[buffer->region].record;
-
-	return (unsigned)dioh_min(CHUNK_PAGES, record->bytes / DIOH_PAGE_BYTES - buffer->chunk * CHUNK_PAGES);
-}
-
-static uint64_t chunk_at(const struct chunk_buffer *buffer)
-{
-	struct dioh_image_layout *layout = layout_of(buffer->owner);
-
-	return dioh_layout_at(layout, layout->regions[buffer->region].record.pages_offset + buffer->chunk * DIOH_CHUNK_BYTES);
-}
-
 static bool wants_checksums(const struct qemu_save *t)
 {
 	return !(t->params.flags & DIOH_TRANSFER_NO_CHECKSUM);
-}
-
-static void store_tables(struct dioh_job *job) /* control-I/O thread */
-{
-	struct chunk_buffer *buffer = dioh_container_of(job, struct chunk_buffer, errand.job);
-	struct dioh_image_layout *layout = layout_of(buffer->owner);
-	uint32_t checksum = dioh_pages_crc32c(buffer->pages, buffer->present, chunk_pages(buffer));
-	const struct dioh_tables tables = {
-		.region = &layout->regions[buffer->region],
-		.first_chunk = buffer->chunk,
-		.chunks = 1,
-		.bitmap = buffer->present,
-		.checksums = wants_checksums(buffer->owner) ? &checksum : NULL,
-		.fresh = !buffer->again,
-	};
-
-	buffer->errand.result = layout->ops->store_tables(layout, &tables, &buffer->errand.error);
-	dioh_errand_answer(&buffer->errand);
-}
-
-static void written(struct chunk_buffer *buffer)
-{
-	buffer->state = BUFFER_STORING;
-	dioh_errand_ask(&buffer->errand, store_tables);
-}
-
-static void run_done(struct dioh_io *io)
-{
-	struct chunk_buffer *buffer = io->owner;
-	struct dioh_transfer *transfer = &buffer->owner->base;
-	struct dioh_error err;
-
-	dioh_worker_settle(transfer);
-	if (io->result < 0) {
-		dioh_error_errno(&err, (int)io->result, DIOH_PLACE(WRITE, IMAGE, 0, io->offset),
-		                 "image: %swrite of %" PRIu64 " bytes at %" PRIu64 " failed",
-		                 layout_of(buffer->owner)->image->direct ? "O_DIRECT " : "", io->bytes, io->offset);
-		dioh_transfer_fail(transfer, &err);
-		return;
-	}
-	dioh_payload_count_io(transfer, io, io->moved);
-	if (--buffer->ios_left == 0 && !transfer->failed)
-		written(buffer);
-}
-
-static void write_run(struct chunk_buffer *buffer, struct run_io *run, unsigned page, unsigned pages)
-{
-	const uint64_t bytes = (uint64_t)pages * DIOH_PAGE_BYTES;
-
-	run->iov = (struct iovec){ buffer->pages + page * DIOH_PAGE_BYTES, bytes };
-	run->io = (struct dioh_io){
-		.write = true,
-		.slot = DIOH_SLOT_PAGE,
-		.iov = &run->iov,
-		.iov_count = 1,
-		.offset = chunk_at(buffer) + page * DIOH_PAGE_BYTES,
-		.bytes = bytes,
-		.moved = bytes,
-		.owner = buffer,
-		.done = run_done,
-	};
-	buffer->ios_left++;
-	dioh_worker_submit(buffer->owner->base.worker, &buffer->owner->base, &run->io);
-}
-
-static void write_pages(struct chunk_buffer *buffer)
-{
-	const unsigned pages = chunk_pages(buffer);
-	unsigned runs = 0;
-
-	buffer->state = BUFFER_WRITING;
-	for (unsigned page = 0, count; page < pages; page += count) {
-		count = dioh_pages_same(buffer->present, page, pages);
-		if (dioh_bit_test(buffer->present, page))
-			write_run(buffer, &buffer->runs[runs++], page, count);
-	}
-	if (runs == 0)
-		written(buffer);
-}
-
-/* ---- a chunk that comes again ---- */
-
-static int merge_page(struct chunk_buffer *buffer, unsigned page)
-{
-	int r = dioh_image_pread(layout_of(buffer->owner)->image, buffer->pages + page * DIOH_PAGE_BYTES, DIOH_PAGE_BYTES,
-	                         chunk_at(buffer) + page * DIOH_PAGE_BYTES, &buffer->errand.error);
-
-	if (r == 0)
-		dioh_bit_set(buffer->present, page);
-	return r;
-}
-
-/* What stands there already and has not come again. */
-static void merge(struct dioh_job *job) /* control-I/O thread */
-{
-	struct chunk_buffer *buffer = dioh_container_of(job, struct chunk_buffer, errand.job);
-	struct dioh_image_layout *layout = layout_of(buffer->owner);
-	uint8_t there[DIOH_CHUNK_BITMAP_BYTES];
-	struct dioh_tables tables = { .region = &layout->regions[buffer->region], .first_chunk = buffer->chunk, .chunks = 1,
-		                      .bitmap = there };
-	int r = layout->ops->load_tables(layout, &tables, &buffer->errand.error);
-
-	for (unsigned page = 0; page < chunk_pages(buffer) && r == 0; page++)
-		if (dioh_bit_test(there, page) && !dioh_bit_test(buffer->came, page))
-			r = merge_page(buffer, page);
-	buffer->errand.result = r;
-	dioh_errand_answer(&buffer->errand);
-}
-
-static bool mark_stored(struct qemu_save *t, unsigned region, uint64_t chunk, bool *ret_again)
-{
-	const uint64_t chunks = dioh_div_up(layout_of(t)->regions[region].record.bytes, DIOH_CHUNK_BYTES);
-
-	if (!t->stored[region])
-		t->stored[region] = calloc(dioh_div_up(chunks, 8), 1);
-	if (!t->stored[region])
-		return false;
-	*ret_again = dioh_bit_test(t->stored[region], chunk);
-	dioh_bit_set(t->stored[region], chunk);
-	return true;
-}
-
-static void fail_memory(struct qemu_save *t)
-{
-	struct dioh_error err;
-
-	dioh_error_errno(&err, ENOMEM, DIOH_PLACE(NONE, STREAM, t->params.stream, DIOH_OFFSET_NONE),
-	                 "stream %" PRIu32 ": room to know what has come", t->params.stream);
-	dioh_transfer_fail(&t->base, &err);
-}
-
-/* The buffer being filled goes on its way. */
-static void store_filling(struct qemu_save *t)
-{
-	struct chunk_buffer *buffer = t->filling;
-
-	t->filling = NULL;
-	if (!mark_stored(t, buffer->region, buffer->chunk, &buffer->again)) {
-		fail_memory(t);
-		return;
-	}
-	dioh_pages_drop_zero(buffer->pages, buffer->present, chunk_pages(buffer));
-	if (!buffer->again) {
-		write_pages(buffer);
-		return;
-	}
-	buffer->state = BUFFER_MERGING;
-	dioh_errand_ask(&buffer->errand, merge);
-}
-
-/* Those whose errand has come back go on. */
-static void advance_buffers(struct qemu_save *t)
-{
-	for (unsigned i = 0; i < BUFFERS; i++) {
-		struct chunk_buffer *buffer = &t->buffers[i];
-
-		if (buffer->errand.runs)
-			continue;
-		if (buffer->state == BUFFER_MERGING)
-			write_pages(buffer);
-		else if (buffer->state == BUFFER_STORING)
-			buffer->state = BUFFER_FREE;
-	}
 }
 
 /* ---- the tail ---- */
@@ -348,48 +135,12 @@ static void close_tail(struct dioh_job *job) /* control-I/O thread */
 
 /* ---- pieces of the stream ---- */
 
-static struct chunk_buffer *start_buffer(struct qemu_save *t, unsigned region, uint64_t chunk)
+static bool from_memory(struct qemu_save *t, unsigned block)
 {
-	struct chunk_buffer *free_one = NULL;
-
-	for (unsigned i = 0; i < BUFFERS; i++) {
-		struct chunk_buffer *buffer = &t->buffers[i];
-
-		if (buffer->state == BUFFER_FREE)
-			free_one = buffer;
-		else if (buffer->region == region && buffer->chunk == chunk)
-			return NULL; /* it is still on its way */
-	}
-	if (!free_one)
-		return NULL;
-	free_one->state = BUFFER_FILLING;
-	free_one->region = region;
-	free_one->chunk = chunk;
-	memset(free_one->present, 0, sizeof(free_one->present));
-	memset(free_one->came, 0, sizeof(free_one->came));
-	return free_one;
-}
-
-static void put_page(struct chunk_buffer *buffer, unsigned page, const uint8_t *bytes)
-{
-	uint8_t *to = buffer->pages + page * DIOH_PAGE_BYTES;
-
-	dioh_bit_set(buffer->came, page);
-	dioh_bits_fill(buffer->present, page, 1, bytes != NULL);
-	if (bytes)
-		memcpy(to, bytes, DIOH_PAGE_BYTES);
-}
-
-static bool from_memory(struct qemu_save *t, unsigned region)
-{
-	const struct dioh_record_region *record = &layout_of(t)->regions[region].record;
 	struct dioh_error err;
 
-	if (record->flags & DIOH_REGION_IN_STREAM)
+	if (dioh_mapped_ram_check_in_stream(layout_of(t), block, t->params.stream, t->base.figures.total_bytes, &err) == 0)
 		return false;
-	dioh_error_set(&err, EBADMSG, DIOH_PLACE(PARSE, STREAM, t->params.stream, t->base.figures.total_bytes),
-	               "stream %" PRIu32 ": it brings pages of block \"%.64s\", which is to be saved from a memory: QEMU leaves "
-	               "out only shared memory of a named file", t->params.stream, record->name);
 	dioh_transfer_fail(&t->base, &err);
 	return true;
 }
@@ -397,17 +148,18 @@ static bool from_memory(struct qemu_save *t, unsigned region)
 /* false: it has to wait for a buffer. */
 static bool take_page(struct qemu_save *t, const struct dioh_qemu_piece *piece)
 {
-	const uint64_t chunk = piece->page / CHUNK_PAGES;
+	struct dioh_sink_chunk *chunk;
+	uint8_t *to;
 
 	if (from_memory(t, piece->block))
 		return true;
-	if (t->filling && (t->filling->region != piece->block || t->filling->chunk != chunk))
-		store_filling(t);
-	if (!t->filling)
-		t->filling = start_buffer(t, piece->block, chunk);
-	if (!t->filling)
+	if (!piece->bytes)
+		return dioh_sink_zero(&t->sink, piece->block, piece->page);
+	to = dioh_sink_page(&t->sink, piece->block, piece->page, &chunk);
+	if (!to)
 		return false;
-	put_page(t->filling, (unsigned)(piece->page % CHUNK_PAGES), piece->bytes);
+	memcpy(to, piece->bytes, DIOH_PAGE_BYTES);
+	dioh_sink_filled(chunk, 1);
 	return true;
 }
 
@@ -436,6 +188,8 @@ static bool take_piece(struct qemu_save *t)
 		return take_page(t, &t->piece);
 	if (t->piece.event == DIOH_QEMU_VERBATIM)
 		return take_tail(t, &t->piece);
+	if (t->piece.event == DIOH_QEMU_SYNC)
+		t->at_sync = true;
 	return true;
 }
 
@@ -451,20 +205,80 @@ static bool parse(struct qemu_save *t)
 {
 	struct dioh_error err;
 
-	while (!t->base.failed) {
+	while (!t->base.failed && !t->at_sync) {
 		if (!t->piece_waits) {
-			if (t->source->left == 0)
-				return true;
 			if (dioh_qemu_parse(t->source->parser, &t->source->next, &t->source->left, &t->piece, &err) < 0) {
 				fail_parse(t, &err);
 				return false;
 			}
+			if (t->piece.event == DIOH_QEMU_MORE)
+				return true;
 		}
 		t->piece_waits = !take_piece(t);
 		if (t->piece_waits)
 			return false;
 	}
 	return false;
+}
+
+/* ---- multifd's channels ---- */
+
+static bool all_channels(const struct qemu_save *t, enum dioh_channel_state state)
+{
+	for (unsigned i = 0; i < t->params.channel_count; i++)
+		if (t->channels[i].state != state)
+			return false;
+	return true;
+}
+
+static void go_on_channels(struct qemu_save *t)
+{
+	for (unsigned i = 0; i < t->params.channel_count; i++)
+		dioh_channel_go_on(&t->channels[i]);
+}
+
+static void fail_sync(struct qemu_save *t)
+{
+	struct dioh_error err;
+
+	for (unsigned i = 0; i < t->params.channel_count; i++) {
+		const struct dioh_qemu_channel *channel = &t->channels[i];
+
+		if (channel->state != DIOH_CHANNEL_ENDED)
+			continue;
+		dioh_error_set(&err, EBADMSG, DIOH_PLACE(PARSE, STREAM, channel->port.number, channel->offset),
+		               "stream %" PRIu32 ": this multifd channel ends without the sync point that stream %" PRIu32
+		               " has at byte %" PRIu64, channel->port.number, t->params.stream,
+		               dioh_qemu_parser_offset(t->source->parser));
+		dioh_transfer_fail(&t->base, &err);
+		return;
+	}
+}
+
+/*
+ * Between two sync points a page comes once. So what stands behind one waits until everything in front of it has come, on
+ * every channel and in the stream: then a buffer gets the newer bytes last, and buffers of one chunk follow each other.
+ * Behind RAM's end there is nothing to wait for; some versions of QEMU sync there once more on the channels alone.
+ */
+static void sync_channels(struct qemu_save *t)
+{
+	if (t->at_sync && all_channels(t, DIOH_CHANNEL_SYNCED)) {
+		t->at_sync = false;
+		go_on_channels(t);
+	} else if (t->at_sync) {
+		fail_sync(t);
+	} else if (dioh_qemu_parser_in_tail(t->source->parser)) {
+		go_on_channels(t);
+	}
+}
+
+static void step_channels(struct qemu_save *t)
+{
+	for (unsigned i = 0; i < t->params.channel_count; i++)
+		dioh_channel_step(&t->channels[i]);
+	sync_channels(t);
+	for (unsigned i = 0; i < t->params.channel_count; i++)
+		dioh_channel_step(&t->channels[i]);
 }
 
 /* ---- the transfer ---- */
@@ -480,25 +294,15 @@ static void read_done(struct dioh_io *io)
 	t->source->left = (size_t)io->result;
 	t->base.figures.total_bytes += (uint64_t)io->result;
 	t->base.figures.data_bytes = t->base.figures.total_bytes;
-	atomic_store_explicit(&t->base.done_bytes, t->base.figures.total_bytes, memory_order_relaxed);
+	atomic_fetch_add_explicit(&t->base.done_bytes, (uint64_t)io->result, memory_order_relaxed);
 	t->input_ended = io->result == 0;
 	if (t->input_ended && dioh_qemu_parser_end(t->source->parser, &err) < 0)
 		fail_parse(t, &err);
 }
 
-static bool all_free(const struct qemu_save *t)
-{
-	for (unsigned i = 0; i < BUFFERS; i++)
-		if (t->buffers[i].state != BUFFER_FREE)
-			return false;
-	return true;
-}
-
 static enum dioh_step end_step(struct qemu_save *t)
 {
-	if (t->filling)
-		store_filling(t);
-	if (!all_free(t) || t->errand.runs)
+	if (!dioh_sink_finish(&t->sink) || t->errand.runs)
 		return DIOH_STEP_WAIT;
 	if (t->closed)
 		return DIOH_STEP_DONE;
@@ -510,31 +314,35 @@ static enum dioh_step end_step(struct qemu_save *t)
 static enum dioh_step save_step(struct dioh_transfer *transfer)
 {
 	struct qemu_save *t = (struct qemu_save *)transfer;
+	bool was_at_sync;
 
-	advance_buffers(t);
+	dioh_sink_advance(&t->sink);
+	if (t->channels)
+		step_channels(t);
 	if (t->port.under_way)
 		return DIOH_STEP_WAIT;
-	if (!parse(t))
-		return DIOH_STEP_WAIT;
+	was_at_sync = t->at_sync;
+	if (!parse(t)) /* a sync point is looked at once more: the channels may be there already */
+		return t->at_sync && !was_at_sync ? DIOH_STEP_MORE : DIOH_STEP_WAIT;
 	if (t->input_ended)
-		return end_step(t);
+		return all_channels(t, DIOH_CHANNEL_ENDED) ? end_step(t) : DIOH_STEP_WAIT;
 	dioh_port_move(&t->port, t->source->input, DIOH_QEMU_INPUT_BYTES, read_done);
 	return DIOH_STEP_WAIT;
 }
 
 static void save_abandon(struct dioh_transfer *transfer)
 {
-	dioh_port_abandon(&((struct qemu_save *)transfer)->port);
+	struct qemu_save *t = (struct qemu_save *)transfer;
+
+	dioh_port_abandon(&t->port);
+	for (unsigned i = 0; i < t->params.channel_count; i++)
+		dioh_port_abandon(&t->channels[i].port);
 }
 
 static void free_buffers(struct qemu_save *t)
 {
-	dioh_buffers_close(&t->memory);
-	for (unsigned i = 0; i < BUFFERS; i++)
-		free(t->buffers[i].runs);
-	for (unsigned i = 0; t->stored && i < t->params.layout->region_count; i++)
-		free(t->stored[i]);
-	free(t->stored);
+	dioh_sink_close(&t->sink);
+	free(t->channels);
 	free(t->tail);
 	free(t->checksums);
 }
@@ -544,28 +352,33 @@ static void save_close(struct dioh_transfer *transfer)
 	struct qemu_save *t = (struct qemu_save *)transfer;
 
 	dioh_port_close(&t->port);
+	for (unsigned i = 0; i < t->params.channel_count; i++)
+		dioh_port_close(&t->channels[i].port);
 	free_buffers(t);
 }
 
 static const struct dioh_payload_ops save_ops = { .step = save_step, .abandon = save_abandon, .close = save_close };
 
+static bool open_channels(struct qemu_save *t)
+{
+	const unsigned count = t->params.channel_count;
+
+	if (count == 0)
+		return true;
+	t->channels = calloc(count, sizeof(*t->channels));
+	for (unsigned i = 0; t->channels && i < count; i++)
+		dioh_channel_open(t->channels, i, &t->sink, dioh_qemu_parser_setup(t->source->parser), &t->params);
+	t->at_sync = true; /* the setup's end is one */
+	return t->channels;
+}
+
 static bool allocate(struct qemu_save *t)
 {
-	bool all = dioh_buffers_open(&t->memory, BUFFERS * DIOH_CHUNK_BYTES);
+	const bool open = dioh_sink_open(&t->sink, &t->base, t->params.layout, t->params.flags);
 
-	for (unsigned i = 0; i < BUFFERS; i++) {
-		struct chunk_buffer *buffer = &t->buffers[i];
-
-		buffer->owner = t;
-		buffer->errand.transfer = &t->base;
-		buffer->pages = all ? t->memory.first + i * DIOH_CHUNK_BYTES : NULL;
-		buffer->runs = calloc(RUNS_MAX, sizeof(*buffer->runs));
-		all = all && buffer->runs;
-	}
-	t->stored = calloc(t->params.layout->region_count, sizeof(*t->stored));
 	t->tail = malloc(DIOH_CHUNK_BYTES);
 	t->checksums = calloc(1, DIOH_PAGE_BYTES);
-	return all && t->stored && t->tail && t->checksums;
+	return open && t->tail && t->checksums && open_channels(t);
 }
 
 /* The tail begins with the end of the setup, which the parser has taken. */
@@ -585,6 +398,7 @@ struct dioh_transfer *dioh_payload_qemu_save(const struct dioh_stream_params *pa
 		t->errand.transfer = &t->base;
 		t->source = &params->layout->mapped_ram->source;
 		t->base.figures.total_bytes = dioh_qemu_parser_offset(t->source->parser) + t->source->left;
+		atomic_store(&t->base.done_bytes, t->base.figures.total_bytes);
 		if (allocate(t)) {
 			begin_tail(t);
 			return &t->base;

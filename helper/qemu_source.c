@@ -10,9 +10,9 @@
 /* How long a session that ends may have to wait for us: the stream is looked at again this often. */
 #define LOOK_MS 50
 
-int dioh_qemu_source_open(struct dioh_qemu_source *source, struct dioh_error *err)
+int dioh_qemu_source_open(struct dioh_qemu_source *source, bool multifd, struct dioh_error *err)
 {
-	source->parser = dioh_qemu_parser_new(DIOH_QEMU_STREAM, 0, err);
+	source->parser = dioh_qemu_parser_new(multifd ? DIOH_QEMU_MULTIFD : DIOH_QEMU_STREAM, 0, err);
 	if (!source->parser)
 		return -ENOMEM;
 	source->input = malloc(DIOH_QEMU_INPUT_BYTES);

@@ -18,7 +18,8 @@ struct dioh_qemu_source {
 	size_t left;
 };
 
-int dioh_qemu_source_open(struct dioh_qemu_source *source, struct dioh_error *err);
+/* `multifd`: channels bring pages, too. */
+int dioh_qemu_source_open(struct dioh_qemu_source *source, bool multifd, struct dioh_error *err);
 void dioh_qemu_source_close(struct dioh_qemu_source *source);
 
 /* Reads and parses up to the setup's end. ECANCELED: abandoned meanwhile. */

@@ -67,7 +67,7 @@ static const struct allowed allowed[] = {
 	IF("fcntl", ALL, 1, WHOLE, F_GETFL, "image.c, dropin.c", "heads and tails of a lone O_DIRECT descriptor"),
 	IF("fcntl", ALL, 1, WHOLE, F_SETFL, "image.c, dropin.c", "the same"),
 	FOR("sync_file_range", ALL, "writeback.c", "writing behind"),
-	FOR("fadvise64", ALL, "writeback.c", "dropping what has been written from the page cache"),
+	FOR("fadvise64", ALL, "writeback.c, image.c", "dropping what has been moved from the page cache"),
 	/* Memory: the guest's in windows, and our own. Never executable. */
 	IF("mmap", ALL, 2, PROT_EXEC, 0, "memory.c", "windows; buffers"),
 	FOR("munmap", ALL, "memory.c", "windows; buffers"),

@@ -58,6 +58,8 @@ static const struct door_row door[] = {
 	{ DIOH_MSG_STATUS, PHASE_ATTACH | PHASE_TRANSFER | PHASE_FINISH, 0, false, dioh_on_status },
 	{ DIOH_MSG_CANCEL, PHASE_TRANSFER | PHASE_FINISH, 0, false, dioh_on_cancel },
 	{ DIOH_MSG_FINISH, PHASE_TRANSFER, 0, true, dioh_on_finish },
+	{ DIOH_MSG_READ_BITMAP, PHASE_TRANSFER, DIOH_DIRECTION_LOAD, true, dioh_on_read_bitmap },
+	{ DIOH_MSG_KEEP_REGION, PHASE_TRANSFER, DIOH_DIRECTION_SAVE, true, dioh_on_keep_region },
 };
 
 static const struct door_row *find_row(uint32_t type)

@@ -163,8 +163,8 @@ bool dioh_session_out_empty(const struct dioh_session_state *session);
 typedef int dioh_handler(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err);
 dioh_handler dioh_on_hello, dioh_on_attach_image, dioh_on_attach_memory, dioh_on_attach_stream, dioh_on_seal;
 dioh_handler dioh_on_create_image, dioh_on_put_table, dioh_on_write_header, dioh_on_open_image, dioh_on_get_table,
-        dioh_on_read_header;
-dioh_handler dioh_on_memory_transfer, dioh_on_stream_transfer, dioh_on_status, dioh_on_cancel;
+        dioh_on_read_header, dioh_on_read_bitmap;
+dioh_handler dioh_on_memory_transfer, dioh_on_keep_region, dioh_on_stream_transfer, dioh_on_status, dioh_on_cancel;
 dioh_handler dioh_on_finish;
 
 void dioh_session_cancel_all(struct dioh_session_state *session);

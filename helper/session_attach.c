@@ -108,11 +108,11 @@ int dioh_on_attach_image(struct dioh_session_state *session, struct dioh_message
 	disown_image_fds(message, &session->image);
 	session->image_attached = true;
 	reply.kind = session->image.kind;
-	reply.direct = session->image.direct;
+	reply.direct = session->image.direct && !(session->image.notes & DIOH_IMAGE_NOTE_DIRECT_CHECKSUMS);
 	reply.engine = session->image.engine;
 	reply.notes = session->image.notes;
-	reply.memory_alignment = session->image.memory_alignment;
-	reply.offset_alignment = session->image.offset_alignment;
+	reply.memory_alignment = reply.direct ? session->image.memory_alignment : 0;
+	reply.offset_alignment = reply.direct ? session->image.offset_alignment : 0;
 	reply.block_bytes = session->image.block_bytes;
 	reply.in_flight = session->image.in_flight;
 	reply.workers = session->image.workers;
@@ -180,6 +180,7 @@ static int open_threads(struct dioh_session_state *session, struct dioh_error *e
 		.block_bytes = session->image.block_bytes,
 		.in_flight = session->image.in_flight,
 		.direct = session->image.direct,
+		.fill_buffers = session->image.reads_present_only,
 		.sync_failed = &session->image.sync_failed,
 		.control = &session->control,
 		.session = &session->mailbox,

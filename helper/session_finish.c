@@ -98,6 +98,8 @@ static void commit(struct dioh_job *job) /* control-I/O thread */
 
 	if (finish->session->image.direction == DIOH_DIRECTION_SAVE)
 		finish->result = layout->ops->commit(layout, &finish->commit, &finish->error);
+	if (finish->result == 0 && finish->commit.mode == DIOH_FINISH_DURABLE)
+		dioh_image_drop_cache(&finish->session->image);
 	finish->job.handle = committed;
 	dioh_mailbox_post(&finish->session->mailbox, &finish->job);
 }

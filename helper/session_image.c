@@ -178,8 +178,9 @@ static void do_create(struct dioh_job *job)
 	int r = begin_layout(session, message->layout, message->region_count, message->stream_count,
 	                     message->header_bytes, &request->error);
 
+	session->layout.kept = message->flags & DIOH_CREATE_CONTINUE;
 	session->layout.device_state = (struct dioh_device_state){ session->streams[message->stream].fd, message->stream,
-		                                                   &session->stream_abandoned };
+		                                                   message->channels, &session->stream_abandoned };
 	if (r == 0) {
 		session->stage = IMAGE_TABLE;
 		session->opening = false;
@@ -321,6 +322,20 @@ static void do_read_header(struct dioh_job *job)
 	answer(request, r);
 }
 
+static void do_read_bitmap(struct dioh_job *job)
+{
+	struct dioh_request *request = dioh_container_of(job, struct dioh_request, job);
+	struct dioh_session_state *session = request->session;
+	const struct dioh_msg_read_bitmap *message = (const struct dioh_msg_read_bitmap *)request->payload;
+	uint32_t count = message->bytes;
+	int r = dioh_layout_read_bitmap(&session->layout, message->region, message->offset, request->reply, &count,
+	                                &request->error);
+
+	if (r == 0)
+		request->reply_size = count;
+	answer(request, r);
+}
+
 /* ---- handlers ---- */
 
 static int wrong_stage(const struct dioh_session_state *session, const struct dioh_message *message,
@@ -340,15 +355,34 @@ static int wrong_stage(const struct dioh_session_state *session, const struct di
 	return dioh_error_set(err, EPROTO, PLACE, "%s is not permitted: %s", name, why);
 }
 
+/* The stream that brings the device state, and multifd's channels behind it. */
+static int check_streams(const struct dioh_session_state *session, const struct dioh_msg_create_image *create_image,
+                         struct dioh_error *err)
+{
+	const uint64_t last = (uint64_t)create_image->stream + create_image->channels;
+
+	if (last >= DIOH_STREAMS_MAX)
+		return dioh_error_set(err, EINVAL, PLACE,
+		                      "CREATE_IMAGE: stream %" PRIu32 " has no room for %" PRIu32 " channels behind it",
+		                      create_image->stream, create_image->channels);
+	for (uint64_t i = create_image->stream; i <= last; i++)
+		if (session->streams[i].fd < 0)
+			return dioh_error_set(err, ENOENT, PLACE, "CREATE_IMAGE: stream %" PRIu64 " was not attached", i);
+	return 0;
+}
+
 int dioh_on_create_image(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
 {
 	const struct dioh_msg_create_image *create_image = (const struct dioh_msg_create_image *)message->payload;
 
 	if (session->stage != IMAGE_NONE)
 		return wrong_stage(session, message, err);
-	if (create_image->layout == DIOH_LAYOUT_MAPPED_RAM && session->streams[create_image->stream].fd < 0)
-		return dioh_error_set(err, ENOENT, PLACE, "CREATE_IMAGE: stream %" PRIu32 " was not attached",
-		                      create_image->stream);
+	if (create_image->layout == DIOH_LAYOUT_MAPPED_RAM) {
+		int r = check_streams(session, create_image, err);
+
+		if (r < 0)
+			return r;
+	}
 	if (create_image->layout == DIOH_LAYOUT_MAPPED_RAM && create_image->stream_count != 1)
 		return dioh_error_set(err, EINVAL, PLACE,
 		                      "CREATE_IMAGE: a mapped-ram image has one stream entry, the device state, not %" PRIu32,
@@ -381,4 +415,9 @@ int dioh_on_get_table(struct dioh_session_state *session, struct dioh_message *m
 int dioh_on_read_header(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
 {
 	return session->stage == IMAGE_READY ? ask(session, message, do_read_header) : wrong_stage(session, message, err);
+}
+
+int dioh_on_read_bitmap(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
+{
+	return session->stage == IMAGE_READY ? ask(session, message, do_read_bitmap) : wrong_stage(session, message, err);
 }

@@ -218,7 +218,7 @@ static int mark_touched(struct dioh_region *region, const struct dioh_running *r
 	const uint64_t first = running->region_first / DIOH_CHUNK_BYTES;
 	const uint64_t end = chunk_end(running->region_end);
 
-	*ret_fresh = !dioh_intervals_overlap(&region->touched, first, end);
+	*ret_fresh = !running->session->layout.kept && !dioh_intervals_overlap(&region->touched, first, end);
 	if (dioh_intervals_remove(&region->covered, first, end) < 0 ||
 	    dioh_intervals_add(&region->touched, first, end) < 0)
 		return dioh_error_set(err, ENOBUFS, DIOH_PLACE(PROTOCOL, REGION, region->record.number, running->region_first),
@@ -316,6 +316,46 @@ int dioh_on_memory_transfer(struct dioh_session_state *session, struct dioh_mess
 	return 0;
 }
 
+/* ---- KEEP_REGION ---- */
+
+static int check_kept(const struct dioh_session_state *session, const struct dioh_region *region,
+                      const struct dioh_msg_keep_region *what, struct dioh_error *err)
+{
+	const struct dioh_msg_memory_transfer as_save = { .region = what->region, .region_offset = what->offset,
+		                                          .length = what->length };
+	struct dioh_running mine = { .region = (struct dioh_region *)region, .region_first = what->offset,
+		                     .region_end = what->offset + what->length };
+	int r;
+
+	if (!session->layout.kept)
+		return dioh_error_set(err, EINVAL, PLACE, "KEEP_REGION: the image was not created with CONTINUE");
+	r = check_region_source(session, region, err);
+	if (r == 0)
+		r = check_region_range(region, &as_save, err);
+	return r < 0 ? r : check_no_overlap(session, &mine, err);
+}
+
+int dioh_on_keep_region(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
+{
+	const struct dioh_msg_keep_region *what = (const struct dioh_msg_keep_region *)message->payload;
+	struct dioh_region *region;
+	int r = check_ready(session, message, err);
+
+	if (r < 0)
+		return r;
+	region = dioh_layout_region(&session->layout, what->region);
+	if (!region)
+		return dioh_error_set(err, ENOENT, PLACE, "region %" PRIu32 " is not in the image's table", what->region);
+	r = check_kept(session, region, what, err);
+	if (r < 0)
+		return r;
+	if (dioh_intervals_add(&region->covered, what->offset / DIOH_CHUNK_BYTES, chunk_end(what->offset + what->length)) < 0)
+		return dioh_error_set(err, ENOBUFS, PLACE, "region %" PRIu32 " is kept in more than %u separate pieces",
+		                      what->region, DIOH_INTERVALS_MAX);
+	dioh_session_reply(session, message->header.type, message->header.id, NULL, 0);
+	return 0;
+}
+
 /* ---- SAVE_STREAM, LOAD_STREAM ---- */
 
 static int check_stream(struct dioh_session_state *session, const struct dioh_msg_stream_transfer *what,
@@ -369,12 +409,16 @@ int dioh_on_stream_transfer(struct dioh_session_state *session, struct dioh_mess
 	params.save = running->save;
 	params.fd = session->streams[what->stream].fd;
 	params.slot = DIOH_SLOT_STREAM + what->stream;
+	params.channel_count = running->save ? session->layout.device_state.channels : 0;
+	for (unsigned i = 0; i < params.channel_count; i++)
+		params.channel_fds[i] = session->streams[what->stream + 1 + i].fd;
 	transfer = new_stream_transfer(&params, err);
 	if (!transfer) {
 		free(running);
 		return -ENOMEM;
 	}
-	session->streams[what->stream].fd = -1; /* the transfer's now */
+	for (unsigned i = 0; i <= params.channel_count; i++)
+		session->streams[what->stream + i].fd = -1; /* the transfer's now */
 	running->entry = params.entry;
 	params.entry->busy = params.entry->begun = running->save;
 	running->parts[running->part_count++] = transfer;

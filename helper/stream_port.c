@@ -17,17 +17,36 @@ void dioh_port_init(struct dioh_stream_port *port, struct dioh_transfer *transfe
 	port->write = !params->save;
 }
 
+void dioh_port_init_channel(struct dioh_stream_port *port, struct dioh_transfer *transfer,
+                            const struct dioh_stream_params *params, unsigned channel)
+{
+	dioh_port_init(port, transfer, params);
+	port->number += 1 + channel;
+	port->slot += 1 + channel;
+	port->fd = params->channel_fds[channel];
+}
+
 void dioh_port_move(struct dioh_stream_port *port, uint8_t *data, uint64_t bytes, void (*done)(struct dioh_io *io))
 {
 	port->iov = (struct iovec){ data, bytes };
+	dioh_port_move_pieces(port, &port->iov, 1, port->transfer, done);
+}
+
+void dioh_port_move_pieces(struct dioh_stream_port *port, struct iovec *pieces, unsigned count, void *owner,
+                           void (*done)(struct dioh_io *io))
+{
+	uint64_t bytes = 0;
+
+	for (unsigned i = 0; i < count; i++)
+		bytes += pieces[i].iov_len;
 	port->io = (struct dioh_io){
 		.write = port->write,
 		.stream = true,
 		.slot = port->slot,
-		.iov = &port->iov,
-		.iov_count = 1,
+		.iov = pieces,
+		.iov_count = count,
 		.bytes = bytes,
-		.owner = port->transfer,
+		.owner = owner,
 		.done = done,
 	};
 	port->under_way = &port->io;

@@ -21,9 +21,15 @@ struct dioh_stream_port {
 
 void dioh_port_init(struct dioh_stream_port *port, struct dioh_transfer *transfer,
                     const struct dioh_stream_params *params);
+/* The same for one of the channels. */
+void dioh_port_init_channel(struct dioh_stream_port *port, struct dioh_transfer *transfer,
+                            const struct dioh_stream_params *params, unsigned channel);
 
 /* Moves up to `bytes` at `data`; io->owner is the transfer. */
 void dioh_port_move(struct dioh_stream_port *port, uint8_t *data, uint64_t bytes, void (*done)(struct dioh_io *io));
+/* The same in pieces, whose list stays the caller's and is changed; io->owner is `owner`. */
+void dioh_port_move_pieces(struct dioh_stream_port *port, struct iovec *pieces, unsigned count, void *owner,
+                           void (*done)(struct dioh_io *io));
 /* For `done`, first of all: errors become the transfer's. Answers false if the transfer has failed. */
 bool dioh_port_moved(struct dioh_stream_port *port, struct dioh_io *io);
 

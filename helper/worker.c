@@ -191,6 +191,17 @@ static int settle_image_io(struct dioh_worker *worker, struct dioh_io *io)
 	return 0;
 }
 
+/* Continued or not, an I/O ends where it was to end. */
+static void count_cached(struct dioh_worker *worker, const struct dioh_io *io)
+{
+	const uint64_t start = io->offset + io->bytes - io->moved;
+
+	if (io->write)
+		dioh_writeback_wrote(&worker->writeback, start, io->moved);
+	else
+		dioh_writeback_read(&worker->writeback, start, io->moved);
+}
+
 static void take_back(struct dioh_worker *worker, struct dioh_io *io)
 {
 	bool over;
@@ -204,9 +215,8 @@ static void take_back(struct dioh_worker *worker, struct dioh_io *io)
 		return;
 	}
 	untrack(worker, io);
-	if (worker->write_behind && io->write && !io->stream && io->result == 0)
-		/* Continued or not, an I/O ends where it was to end. */
-		dioh_writeback_wrote(&worker->writeback, io->offset + io->bytes - io->moved, io->moved);
+	if (worker->write_behind && !io->stream && io->result == 0)
+		count_cached(worker, io);
 	io->done(io);
 }
 
@@ -481,6 +491,8 @@ int dioh_worker_open(struct dioh_worker *worker, const struct dioh_worker_config
 	r = dioh_mailbox_open(&worker->mailbox, err);
 	if (r == 0)
 		r = dioh_bufpool_open(&worker->pool, config->block_bytes, config->in_flight, err);
+	if (r == 0 && config->fill_buffers)
+		dioh_buffers_fill(&worker->pool.buffers);
 	if (r < 0)
 		return r;
 	discard = mmap(NULL, sizeof(dioh_zero_pages), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -489,6 +501,8 @@ int dioh_worker_open(struct dioh_worker *worker, const struct dioh_worker_config
 	worker->discard = discard;
 	slots.fds[DIOH_SLOT_WAKE] = worker->mailbox.event_fd;
 	slots.depth = (unsigned)dioh_min(dioh_bufpool_ios_max(&worker->pool), 512);
+	/* Reads of streams may wait for ever: page I/O must not have to wait behind them. */
+	slots.depth = dioh_max(slots.depth, 2 * DIOH_STREAMS_MAX);
 	return config->engine->open(&slots, &worker->engine, err);
 }
 

@@ -25,6 +25,7 @@ struct dioh_worker_config {
 	uint32_t block_bytes;
 	uint32_t in_flight;
 	bool direct;
+	bool fill_buffers; /* they are to be there before the first I/O */
 	enum dioh_cache cache;
 	atomic_bool *sync_failed; /* set when write-back has failed */
 	struct dioh_control *control;

@@ -63,6 +63,13 @@ void dioh_writeback_wrote(struct dioh_writeback *writeback, uint64_t offset, uin
 	dioh_mailbox_post(writeback->control, &writeback->job);
 }
 
+/* Its pages are clean: nothing is waited for. */
+void dioh_writeback_read(const struct dioh_writeback *writeback, uint64_t offset, uint64_t bytes)
+{
+	if (writeback->drop && bytes > 0)
+		(void)posix_fadvise(writeback->fd, (off_t)offset, (off_t)bytes, POSIX_FADV_DONTNEED); /* a hint */
+}
+
 bool dioh_writeback_full(const struct dioh_writeback *writeback)
 {
 	return writeback->running && writeback->dirty_bytes >= DIOH_WRITEBACK_WINDOW_BYTES;

@@ -37,6 +37,9 @@ struct dioh_writeback {
 /* Counts a write that has completed; sends a full window off. */
 void dioh_writeback_wrote(struct dioh_writeback *writeback, uint64_t offset, uint64_t bytes);
 
+/* What has been read is not to stay. */
+void dioh_writeback_read(const struct dioh_writeback *writeback, uint64_t offset, uint64_t bytes);
+
 /* No more may be written for now; the worker's mailbox wakes when that changes. */
 bool dioh_writeback_full(const struct dioh_writeback *writeback);
 

@@ -73,6 +73,8 @@ enum dioh_msg {
 	DIOH_MSG_STATUS = 32,
 	DIOH_MSG_CANCEL = 34,
 	DIOH_MSG_FINISH = 36,
+	DIOH_MSG_READ_BITMAP = 38,
+	DIOH_MSG_KEEP_REGION = 40,
 
 	DIOH_MSG_PROGRESS = 129, /* event */
 	DIOH_MSG_COMPLETE = 131, /* event, never lost: one per accepted SAVE_, LOAD_ and FINISH */
@@ -131,6 +133,10 @@ enum dioh_feature {
 	DIOH_FEATURE_WRITTEN = 1u << 5, /* FINISH without syncs */
 	DIOH_FEATURE_LABEL = 1u << 6,   /* ATTACH_IMAGE sets label, owner, mode */
 	DIOH_FEATURE_LAYOUT_MAPPED_RAM = 1u << 7,
+	DIOH_FEATURE_READ_BITMAP = 1u << 8,
+	DIOH_FEATURE_ALL_IN_STREAM = 1u << 9, /* OPEN_IMAGE's flag */
+	DIOH_FEATURE_CONTINUE = 1u << 10,     /* CREATE_IMAGE's flag; KEEP_REGION */
+	DIOH_FEATURE_MULTIFD = 1u << 11,      /* CREATE_IMAGE names channels */
 };
 
 struct dioh_msg_hello { /* request and reply */
@@ -192,11 +198,14 @@ enum dioh_image_note {
 	DIOH_IMAGE_NOTE_DIRECT_UNSUPPORTED = 1u << 2, /* the file system has no direct I/O for this file */
 	DIOH_IMAGE_NOTE_DIRECT_ALIGNMENT = 1u << 3,   /* direct I/O would need more than 4096-byte alignment */
 	DIOH_IMAGE_NOTE_ENGINE_FALLBACK = 1u << 4,    /* io_uring is not to be had here */
+	DIOH_IMAGE_NOTE_DIRECT_CHECKSUMS = 1u << 5,   /* btrfs checksums the file: the kernel copies direct writes */
+	DIOH_IMAGE_NOTE_UNCACHED = 1u << 6,           /* buffered page I/O is uncached (RWF_DONTCACHE) */
+	DIOH_IMAGE_NOTE_DROPPED_BEHIND = 1u << 7,     /* it is not: what it leaves in the page cache is dropped behind it */
 };
 
 struct dioh_msg_attach_image_reply {
 	uint32_t kind;             /* enum dioh_image_kind */
-	uint32_t direct;           /* 1: page I/O is O_DIRECT */
+	uint32_t direct;           /* 1: page I/O is direct */
 	uint32_t engine;           /* enum dioh_engine: the one chosen */
 	uint32_t notes;            /* enum dioh_image_note */
 	uint32_t memory_alignment; /* bytes, for direct I/O; 0 where there is none */
@@ -313,15 +322,20 @@ struct dioh_msg_entry {
 /* PUT_TABLE's and GET_TABLE's reply's largest count: what fits a payload. */
 #define DIOH_ENTRIES_PER_MESSAGE_MAX 200u
 
+enum dioh_create_flag {
+	/* container, mapped-ram: an image of just this description stands there, and its pages stay: see KEEP_REGION */
+	DIOH_CREATE_CONTINUE = 1u << 0,
+};
+
 /* CREATE_IMAGE. With both counts 0 and no raw header to wait for, the reply comes when the image is ready. */
 struct dioh_msg_create_image {
 	uint32_t layout;
 	uint32_t region_count;
 	uint32_t stream_count;
-	uint32_t flags; /* must be 0 */
+	uint32_t flags; /* enum dioh_create_flag */
 	uint64_t header_bytes;
 	uint32_t stream; /* mapped-ram: the attached stream that brings the device state; else 0 */
-	uint32_t reserved;
+	uint32_t channels; /* mapped-ram: so many attached streams, numbered from stream + 1 on, are its multifd channels */
 };
 
 /* Reply to CREATE_IMAGE, PUT_TABLE and WRITE_HEADER. */
@@ -346,7 +360,8 @@ struct dioh_msg_write_header {
 
 enum dioh_open_flag {
 	DIOH_OPEN_ACCEPT_WRITTEN = 1u << 0, /* an image FINISHed without syncs, if every region has checksums */
-	DIOH_OPEN_INSPECT = 1u << 1,        /* any state; only GET_TABLE and READ_HEADER may follow */
+	DIOH_OPEN_INSPECT = 1u << 1,        /* any state; GET_TABLE, READ_HEADER, READ_BITMAP may follow */
+	DIOH_OPEN_ALL_IN_STREAM = 1u << 2,  /* mapped-ram: LOAD_STREAM gives a plain migration stream, whatever the record says */
 };
 
 struct dioh_msg_open_image {
@@ -409,6 +424,20 @@ struct dioh_msg_read_header {
 	uint32_t reserved;
 };
 /* READ_HEADER's reply: the bytes; fewer at the header's end */
+
+struct dioh_msg_read_bitmap {
+	uint32_t region; /* the entry's number */
+	uint32_t bytes;  /* <= DIOH_PAYLOAD_BYTES_MAX */
+	uint64_t offset; /* in the bitmap: a multiple of 32, what a chunk has */
+};
+/* READ_BITMAP's reply: the bytes; fewer at the bitmap's end. Bit i = page i, the lowest bit of a byte first */
+
+struct dioh_msg_keep_region { /* no payload in the reply: the chunks count as saved */
+	uint32_t region;
+	uint32_t reserved;
+	uint64_t offset; /* as in SAVE_MEMORY */
+	uint64_t length;
+};
 
 /* ---- transfers: the request's id names the transfer until its COMPLETE ------------------------------------------------------- */
 

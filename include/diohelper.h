@@ -22,7 +22,7 @@
  * Conventions
  *  - A function returns 0 or a negative errno value, and takes a `struct dioh_error *` last, which may be NULL. On
  *    failure it is filled; on success it is not touched. Outputs (`ret_...`) are not touched on failure, except
- *    buffers that more than one message fills (dioh_get_table, dioh_read_header). `ret_info` and
+ *    buffers that more than one message fills (dioh_get_table, dioh_read_header, dioh_read_bitmap). `ret_info` and
  *    `ret_transfer` may be NULL.
  *  - When the helper refused a request, the error is the helper's own, and the session goes on. -EINVAL also when the
  *    library did not even send it. -EPIPE: the helper is gone or has closed the connection; the text says how it ended,
@@ -182,9 +182,14 @@ struct dioh_create_options {
 	uint64_t header_bytes;                /* size of the caller's own header */
 	const void *header;                   /* its bytes, borrowed; NULL: dioh_write_header() brings them before FINISH */
 	uint32_t stream;                      /* mapped-ram: the attached stream with the device state */
+	uint32_t flags;                       /* enum dioh_create_flag */
+	uint32_t channels;                    /* mapped-ram: so many streams, numbered stream + 1 and on, are multifd's */
 };
 
 /*
+ * With DIOH_CREATE_CONTINUE what an interrupted save of the same description has left there stays, as far as
+ * dioh_keep_region() names it.
+ *
  * Lays the image out and invalidates durably what stood there. ENOSPC: the preflight found too little space, nothing
  * was touched. May block as long as the disk does.
  *
@@ -216,7 +221,8 @@ struct dioh_open_options {
  * image of libvirt's that is not in format sparse (with DIOH_OPEN_INSPECT it can be looked at).
  *
  * mapped-ram without entries: which regions are in the stream is what it was when the image was saved; in an image that
- * QEMU itself wrote, all. With entries: these are not, all others are; an entry gives the guest address
+ * QEMU itself wrote, all; with DIOH_OPEN_ALL_IN_STREAM in any image all. With entries: these are not, all others are; an
+ * entry gives the guest address
  * (DIOH_ENTRY_GUEST_ADDRESS) of a region of which the image does not know it. Of `ret_info` only `layout`, `image_bytes` and
  * `ready` mean something then, since it was answered before the image was read: for counts, state and libvirt's header open
  * the image with DIOH_OPEN_INSPECT, in a session of its own. ENOENT, EINVAL: a name, size or address that is not the image's.
@@ -235,6 +241,21 @@ int dioh_get_table(struct dioh_session *session, uint32_t first, uint32_t count,
 
 /* Reads the caller's own header; `ret_count` is smaller than `count` only at its end. */
 int dioh_read_header(struct dioh_session *session, uint64_t offset, void *bytes, uint64_t count, uint64_t *ret_count,
+                     struct dioh_error *err);
+
+/*
+ * Which pages of a region are in the image: bit i, the lowest of a byte first, is page i. `offset`, in the bitmap, is a
+ * multiple of 32 bytes (a chunk's); `ret_count` is smaller than `count` only at its end. Not for layout raw (EOPNOTSUPP), nor
+ * for what is partial (ENODATA).
+ */
+int dioh_read_bitmap(struct dioh_session *session, uint32_t region, uint64_t offset, void *bytes, uint64_t count,
+                     uint64_t *ret_count, struct dioh_error *err);
+
+/*
+ * In an image that was created with DIOH_CREATE_CONTINUE: these chunks stay as they stand there, and count as saved. That
+ * they were saved, with the same regions, and are durable, the caller vouches for.
+ */
+int dioh_keep_region(struct dioh_session *session, uint32_t region, uint64_t offset, uint64_t length,
                      struct dioh_error *err);
 
 /* ---- transfers: begun by a call, ended by an event --------------------------------------------------------------------- */

@@ -11,7 +11,10 @@
 
 static const struct dioh_tool_verb *const verbs[] = {
 	&dioh_tool_bench,
+	&dioh_tool_convert,
+	&dioh_tool_ingest,
 	&dioh_tool_inspect,
+	&dioh_tool_map,
 	&dioh_tool_verify,
 };
 
@@ -20,7 +23,8 @@ static const struct dioh_tool_verb *const verbs[] = {
 static void print_help(void)
 {
 	printf("Usage: " DIOH_TOOL_NAME " VERB [OPTION...] PATH\n"
-	       "Looks at images that diohelper has saved, and measures disks; a sealed diohelper does the I/O.\n\n"
+	       "Looks at images of virtual machines, makes them of what QEMU sends, converts them, and measures disks; a sealed\n"
+	       "diohelper does the I/O.\n\n"
 	       "Verbs:\n");
 	for (size_t i = 0; i < VERB_COUNT; i++)
 		printf("  %-10s %s\n", verbs[i]->name, verbs[i]->summary);

@@ -124,21 +124,32 @@ static int unknown_option(const char *verb, const char *text)
 	return dioh_tool_usage_error(verb, "%s: there is no such option; try --help", text);
 }
 
-/* The one operand, behind the options. */
-static int take_operand(const struct dioh_tool_usage *usage, int argc, char **argv, const char **ret_operand)
+/* The operands, behind the options. */
+static int take_operands(const struct dioh_tool_usage *usage, int argc, char **argv, unsigned max,
+                         const char **ret_operands)
 {
 	if (optind == argc)
 		return dioh_tool_usage_error(usage->verb, "%s is missing; try --help", usage->operand);
-	if (optind + 1 < argc)
-		return dioh_tool_usage_error(usage->verb, "%s: one %s only; try --help", argv[optind + 1],
-		                             usage->operand);
-	if (argv[optind][0] == '\0')
-		return dioh_tool_usage_error(usage->verb, "%s: the name is empty", usage->operand);
-	*ret_operand = argv[optind];
+	if (optind + (int)max < argc)
+		return dioh_tool_usage_error(usage->verb, "%s: %s%s only; try --help", argv[optind + (int)max],
+		                             max == 1 ? "one " : "", usage->operand);
+	for (unsigned i = 0; i < max; i++) {
+		const char *operand = optind + (int)i < argc ? argv[optind + (int)i] : NULL;
+
+		if (operand && *operand == '\0')
+			return dioh_tool_usage_error(usage->verb, "%s: the name is empty", usage->operand);
+		ret_operands[i] = operand;
+	}
 	return -1;
 }
 
 int dioh_tool_parse(const struct dioh_tool_usage *usage, int argc, char **argv, const char **ret_operand)
+{
+	return dioh_tool_parse_operands(usage, argc, argv, 1, ret_operand);
+}
+
+int dioh_tool_parse_operands(const struct dioh_tool_usage *usage, int argc, char **argv, unsigned max,
+                             const char **ret_operands)
 {
 	struct option table[OPTIONS_MAX];
 	int value, status;
@@ -164,5 +175,5 @@ int dioh_tool_parse(const struct dioh_tool_usage *usage, int argc, char **argv, 
 				return status;
 		}
 	}
-	return take_operand(usage, argc, argv, ret_operand);
+	return take_operands(usage, argc, argv, max, ret_operands);
 }

@@ -142,18 +142,23 @@ static int attach(struct dioh_session *session, const struct dioh_tool_session_o
 	return dioh_seal(session, DIOH_TOOL_LAYERS, &seal, err);
 }
 
+static uint64_t feature_of(uint32_t open_flags)
+{
+	return open_flags & DIOH_OPEN_ALL_IN_STREAM ? DIOH_FEATURE_ALL_IN_STREAM : 0;
+}
+
 int dioh_tool_session_start(const struct dioh_tool_session_options *options, struct dioh_session **ret_session,
                             struct dioh_msg_open_image_reply *ret_open, struct dioh_error *err)
 {
 	struct dioh_open_options open_options = {
 		.layout = options->layout, .flags = options->open_flags, .entry_count = options->region_count,
-		.entries = options->regions
+		.entries = options->regions, .header_bytes = options->header_bytes
 	};
 	struct dioh_msg_open_image_reply open;
 	struct dioh_session *session;
 	int r;
 
-	r = dioh_tool_spawn(options->helper, FEATURES_REQUIRED, &session, err);
+	r = dioh_tool_spawn(options->helper, FEATURES_REQUIRED | feature_of(options->open_flags), &session, err);
 	if (r != 0)
 		return r;
 	r = attach(session, options, err);

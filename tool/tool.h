@@ -53,6 +53,9 @@ struct dioh_tool_usage {
  * what is wrong with the command line.
  */
 int dioh_tool_parse(const struct dioh_tool_usage *usage, int argc, char **argv, const char **ret_operand);
+/* As above for a verb with one to `max` operands; those that were not given are NULL. */
+int dioh_tool_parse_operands(const struct dioh_tool_usage *usage, int argc, char **argv, unsigned max,
+                             const char **ret_operands);
 
 /* "64", "4K", "1G": false if it is anything else or does not fit 64 bits. */
 bool dioh_tool_parse_size(const char *text, uint64_t *ret_bytes);
@@ -139,7 +142,8 @@ struct dioh_tool_session_options {
 	uint32_t stream_count;
 	uint32_t layout;     /* enum dioh_layout */
 	uint32_t open_flags; /* enum dioh_open_flag */
-	uint32_t region_count; /* mapped-ram: regions that will be loaded into memory */
+	uint64_t header_bytes; /* mapped-ram: of a header that is not libvirt's */
+	uint32_t region_count; /* mapped-ram: regions that will be loaded into memory; raw: all entries */
 	const struct dioh_msg_entry *regions;
 };
 
@@ -231,7 +235,10 @@ void dioh_tool_progress_end(struct dioh_tool_progress *progress); /* removes the
 /* ---- the verbs ---------------------------------------------------------------------------------------------- */
 
 extern const struct dioh_tool_verb dioh_tool_bench;
+extern const struct dioh_tool_verb dioh_tool_convert;
+extern const struct dioh_tool_verb dioh_tool_ingest;
 extern const struct dioh_tool_verb dioh_tool_inspect;
+extern const struct dioh_tool_verb dioh_tool_map;
 extern const struct dioh_tool_verb dioh_tool_verify;
 
 #endif

@@ -207,6 +207,10 @@ static int check_layout(const struct verification *verification, struct dioh_err
 
 	if (open->layout != DIOH_LAYOUT_RAW)
 		return 0;
+	if (open->header_kind != DIOH_HEADER_LIBVIRT)
+		return dioh_tool_error_set(err, EOPNOTSUPP,
+		                           "is a migration stream, which has neither checksums nor places that could be checked: "
+		                           "`convert --to mapped-ram` makes an image of it that can be");
 	return dioh_tool_error_set(err, EOPNOTSUPP,
 	                           "is a save image of libvirt's in format %s, which has neither checksums nor a structure "
 	                           "that could be checked: only format sparse can be verified",

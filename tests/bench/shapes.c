@@ -18,20 +18,17 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "align.h"
 #include "cleanup.h"
 #include "fixture.h"
+#include "measure.h"
 #include "pages.h"
 
 #define PAIRS_DEFAULT 9u
@@ -48,14 +45,6 @@
 static bool missed;
 
 /* ---- figures --------------------------------------------------------------------------------- */
-
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
 
 struct figures {
 	double values[PAIRS_MAX];
@@ -112,56 +101,6 @@ static void judge_kib(const char *what, int64_t kib, int64_t limit_kib)
 {
 	printf("%s: %" PRId64 " KiB, limit %" PRId64 " KiB: %s\n", what, kib, limit_kib, verdict(kib <= limit_kib));
 	fflush(stdout);
-}
-
-/* ---- the helper's memory, looked at while it works ---------------------------------------------- */
-
-struct sampler {
-	pthread_t thread;
-	int pid;
-	atomic_bool stop;
-	uint64_t most_kib; /* RssAnon + VmPTE */
-};
-
-static uint64_t own_kib(int pid)
-{
-	char path[64], line[256];
-	uint64_t kib = 0;
-	FILE *file;
-
-	snprintf(path, sizeof(path), "/proc/%d/status", pid);
-	file = fopen(path, "r");
-	while (file && fgets(line, sizeof(line), file))
-		if (strncmp(line, "RssAnon:", 8) == 0 || strncmp(line, "VmPTE:", 6) == 0)
-			kib += strtoull(strchr(line, ':') + 1, NULL, 10);
-	if (file)
-		fclose(file);
-	return kib;
-}
-
-static void *sample(void *argument)
-{
-	struct sampler *sampler = argument;
-
-	while (!atomic_load(&sampler->stop)) {
-		sampler->most_kib = dioh_max(sampler->most_kib, own_kib(sampler->pid));
-		usleep(SAMPLE_US);
-	}
-	return NULL;
-}
-
-static void start_sampler(struct sampler *sampler, int pid)
-{
-	*sampler = (struct sampler){ .pid = pid };
-	if (pthread_create(&sampler->thread, NULL, sample, sampler))
-		die("pthread_create");
-}
-
-static uint64_t stop_sampler(struct sampler *sampler)
-{
-	atomic_store(&sampler->stop, true);
-	pthread_join(sampler->thread, NULL);
-	return sampler->most_kib;
 }
 
 /* ---- streams -------------------------------------------------------------------------------------- */
@@ -330,7 +269,7 @@ static struct seen save(const char *path, const struct content *what)
 	struct fixture_image image = { .path = path, .options = DIOH_IMAGE_OPTIONS_INIT };
 	struct feeder feeders[STREAMS_MAX];
 	struct dioh_session *session;
-	struct sampler sampler;
+	struct measure_sampler sampler;
 	struct seen seen = { 0 };
 
 	image.options.in_flight = what->gently ? 1 : 0;
@@ -342,14 +281,14 @@ static struct seen save(const char *path, const struct content *what)
 	for (unsigned i = 0; i < what->stream_count; i++)
 		start_feeder(session, &feeders[i], i, what->gently ? GENTLE_PAUSE_US : 0);
 	must_seal(session);
-	start_sampler(&sampler, dioh_session_pid(session));
-	seen.seconds = now();
+	measure_sampler_start(&sampler, dioh_session_pid(session));
+	seen.seconds = measure_now_s();
 	must_create(session, what);
 	begin_saves(session, what);
 	wait_for_all(session, what->region_count + what->stream_count, &seen);
 	must_finish(session);
-	seen.seconds = now() - seen.seconds;
-	seen.most_kib = stop_sampler(&sampler);
+	seen.seconds = measure_now_s() - seen.seconds;
+	seen.most_kib = measure_sampler_stop(&sampler);
 	for (unsigned i = 0; i < what->stream_count; i++)
 		pthread_join(feeders[i].thread, NULL);
 	must_close(session, 0);
@@ -366,19 +305,19 @@ static struct seen load(const char *path, const struct fixture_region *region, i
 	};
 	struct dioh_session *session = must_session(&image, DIOH_DIRECTION_LOAD);
 	struct dioh_msg_open_image_reply info;
-	struct sampler sampler;
+	struct measure_sampler sampler;
 	struct seen seen = { 0 };
 	struct dioh_error err;
 
 	must_attach_memory(session, 0, memfd, -1);
 	must_seal(session);
-	start_sampler(&sampler, dioh_session_pid(session));
-	seen.seconds = now();
+	measure_sampler_start(&sampler, dioh_session_pid(session));
+	seen.seconds = measure_now_s();
 	must(dioh_open_image(session, &options, &info, &err), &err);
 	must(dioh_load_memory(session, &memory, NULL, &err), &err);
 	wait_for_all(session, 1, &seen);
-	seen.seconds = now() - seen.seconds;
-	seen.most_kib = stop_sampler(&sampler);
+	seen.seconds = measure_now_s() - seen.seconds;
+	seen.most_kib = measure_sampler_stop(&sampler);
 	must_close(session, 0);
 	return seen;
 }
@@ -587,10 +526,10 @@ static void begin_pieces(struct dioh_session *session, uint32_t *ret_transfers)
 /* All data has its blocks in the image: the transfers are over but for what is in flight. */
 static void sleep_until_written(int image_fd, uint64_t bytes)
 {
-	const double until = now() + DEAF_SECONDS_MAX;
+	const double until = measure_now_s() + DEAF_SECONDS_MAX;
 
 	while (must_blocks_bytes(image_fd) < bytes) {
-		if (now() > until)
+		if (measure_now_s() > until)
 			fixture_die(__FILE__, __LINE__, "deaf", "the save does not go on while the manager does not read");
 		usleep(SAMPLE_US);
 	}
@@ -642,9 +581,9 @@ static double save_pieces(const char *path, const struct content *what, bool dea
 	usleep(DEAF_REST_US);
 	if (deaf)
 		seconds = take_completes(session, transfers);
-	begun = now();
+	begun = measure_now_s();
 	must_finish(session);
-	seconds += now() - begun;
+	seconds += measure_now_s() - begun;
 	dioh_close(session, -1, NULL);
 	if (waitpid(pid, &status, 0) != pid || status != 0)
 		fixture_die(__FILE__, __LINE__, "deaf", "the helper did not end with exit status 0");
@@ -713,25 +652,7 @@ static void run_blocks(uint64_t mib)
 
 static int64_t cached_kib(const char *path)
 {
-	const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-	DIOH_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
-	uint64_t pages, cached = 0;
-	unsigned char *resident;
-	struct stat st;
-	void *map;
-
-	if (fd < 0 || fstat(fd, &st) < 0)
-		die(path);
-	pages = dioh_div_up((uint64_t)st.st_size, page);
-	resident = malloc(pages);
-	map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-	if (!resident || map == MAP_FAILED || mincore(map, (size_t)st.st_size, resident) < 0)
-		die("mincore");
-	for (uint64_t i = 0; i < pages; i++)
-		cached += resident[i] & 1;
-	munmap(map, (size_t)st.st_size);
-	free(resident);
-	return (int64_t)(cached * page / 1024);
+	return (int64_t)(measure_cached_bytes(path) / 1024);
 }
 
 static void forget(const char *path)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * stream.c - times one pipe through an I/O helper, ours or libvirt's: both have the same command line. stream.sh
+ * stream.c - times one pipe through an I/O helper, ours or libvirt's: both have the same command line. rows/stream.py
  * alternates them.
  *
  *      stream save|load direct|buffered PROGRAM FILE MIB
@@ -17,24 +17,15 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "fixture.h"
+#include "measure.h"
 
 #define BUFFER_BYTES (64u << 20)
 #define PIECE_BYTES (1u << 20)
 #define PIPE_BYTES (1 << 20)
-
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
 
 static _Noreturn void die(const char *what)
 {
@@ -77,40 +68,10 @@ static uint64_t most_rss_kib;
 
 static void sample_rss(int pid)
 {
-	char path[64], line[256];
-	FILE *file;
+	uint64_t kib = measure_status_kib(pid, "RssAnon");
 
-	snprintf(path, sizeof(path), "/proc/%d/status", pid);
-	file = fopen(path, "r");
-	while (file && fgets(line, sizeof(line), file))
-		if (strncmp(line, "RssAnon:", 8) == 0 && strtoull(line + 8, NULL, 10) > most_rss_kib)
-			most_rss_kib = strtoull(line + 8, NULL, 10);
-	if (file)
-		fclose(file);
-}
-
-static uint64_t cached_kib(const char *path)
-{
-	int fd = open(path, O_RDONLY);
-	struct stat st;
-	size_t pages;
-	unsigned char *vector;
-	uint64_t kib = 0;
-	void *map;
-
-	if (fd < 0 || fstat(fd, &st) < 0 || st.st_size == 0)
-		die(path);
-	pages = ((size_t)st.st_size + 4095) / 4096;
-	map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-	vector = malloc(pages);
-	if (map == MAP_FAILED || !vector || mincore(map, (size_t)st.st_size, vector) < 0)
-		die("mincore");
-	for (size_t i = 0; i < pages; i++)
-		kib += (vector[i] & 1) * 4;
-	munmap(map, (size_t)st.st_size);
-	free(vector);
-	close(fd);
-	return kib;
+	if (kib > most_rss_kib)
+		most_rss_kib = kib;
 }
 
 /* The helper with the image on one of its standard descriptors and our pipe on the other. */
@@ -185,20 +146,20 @@ int main(int argc, char **argv)
 	data = random_bytes(); /* not inside the clock */
 	if (save && strcmp(argv[2], "buffered") == 0)
 		warm_page_cache(argv[4], data, bytes);
-	begun = now();
+	begun = measure_now_s();
 	pid = start(argv[3], argv[4], save, strcmp(argv[2], "direct") == 0, &fd);
 	if (save)
 		feed(pid, fd, data, bytes);
 	else
 		drain(pid, fd, bytes);
 	close(fd);
-	ended = now();
+	ended = measure_now_s();
 	if (wait4(pid, &status, 0, &usage) < 0 || status != 0)
 		die("the helper failed");
-	exited = now();
+	exited = measure_now_s();
 	cpu = (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
 	      (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
 	printf("%.1f %.4f %" PRIu64 " %" PRIu64 " %.1f\n", (double)bytes / MIB / (exited - begun),
-	       cpu / ((double)bytes / GIB), most_rss_kib, cached_kib(argv[4]), (exited - ended) * 1000);
+	       cpu / ((double)bytes / GIB), most_rss_kib, measure_cached_bytes(argv[4]) / 1024, (exited - ended) * 1000);
 	return 0;
 }

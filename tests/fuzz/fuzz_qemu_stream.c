@@ -17,6 +17,7 @@
 
 #define INPUT_BYTES_MAX (64u << 10)
 #define CHOICE_IMAGE 0x01
+#define CHOICE_MULTIFD 0x40 /* unless it is an image */
 #define CHOICE_OFFSET 0x80
 #define OFFSET 4188u /* a header of libvirt's stands in front */
 
@@ -118,7 +119,7 @@ static void check_piece(struct run *run, const struct dioh_qemu_piece *piece, ui
 		hash_u64(hash, run->offset);
 		return;
 	case DIOH_QEMU_PAGE:
-		CHECK(run->form == DIOH_QEMU_STREAM && run->setup);
+		CHECK(run->form != DIOH_QEMU_IMAGE && run->setup);
 		CHECK(piece->block < run->setup->block_count);
 		CHECK(piece->page < run->setup->blocks[piece->block].bytes / DIOH_PAGE_BYTES);
 		hash_u64(hash, piece->block);
@@ -127,6 +128,10 @@ static void check_piece(struct run *run, const struct dioh_qemu_piece *piece, ui
 		if (!piece->bytes)
 			return;
 		break;
+	case DIOH_QEMU_SYNC:
+		CHECK(run->form == DIOH_QEMU_MULTIFD && run->setup);
+		hash_u64(hash, run->offset);
+		return;
 	case DIOH_QEMU_VERBATIM:
 		CHECK(run->setup);
 		break;
@@ -175,7 +180,8 @@ static int feed(struct run *run, const uint8_t *data, size_t size, uint64_t star
 			break;
 		CHECK(count <= before && bytes == input + (size - count));
 		/* There is an end to it. */
-		CHECK(count < before || piece.event == DIOH_QEMU_MORE || piece.event == DIOH_QEMU_SETUP);
+		CHECK(count < before || piece.event == DIOH_QEMU_MORE || piece.event == DIOH_QEMU_SETUP ||
+		      piece.event == DIOH_QEMU_SYNC);
 		run->offset += before - count;
 		check_piece(run, &piece, start, input, size);
 		CHECK(dioh_qemu_parser_offset(run->parser) == run->offset);
@@ -265,7 +271,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	if (size < 1 || size > INPUT_BYTES_MAX)
 		return 0;
-	form = data[0] & CHOICE_IMAGE ? DIOH_QEMU_IMAGE : DIOH_QEMU_STREAM;
+	form = data[0] & CHOICE_MULTIFD ? DIOH_QEMU_MULTIFD : DIOH_QEMU_STREAM;
+	if (data[0] & CHOICE_IMAGE)
+		form = DIOH_QEMU_IMAGE;
 	start = data[0] & CHOICE_OFFSET ? OFFSET : 0;
 	whole = parse(form, start, &data[1], size - 1, INPUT_BYTES_MAX);
 	pieces = parse(form, start, &data[1], size - 1, steps[data[0] >> 1 & 7]);

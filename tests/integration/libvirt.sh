@@ -155,6 +155,9 @@ show_trouble() {
 
 # ---- inside: the guest ---------------------------------------------------------------------------------------------------
 
+# With what memory, as XML; empty: QEMU's own.
+guest_backing=
+
 start_guest() { # MIB
 	cp "$BUILD/guest/boot.img" $state/boot.img
 	rm -f $guest_log
@@ -163,6 +166,7 @@ start_guest() { # MIB
 		  <name>witness</name>
 		  <uuid>b8a6a0fe-55b7-4f5e-a9b0-3c65e8a3a1d4</uuid>
 		  <memory unit='MiB'>$1</memory>
+		  $guest_backing
 		  <os><type arch='x86_64' machine='pc'>hvm</type></os>
 		  <devices>
 		    <disk type='file' device='disk'>

@@ -7,8 +7,8 @@
 
 tool=$DIOHELPER_TOOL
 version=$(sed -n 's/.*DIOH_VERSION_STRING "\(.*\)"/\1/p' "$root/include/diohelper.h")
-verbs="inspect verify" # these take an image
-all_verbs="bench $verbs"
+verbs="inspect verify map" # these take an image
+all_verbs="bench convert ingest $verbs"
 
 usage_error() { # PATTERN ARGUMENT...
 	local pattern=$1
@@ -95,6 +95,19 @@ for verb in $verbs; do
 	usage_error '\-\-base-offset: .* is too large' "$verb" --base-offset=4194304T a
 done
 
+usage_error 'IMAGE is missing' ingest
+usage_error 'a: one IMAGE only|b: one IMAGE only' ingest a b
+usage_error '\-\-fd: x is not a descriptor' ingest --fd=x a
+usage_error '\-\-fd and --listen: one of them only' ingest --fd=3 --listen=unix:s a
+usage_error '\-\-listen: tcp:1 does not begin with unix:' ingest --listen=tcp:1 a
+usage_error '\-\-listen: a path has 1 to 107 bytes' ingest --listen=unix: a
+usage_error '\-\-listen: a path has 1 to 107 bytes' ingest --listen="unix:$(printf '%0108d' 0)" a
+usage_error '\-\-multifd: 0 is not a number from 1 to 63' ingest --listen=unix:s --multifd=0 a
+usage_error '\-\-multifd: 64 is not a number' ingest --listen=unix:s --multifd=64 a
+usage_error '\-\-multifd: this needs --listen' ingest --multifd=2 a
+usage_error '\-\-engine: fast is not an engine' ingest --engine=fast a
+usage_error '\-\-base-offset: 4097 is not a multiple of 4096' ingest --base-offset=4097 a
+
 # ---- files that are no images ----
 
 cd "$tmp" || exit 1
@@ -118,7 +131,11 @@ refused random '.' --base-offset=1G
 if command -v python3 >/dev/null; then
 	make_file() { python3 "$root/tests/integration/qemu_stream.py" "$@" || fail "qemu_stream.py $*"; }
 	make_file stream stream
-	refused stream 'it does not declare mapped-ram: it is a stream'
+	run 0 "$DIOHELPER_TOOL" inspect stream
+	says '^layout: +raw$'
+	run 1 "$DIOHELPER_TOOL" map stream
+	run 1 "$DIOHELPER_TOOL" verify stream
+	grep -q 'is a migration stream' "$tmp/err" || fail 'a stream is not called one'
 	make_file image whole pc.ram=4
 	for bytes in 1 7 8 30 100 200 5000000; do
 		head -c "$bytes" whole >cut-off
@@ -150,6 +167,46 @@ for verb in $verbs; do
 	says '"text": "'
 	LC_ALL=C grep -q '[^ -~]' "$tmp/out" && fail "$verb --json: something that is not ASCII"
 done
+
+# ---- what cannot be ingested; what can ----
+
+refused_ingest() { # PATTERN ARGUMENT...: from standard input; a new image's name is free again
+	local pattern=$1 status=0
+
+	shift
+	"$tool" ingest "$@" made >"$tmp/out" 2>"$tmp/err" || status=$?
+	[ "$status" = 1 ] || fail "ingest $*: exit status $status, not 1"
+	complains "^diohelper-tool: made: .*($pattern)"
+	is_silent
+	[ ! -e made ] || fail "ingest $*: it left a file behind"
+}
+
+refused_ingest 'it ends after 0 bytes' <empty
+refused_ingest 'magic|not .*QEMU' <random
+refused_ingest 'descriptor 77: Bad file descriptor' --fd=77
+refused_ingest '\-\-header: missing cannot be opened' --header=missing
+refused_ingest '\-\-header: empty is not a file of 1 to' --header=empty
+refused_ingest 'random: Address already in use' --listen=unix:random
+run 1 "$tool" ingest directory
+complains 'directory: cannot be opened: Is a directory'
+run 1 "$tool" ingest fifo
+complains 'fifo: is neither a regular file nor a block device'
+if command -v python3 >/dev/null; then
+	for engine in io_uring libaio sync; do
+		"$tool" ingest --base-offset=4K --engine=$engine made <stream || fail "ingest by $engine"
+		run 0 "$tool" verify --base-offset=4K made
+	done
+	run 0 "$tool" ingest --fd=5 --header=short --buffered made 5<stream
+	cmp -n 100 short made || fail 'the header does not stand in front'
+	run 0 "$tool" ingest --fd=5 made 5<stream
+	run 0 "$tool" inspect made
+	says '^state: *complete'
+	head -c 100000 stream | "$tool" ingest made 2>"$tmp/err" && fail 'a stream that was cut off has been ingested'
+	complains 'it ends too early'
+	run 0 "$tool" inspect made
+	says '^state: *partial'
+	rm made
+fi
 
 # ---- which helper ----
 

@@ -419,6 +419,7 @@ static void image_is_accepted(void **state)
 	assert_int_equal(reply.kind, DIOH_IMAGE_REGULAR);
 	assert_int_equal(reply.direct, 0);
 	assert_int_equal(reply.notes & DIOH_IMAGE_NOTE_LONE_BUFFERED, DIOH_IMAGE_NOTE_LONE_BUFFERED);
+	assert_int_equal(!(reply.notes & DIOH_IMAGE_NOTE_UNCACHED), !!(reply.notes & DIOH_IMAGE_NOTE_DROPPED_BEHIND));
 	assert_int_equal(reply.memory_alignment | reply.offset_alignment, 0);
 	assert_int_equal(reply.block_bytes, 1 << 20);
 	assert_int_equal(reply.in_flight, 16);

@@ -38,7 +38,7 @@ static void reach_save(struct raw_manager *m, enum raw_stage stage)
 
 static void unknown_types_are_refused(void **state)
 {
-	static const uint32_t types[] = { 0, 38, 40, 128, 130, 1, 3, 25, 129, 131, 133, 254, 65536, UINT32_MAX - 1,
+	static const uint32_t types[] = { 0, 42, 44, 128, 130, 1, 3, 25, 129, 131, 133, 254, 65536, UINT32_MAX - 1,
 		                          UINT32_MAX };
 
 	(void)state;
@@ -135,7 +135,7 @@ static void sizes_of_all_messages(void **state)
 	static uint8_t bytes[16 + 1024];
 
 	(void)state;
-	for (uint32_t type = DIOH_MSG_HELLO; type <= DIOH_MSG_FINISH; type += 2) {
+	for (uint32_t type = DIOH_MSG_HELLO; type <= DIOH_MSG_KEEP_REGION; type += 2) {
 		const size_t whole = message(bytes, type, 0, 3, 0);
 		const bool open_ended = type == DIOH_MSG_WRITE_HEADER;
 		const size_t less = open_ended ? whole - 8 : whole - 1; /* no byte of the header is none */
@@ -161,7 +161,6 @@ static void reserved_fields(void **state)
 		{ DIOH_MSG_HELLO, offsetof(struct dioh_msg_hello, reserved[0]) },
 		{ DIOH_MSG_HELLO, offsetof(struct dioh_msg_hello, reserved[1]) + 7 },
 		{ DIOH_MSG_SEAL, offsetof(struct dioh_msg_seal, reserved) },
-		{ DIOH_MSG_CREATE_IMAGE, offsetof(struct dioh_msg_create_image, reserved) },
 		{ DIOH_MSG_PUT_TABLE,
 		  sizeof(struct dioh_msg_put_table) + offsetof(struct dioh_msg_entry, reserved) },
 		{ DIOH_MSG_PUT_TABLE, sizeof(struct dioh_msg_put_table) + sizeof(struct dioh_msg_entry) +
@@ -172,6 +171,7 @@ static void reserved_fields(void **state)
 		{ DIOH_MSG_SAVE_STREAM, offsetof(struct dioh_msg_stream_transfer, reserved) },
 		{ DIOH_MSG_LOAD_STREAM, offsetof(struct dioh_msg_stream_transfer, reserved) },
 		{ DIOH_MSG_CANCEL, offsetof(struct dioh_msg_cancel, reserved) },
+		{ DIOH_MSG_KEEP_REGION, offsetof(struct dioh_msg_keep_region, reserved) },
 	};
 	static uint8_t bytes[1024];
 
@@ -292,7 +292,7 @@ static void wrong_numbers_of_descriptors(void **state)
 	static const unsigned counts[] = { 0, 1, 2, 3, 4, 5, 64, FDS_MAX };
 
 	(void)state;
-	for (uint32_t type = DIOH_MSG_HELLO; type <= DIOH_MSG_FINISH; type += 2) {
+	for (uint32_t type = DIOH_MSG_HELLO; type <= DIOH_MSG_KEEP_REGION; type += 2) {
 		for (size_t j = 0; j < COUNT(counts); j++) {
 			const bool right = counts[j] == raw_needs_descriptor(type) ||
 			                   (type == DIOH_MSG_HELLO && counts[j] == 1);
@@ -329,7 +329,7 @@ static void more_than_were_announced(void **state)
 static void no_descriptors_behind_the_seal(void **state)
 {
 	(void)state;
-	for (uint32_t type = DIOH_MSG_HELLO; type <= DIOH_MSG_FINISH; type += 2)
+	for (uint32_t type = DIOH_MSG_HELLO; type <= DIOH_MSG_KEEP_REGION; type += 2)
 		expect_descriptors_refused(RAW_STAGE_SEALED, type, 1);
 	expect_descriptors_refused(RAW_STAGE_SEALED, 1000, 1); /* whatever its type */
 	expect_descriptors_refused(RAW_STAGE_TRANSFER, DIOH_MSG_STATUS, FDS_MAX);

@@ -4,6 +4,7 @@
  * an image is refused, before the older one is touched wherever that can be known. QEMU itself: test_qemu_mapped_ram.py;
  * damaged and foreign images: test_mapped_ram_images.c.
  */
+/* timeout: 120 */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -133,6 +134,93 @@ static void pages_that_come_again(void **state)
 	qemu_put_section_end(&g.q);
 	qemu_put_end(&g.q);
 	round_trip_of(&g, &m, 0, 0, RAM);
+	guest_free(&g);
+}
+
+static void start_one_block(struct guest *g, const char *name, uint64_t pages)
+{
+	struct dioh_qemu_block block = { .bytes = pages * PAGE };
+
+	snprintf(block.name, sizeof(block.name), "%s", name);
+	memset(g, 0, sizeof(*g));
+	for (unsigned i = 0; i < QEMU_BLOCKS_MAX; i++)
+		g->memories[i] = -1;
+	qemu_start(&g->q, &block, 1, 0);
+	qemu_put_setup(&g->q);
+}
+
+/* More chunks than can be open at once, as a running guest's pages come: now here, now there. */
+static void pages_of_many_chunks(void **state)
+{
+	const uint64_t pages = 45 * 256 + 7;
+	uint64_t random = test_seed();
+	struct guest g;
+
+	(void)state;
+	start_one_block(&g, "pc.ram", pages);
+	qemu_put_section(&g.q, QEMU_PART);
+	for (unsigned i = 0; i < 4000; i++)
+		qemu_put_page(&g.q, 0, test_random(&random) % pages, test_random(&random) % 4 ? i + 1 : 0);
+	qemu_put_section_end(&g.q);
+	qemu_put_section(&g.q, QEMU_END);
+	for (uint64_t page = 256; page < 512; page++) /* a whole chunk again: its checksum is its buffer's */
+		qemu_put_page(&g.q, 0, page, page);
+	qemu_put_section_end(&g.q);
+	qemu_put_end(&g.q);
+	for (unsigned engine = DIOH_ENGINE_IO_URING; engine <= DIOH_ENGINE_SYNC; engine++) {
+		struct way way = WAY_MAPPED_RAM;
+		struct moves m;
+
+		way.engine = engine;
+		m = (struct moves)MOVES(way, fixture_path("image"));
+		if (way_possible(&way))
+			round_trip_of(&g, &m, 0, engine == DIOH_ENGINE_SYNC ? DIOH_TRANSFER_NO_CHECKSUM : 0, 0);
+	}
+	guest_free(&g);
+}
+
+static bool image_has(const char *path, const uint8_t *page)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	uint8_t there[PAGE];
+	bool found = false;
+
+	assert_true(fd >= 0);
+	for (off_t at = 0; !found && pread(fd, there, PAGE, at) == PAGE; at += PAGE)
+		found = memcmp(there, page, PAGE) == 0;
+	close(fd);
+	return found;
+}
+
+/* What the guest has overwritten with zeros is gone from the file, too. */
+static void zeros_over_data(void **state)
+{
+	static const uint64_t zeroed[] = { 0, 5, 255, 256, 300, 301, 599 };
+	uint8_t secret[COUNT(zeroed)][PAGE], kept[PAGE];
+	struct guest g;
+
+	(void)state;
+	start_one_block(&g, "pc.ram", 600);
+	qemu_put_section(&g.q, QEMU_PART);
+	for (uint64_t page = 0; page < 600; page++)
+		qemu_put_page(&g.q, 0, page, page + 1);
+	qemu_put_section_end(&g.q);
+	for (unsigned i = 0; i < COUNT(zeroed); i++)
+		memcpy(secret[i], g.q.memory[0] + zeroed[i] * PAGE, PAGE);
+	memcpy(kept, g.q.memory[0] + 6 * PAGE, PAGE);
+	qemu_put_section(&g.q, QEMU_END);
+	for (unsigned i = 0; i < COUNT(zeroed); i++)
+		qemu_put_page(&g.q, 0, zeroed[i], 0);
+	qemu_put_section_end(&g.q);
+	qemu_put_end(&g.q);
+	for (unsigned flags = 0; flags <= DIOH_TRANSFER_NO_CHECKSUM; flags += DIOH_TRANSFER_NO_CHECKSUM) {
+		struct moves m = MOVES(WAY_MAPPED_RAM, fixture_path("image"));
+
+		round_trip_of(&g, &m, 0, flags, 0);
+		assert_true(image_has(m.path, kept));
+		for (unsigned i = 0; i < COUNT(zeroed); i++)
+			assert_false(image_has(m.path, secret[i]));
+	}
 	guest_free(&g);
 }
 
@@ -829,6 +917,8 @@ int main(void)
 		cmocka_unit_test(any_blocks_in_memories),
 		cmocka_unit_test(byte_by_byte),
 		cmocka_unit_test(pages_that_come_again),
+		cmocka_unit_test(pages_of_many_chunks),
+		cmocka_unit_test(zeros_over_data),
 		cmocka_unit_test(nothing_but_zeros),
 		cmocka_unit_test(long_device_states),
 		cmocka_unit_test(without_checksums),

@@ -3,6 +3,7 @@
  * test_memory.c - memory goes into images and comes back identical, whatever way the image is reached, in whatever
  * pieces, whatever stood in the image or the memory before. Runs again on tmpfs. DIOH_SEED=N for other memory.
  */
+/* timeout: 120 */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -743,7 +743,7 @@ def test_refusals(directory):
         check_equal(session.status().phase, manager.PHASE_READY, "phase")
         error = refused(EPROTO, session.open_image)
         check("OPEN_IMAGE" in error.text, "the text names the message")
-        for unknown in (38, 127, 128, 130, 0xFFFFFFFF):
+        for unknown in (42, 127, 128, 130, 0xFFFFFFFF):
             refused(EOPNOTSUPP, session.request, unknown)
         refused(EINVAL, session.create_image, 9, 1, 0, 0)
         session.create_image(manager.CONTAINER, 1, 0, 0)

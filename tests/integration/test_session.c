@@ -80,6 +80,8 @@ static const struct permission {
 	{ DIOH_MSG_STATUS, ~AT(START), ~AT(START) },
 	{ DIOH_MSG_CANCEL, SEALED_ON | AT(FINISH), SEALED_ON | AT(FINISH) },
 	{ DIOH_MSG_FINISH, SEALED_ON, SEALED_ON },
+	{ DIOH_MSG_READ_BITMAP, 0, AT(READY) | AT(TRANSFER) },
+	{ DIOH_MSG_KEEP_REGION, AT(READY) | AT(TRANSFER), 0 },
 };
 
 static uint32_t say_sample(struct raw_manager *m, uint32_t type)

@@ -213,6 +213,8 @@ struct dioh_session *must_session(const struct fixture_image *image, uint32_t di
 	options.directory_fd = -1;
 	options.direction = direction;
 	must(dioh_attach_image(session, &options, &info, &err), &err);
+	if (image->ret_info)
+		*image->ret_info = info;
 	return session;
 }
 

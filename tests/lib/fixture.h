@@ -46,6 +46,7 @@ struct fixture_image {
 	bool lone_direct;
 	struct dioh_image_options options; /* direction and descriptors are filled in */
 	const char *const *args; /* of the helper */
+	struct dioh_msg_attach_image_reply *ret_info; /* NULL, or what ATTACH_IMAGE answered */
 };
 
 /* Opens (creates, for a save) path and starts a session with it attached; not sealed. */

@@ -9,6 +9,7 @@
 #include "fuse_file.h"
 
 #define FUSE_OPCODES_MAX 64u
+#define FUSE_LOG_BYTES (UINT64_C(256) << 20)
 
 struct fuse_rule { /* what to do with an opcode's requests: the test writes, `kind` last, the server reads */
 	atomic_uint kind;
@@ -30,12 +31,20 @@ struct fuse_control {
 	atomic_ullong release_at_ns; /* CLOCK_MONOTONIC; 0: never */
 	atomic_uint held;
 	atomic_uint counts[FUSE_OPCODES_MAX];
+	atomic_uint counts_direct[FUSE_OPCODES_MAX];
+	atomic_bool recording;
+	atomic_ullong log_bytes; /* behind this struct: each a struct fuse_step and its data */
 	struct fuse_rule rules[FUSE_OPCODES_MAX];
 };
 
 /* Mounts on `path` and serves until it is unmounted: the child's whole life. */
 _Noreturn void fuse_server_run(struct fuse_control *control, const char *path, int memfd,
                                const struct fuse_file_options *options);
+static inline uint8_t *fuse_control_log(struct fuse_control *control)
+{
+	return (uint8_t *)(control + 1);
+}
+
 /* Clears all rules. */
 void fuse_control_calm(struct fuse_control *control);
 

@@ -28,6 +28,7 @@
 
 struct fuse_file {
 	struct fuse_control *control;
+	size_t control_bytes;
 	char directory[DIRECTORY_BYTES];
 	char path[DIRECTORY_BYTES + sizeof("/image")];
 	int memfd;
@@ -119,7 +120,9 @@ static const char *start(struct fuse_file *file, const char *name, const struct 
 	(void)snprintf(file->path, sizeof(file->path), "%s/image", file->directory);
 	if (mkdir(file->directory, 0755) < 0)
 		return "no directory for the mount";
-	file->control = mmap(NULL, sizeof(*file->control), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	file->control_bytes = sizeof(*file->control) + (options->record ? FUSE_LOG_BYTES : 0);
+	file->control = mmap(NULL, file->control_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE,
+	                     -1, 0);
 	file->memfd = (int)syscall(SYS_memfd_create, "fuse file", MFD_CLOEXEC);
 	if (file->control == MAP_FAILED || file->memfd < 0)
 		return "no memory for a FUSE file";
@@ -173,7 +176,7 @@ void fuse_file_stop(struct fuse_file *file)
 	}
 	file->server = 0;
 	if (file->control && file->control != MAP_FAILED)
-		(void)munmap(file->control, sizeof(*file->control));
+		(void)munmap(file->control, file->control_bytes);
 	file->control = NULL;
 	if (file->memfd >= 0)
 		close(file->memfd);
@@ -249,4 +252,35 @@ unsigned fuse_file_hits(const struct fuse_file *file, uint32_t opcode)
 uint64_t fuse_file_hit_offset(const struct fuse_file *file, uint32_t opcode)
 {
 	return atomic_load(&file->control->rules[opcode].hit_offset);
+}
+
+unsigned fuse_file_count_handles(const struct fuse_file *file, uint32_t opcode, enum fuse_fault_handles handles)
+{
+	const unsigned all = atomic_load(&file->control->counts[opcode]);
+	const unsigned direct = atomic_load(&file->control->counts_direct[opcode]);
+
+	return handles == FUSE_HANDLES_ALL ? all : handles == FUSE_HANDLES_DIRECT ? direct : all - direct;
+}
+
+/* ---- what was carried out ---- */
+
+void fuse_file_record(struct fuse_file *file, bool on)
+{
+	if (on)
+		atomic_store(&file->control->log_bytes, 0);
+	atomic_store(&file->control->recording, on);
+}
+
+bool fuse_file_step(const struct fuse_file *file, uint64_t *cursor, struct fuse_step *ret_step)
+{
+	const uint8_t *log = fuse_control_log(file->control);
+
+	if (*cursor >= atomic_load(&file->control->log_bytes))
+		return false;
+	memcpy(ret_step, log + *cursor, sizeof(*ret_step));
+	*cursor += sizeof(*ret_step);
+	ret_step->data = log + *cursor;
+	if (ret_step->opcode == FUSE_WRITE)
+		*cursor += ret_step->bytes;
+	return true;
 }

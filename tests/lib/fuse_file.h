@@ -19,6 +19,9 @@ struct fuse_file_options {
 	bool async_dio; /* direct I/O of io_uring needs no thread while it is under way */
 	bool direct_io; /* what is cut short comes back short; else the kernel repeats the rest through its page cache */
 	bool only_root; /* mounted without allow_other */
+	bool direct_all; /* direct_io for descriptors without O_DIRECT, too: every I/O is one request */
+	bool fallocate; /* known; else it is refused with EOPNOTSUPP */
+	bool record; /* what the file was told is kept: fuse_file_record() */
 };
 
 struct fuse_file;
@@ -39,8 +42,12 @@ enum fuse_fault_kind {
 	FUSE_FAULT_NONE,
 	FUSE_FAULT_HOLD,  /* taken, and not answered before fuse_file_release() */
 	FUSE_FAULT_ERROR, /* answered with errno `value` */
-	FUSE_FAULT_SHORT, /* WRITE: of the bytes only `value` are taken, if there are more */
+	FUSE_FAULT_SHORT, /* WRITE, READ: of the bytes only `value` are moved, if there are more */
 	FUSE_FAULT_FREEZE, /* answered, and then no request is taken any more, as if the server had been stopped */
+	FUSE_FAULT_LATE,  /* answered `value` ms later, as fuse_file_release_later() does it */
+	FUSE_FAULT_TORN,  /* WRITE: every other sector is written, then the answer is errno `value` */
+	FUSE_FAULT_DONE,  /* carried out, and then answered with errno `value` */
+	FUSE_FAULT_LOST,  /* WRITE: acknowledged and dropped; the next FSYNC is answered with errno `value` */
 };
 
 enum fuse_fault_handles { FUSE_HANDLES_ALL, FUSE_HANDLES_DIRECT, FUSE_HANDLES_BUFFERED };
@@ -70,5 +77,22 @@ unsigned fuse_file_held(const struct fuse_file *file);
 unsigned fuse_file_count(const struct fuse_file *file, uint32_t opcode);
 unsigned fuse_file_hits(const struct fuse_file *file, uint32_t opcode);
 uint64_t fuse_file_hit_offset(const struct fuse_file *file, uint32_t opcode);
+/* Of READ, WRITE and FSYNC: through descriptors with or without O_DIRECT. */
+unsigned fuse_file_count_handles(const struct fuse_file *file, uint32_t opcode, enum fuse_fault_handles handles);
+
+/* ---- what was carried out, in order ---- */
+
+struct fuse_step {
+	uint32_t opcode; /* FUSE_WRITE, FUSE_SETATTR (of the size), FUSE_FALLOCATE, FUSE_FSYNC */
+	uint32_t flags;  /* FSYNC: FUSE_FSYNC_FDATASYNC; FALLOCATE: its mode */
+	uint64_t offset; /* SETATTR: the size */
+	uint64_t bytes;
+	const uint8_t *data; /* WRITE */
+};
+
+/* true: forgets what was recorded, and records. */
+void fuse_file_record(struct fuse_file *file, bool on);
+/* The step at *cursor (0: the first), which is moved on; false: there are no more. */
+bool fuse_file_step(const struct fuse_file *file, uint64_t *cursor, struct fuse_step *ret_step);
 
 #endif

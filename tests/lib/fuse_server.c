@@ -24,6 +24,7 @@
 #define BUFFER_BYTES (WRITE_BYTES_MAX + 4096)
 #define HELD_MAX 256u
 #define TICK_MS 5
+#define SECTOR_BYTES 512u
 #define BLOCKS (UINT64_C(1) << 28) /* of 4 KiB: the room that STATFS tells of */
 
 #define HANDLE_DIRECT 1u /* fh of what was opened with O_DIRECT */
@@ -40,10 +41,13 @@ struct server {
 	int memfd;
 	bool async_dio;
 	bool direct_io;
+	bool direct_all;
+	bool fallocate;
 	char *buffer;
 	char *held[HELD_MAX];
 	unsigned held_count;
 	unsigned released; /* the last release that was carried out */
+	int lost_error; /* of a write that was acknowledged: the next FSYNC tells */
 };
 
 static uint64_t now_ns(void)
@@ -95,6 +99,25 @@ static void answer_attr(const struct server *s, const struct request *r)
 	answer(s, r->in->unique, 0, &out, sizeof(out));
 }
 
+/* ---- the record ---- */
+
+static void note(const struct server *s, uint32_t opcode, uint32_t flags, uint64_t offset, uint64_t bytes,
+                 const void *data)
+{
+	struct fuse_control *control = s->control;
+	const struct fuse_step step = { .opcode = opcode, .flags = flags, .offset = offset, .bytes = bytes };
+	const uint64_t at = atomic_load(&control->log_bytes), data_bytes = data ? bytes : 0;
+
+	if (!atomic_load(&control->recording))
+		return;
+	if (at + sizeof(step) + data_bytes > FUSE_LOG_BYTES)
+		_exit(1); /* the test fails: half a record proves nothing */
+	memcpy(fuse_control_log(control) + at, &step, sizeof(step));
+	if (data)
+		memcpy(fuse_control_log(control) + at + sizeof(step), data, data_bytes);
+	atomic_store(&control->log_bytes, at + sizeof(step) + data_bytes);
+}
+
 /* ---- operations ---- */
 
 static void on_init(const struct server *s, const struct request *r)
@@ -132,10 +155,14 @@ static void on_setattr(const struct server *s, const struct request *r)
 {
 	const struct fuse_setattr_in *in = r->body;
 
-	if (r->in->nodeid == FILE_NODE && in->valid & FATTR_SIZE && ftruncate(s->memfd, (off_t)in->size) < 0)
-		answer(s, r->in->unique, errno, NULL, 0);
-	else
-		answer_attr(s, r);
+	if (r->in->nodeid == FILE_NODE && in->valid & FATTR_SIZE) {
+		if (ftruncate(s->memfd, (off_t)in->size) < 0) {
+			answer(s, r->in->unique, errno, NULL, 0);
+			return;
+		}
+		note(s, FUSE_SETATTR, 0, in->size, 0, NULL);
+	}
+	answer_attr(s, r);
 }
 
 static void on_open(const struct server *s, const struct request *r)
@@ -147,16 +174,24 @@ static void on_open(const struct server *s, const struct request *r)
 		out.fh = HANDLE_DIRECT;
 		out.open_flags = s->direct_io ? FOPEN_DIRECT_IO : 0;
 	}
+	if (s->direct_all && r->in->opcode == FUSE_OPEN)
+		out.open_flags = FOPEN_DIRECT_IO;
 	answer(s, r->in->unique, 0, &out, sizeof(out));
+}
+
+static void read_some(const struct server *s, const struct request *r, uint32_t most)
+{
+	static char bytes[WRITE_BYTES_MAX];
+	const struct fuse_read_in *in = r->body;
+	const uint32_t count = in->size < most ? in->size : most;
+	ssize_t n = count > sizeof(bytes) ? -1 : pread(s->memfd, bytes, count, (off_t)in->offset);
+
+	answer(s, r->in->unique, n < 0 ? EIO : 0, bytes, n < 0 ? 0 : (size_t)n);
 }
 
 static void on_read(const struct server *s, const struct request *r)
 {
-	static char bytes[WRITE_BYTES_MAX];
-	const struct fuse_read_in *in = r->body;
-	ssize_t n = in->size > sizeof(bytes) ? -1 : pread(s->memfd, bytes, in->size, (off_t)in->offset);
-
-	answer(s, r->in->unique, n < 0 ? EIO : 0, bytes, n < 0 ? 0 : (size_t)n);
+	read_some(s, r, UINT32_MAX);
 }
 
 static void write_some(const struct server *s, const struct request *r, uint32_t most)
@@ -165,6 +200,8 @@ static void write_some(const struct server *s, const struct request *r, uint32_t
 	struct fuse_write_out out = { 0 };
 	ssize_t n = pwrite(s->memfd, in + 1, in->size < most ? in->size : most, (off_t)in->offset);
 
+	if (n > 0)
+		note(s, FUSE_WRITE, 0, in->offset, (uint64_t)n, in + 1);
 	out.size = n < 0 ? 0 : (uint32_t)n;
 	answer(s, r->in->unique, n < 0 ? EIO : 0, &out, n < 0 ? 0 : sizeof(out));
 }
@@ -188,9 +225,28 @@ static void on_nothing(const struct server *s, const struct request *r)
 	answer(s, r->in->unique, 0, NULL, 0);
 }
 
-static void on_refused(const struct server *s, const struct request *r)
+static void on_fsync(const struct server *s, const struct request *r)
 {
-	answer(s, r->in->unique, EOPNOTSUPP, NULL, 0);
+	const struct fuse_fsync_in *in = r->body;
+
+	note(s, FUSE_FSYNC, in->fsync_flags, 0, 0, NULL);
+	answer(s, r->in->unique, 0, NULL, 0);
+}
+
+static void on_fallocate(const struct server *s, const struct request *r)
+{
+	const struct fuse_fallocate_in *in = r->body;
+
+	if (!s->fallocate) {
+		answer(s, r->in->unique, EOPNOTSUPP, NULL, 0);
+		return;
+	}
+	if (fallocate(s->memfd, (int)in->mode, (off_t)in->offset, (off_t)in->length) < 0) {
+		answer(s, r->in->unique, errno, NULL, 0);
+		return;
+	}
+	note(s, FUSE_FALLOCATE, in->mode, in->offset, in->length, NULL);
+	answer(s, r->in->unique, 0, NULL, 0);
 }
 
 static void on_unknown(const struct server *s, const struct request *r)
@@ -216,13 +272,13 @@ static handler *const handlers[FUSE_OPCODES_MAX] = {
 	[FUSE_READ] = on_read,
 	[FUSE_WRITE] = on_write,
 	[FUSE_STATFS] = on_statfs,
-	[FUSE_FSYNC] = on_nothing,
+	[FUSE_FSYNC] = on_fsync,
 	[FUSE_FSYNCDIR] = on_nothing,
 	[FUSE_FLUSH] = on_unknown,
 	[FUSE_RELEASE] = on_nothing,
 	[FUSE_RELEASEDIR] = on_nothing,
 	[FUSE_DESTROY] = on_nothing,
-	[FUSE_FALLOCATE] = on_refused,
+	[FUSE_FALLOCATE] = on_fallocate,
 	[FUSE_FORGET] = on_unanswered,
 	[FUSE_BATCH_FORGET] = on_unanswered,
 };
@@ -281,6 +337,41 @@ static enum fuse_fault_kind fault_of(const struct request *r, struct fuse_rule *
 	return kind;
 }
 
+/* Power went, or a cable: of a write some sectors are there and others are not. */
+static void write_torn(const struct server *s, const struct request *r)
+{
+	const struct fuse_write_in *in = r->body;
+
+	for (uint32_t done = 0; done < in->size;) {
+		const uint64_t at = in->offset + done;
+		const uint32_t room = SECTOR_BYTES - at % SECTOR_BYTES;
+		const uint32_t n = in->size - done < room ? in->size - done : room;
+
+		if (at / SECTOR_BYTES % 2 == 0)
+			(void)!pwrite(s->memfd, (const char *)(in + 1) + done, n, (off_t)at);
+		done += n;
+	}
+}
+
+/* Carries a request out, and tells of it something else. */
+static void carry_out_mute(struct server *s, const struct request *r)
+{
+	const int device = s->device;
+
+	s->device = -1;
+	carry_out(s, r);
+	s->device = device;
+}
+
+static void lose(struct server *s, const struct request *r, int error)
+{
+	const struct fuse_write_in *in = r->body;
+	const struct fuse_write_out out = { .size = in->size };
+
+	s->lost_error = error;
+	answer(s, r->in->unique, 0, &out, sizeof(out));
+}
+
 static void hold(struct server *s)
 {
 	if (s->held_count == HELD_MAX)
@@ -319,6 +410,18 @@ static void on_interrupt(struct server *s, const struct request *r)
 	}
 }
 
+static void count(struct server *s, const struct request *r)
+{
+	const uint32_t opcode = r->in->opcode;
+	uint64_t offset;
+	bool direct;
+
+	place_of(r, &direct, &offset);
+	atomic_fetch_add(&s->control->counts[opcode], 1);
+	if (direct)
+		atomic_fetch_add(&s->control->counts_direct[opcode], 1);
+}
+
 static void take(struct server *s, const struct request *r)
 {
 	const uint32_t opcode = r->in->opcode;
@@ -328,7 +431,12 @@ static void take(struct server *s, const struct request *r)
 		on_unknown(s, r);
 		return;
 	}
-	atomic_fetch_add(&s->control->counts[opcode], 1);
+	count(s, r);
+	if (opcode == FUSE_FSYNC && s->lost_error) {
+		answer(s, r->in->unique, s->lost_error, NULL, 0);
+		s->lost_error = 0;
+		return;
+	}
 	rule = &s->control->rules[opcode];
 	switch (opcode == FUSE_INTERRUPT ? FUSE_FAULT_NONE : fault_of(r, rule)) {
 	case FUSE_FAULT_HOLD:
@@ -338,7 +446,22 @@ static void take(struct server *s, const struct request *r)
 		answer(s, r->in->unique, atomic_load(&rule->value), NULL, 0);
 		break;
 	case FUSE_FAULT_SHORT:
-		write_some(s, r, (uint32_t)atomic_load(&rule->value));
+		(opcode == FUSE_READ ? read_some : write_some)(s, r, (uint32_t)atomic_load(&rule->value));
+		break;
+	case FUSE_FAULT_LATE:
+		hold(s);
+		atomic_store(&s->control->release_at_ns, now_ns() + (uint64_t)atomic_load(&rule->value) * 1000000u);
+		break;
+	case FUSE_FAULT_TORN:
+		write_torn(s, r);
+		answer(s, r->in->unique, atomic_load(&rule->value), NULL, 0);
+		break;
+	case FUSE_FAULT_DONE:
+		carry_out_mute(s, r);
+		answer(s, r->in->unique, atomic_load(&rule->value), NULL, 0);
+		break;
+	case FUSE_FAULT_LOST:
+		lose(s, r, atomic_load(&rule->value));
 		break;
 	case FUSE_FAULT_FREEZE:
 		carry_out(s, r);
@@ -374,6 +497,7 @@ static void look_for_release(struct server *s)
 	if (release == s->released)
 		return;
 	s->released = release;
+	s->lost_error = 0;
 	while (s->held_count > 0)
 		let_go(s, 0, atomic_load(&s->control->release_error));
 }
@@ -389,6 +513,7 @@ static void read_one(struct server *s)
 		_exit(0); /* unmounted */
 	if (n < (ssize_t)sizeof(struct fuse_in_header))
 		return;
+	look_for_release(s); /* what the test has ended before it asked again is over */
 	r = request_of(s->buffer);
 	take(s, &r);
 }
@@ -422,6 +547,8 @@ _Noreturn void fuse_server_run(struct fuse_control *control, const char *path, i
 		.memfd = memfd,
 		.async_dio = options->async_dio,
 		.direct_io = options->direct_io,
+		.direct_all = options->direct_all,
+		.fallocate = options->fallocate,
 	};
 	int r;
 

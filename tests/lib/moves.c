@@ -161,6 +161,7 @@ int moves_create(struct moves *m)
 		.entries = entries,
 		.header_bytes = m->header_bytes,
 		.header = m->header,
+		.channels = m->channels,
 	};
 
 	memcpy(entries, m->entries, sizeof(entries));

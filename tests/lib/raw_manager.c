@@ -65,7 +65,7 @@ static void refuse_call(unsigned number, unsigned argument, int value, int error
 		_exit(99);
 }
 
-static void refuse_calls(const struct raw_options *options)
+void raw_refuse_calls(const struct raw_options *options)
 {
 	if (options->no_io_uring)
 		refuse_call(SYS_io_uring_setup, 0, -1, EPERM);
@@ -101,7 +101,7 @@ static void prepare_child(const struct raw_options *options)
 	    (setgroups(0, NULL) < 0 || setresgid(options->user, options->user, options->user) < 0 ||
 	     setresuid(options->user, options->user, options->user) < 0))
 		_exit(99);
-	refuse_calls(options);
+	raw_refuse_calls(options);
 }
 
 static _Noreturn void run_helper(int fd, const struct raw_options *options)

@@ -57,6 +57,9 @@ struct raw_packet {
 	size_t bytes; /* of the whole packet */
 };
 
+/* Takes from this process, and all that it starts, what the options name: no_io_uring to no_seccomp. */
+void raw_refuse_calls(const struct raw_options *options);
+
 /* ---- the process ---- */
 
 void raw_start(struct raw_manager *m, const struct raw_options *options); /* NULL: the defaults */

@@ -50,6 +50,8 @@ static const struct {
 static const struct dioh_msg_open_image open_image;
 static const struct dioh_msg_get_table get_table = { .count = 200 };
 static const struct dioh_msg_read_header read_header = { .bytes = RAW_HEADER_BYTES };
+static const struct dioh_msg_read_bitmap read_bitmap = { .region = RAW_REGION, .bytes = 32 };
+static const struct dioh_msg_keep_region keep_region = { .region = RAW_REGION, .length = RAW_REGION_BYTES };
 static const struct dioh_msg_memory_transfer memory_transfer = {
 	.memory = RAW_MEMORY, .region = RAW_REGION, .length = RAW_REGION_BYTES,
 };
@@ -80,6 +82,8 @@ static const struct {
 	SAMPLE(LOAD_STREAM, stream_transfer),
 	SAMPLE(CANCEL, cancel),
 	SAMPLE(FINISH, finish),
+	SAMPLE(READ_BITMAP, read_bitmap),
+	SAMPLE(KEEP_REGION, keep_region),
 };
 
 size_t raw_sample(uint32_t type, uint32_t direction, void *ret_payload)

@@ -108,7 +108,7 @@ static void spawn(struct sick_disk *disk, const char *const *args)
 
 static int open_image(const struct sick_disk *disk, int flags)
 {
-	int fd = open(fuse_file_path(disk->file), flags | O_CLOEXEC);
+	int fd = open(disk->path ? disk->path : fuse_file_path(disk->file), flags | O_CLOEXEC);
 
 	if (fd < 0)
 		fail_msg("opening the image: %s", strerror(errno));

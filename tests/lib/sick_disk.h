@@ -31,6 +31,7 @@ extern const struct sick_engine sick_uring, sick_uring_thread, sick_sync;
 struct sick_disk {
 	const struct sick_engine *engine;
 	struct fuse_file *file;
+	const char *path; /* where the image is opened; NULL: the file itself */
 	struct dioh_session *session; /* NULL: none */
 	pid_t pid;                    /* of its helper, until it is reaped; 0: none */
 	int messages_fd;              /* what helpers say on standard error */

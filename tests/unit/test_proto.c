@@ -137,6 +137,8 @@ static void add_requests_about_image(void)
 		                            .header_bytes = 1 };
 	struct dioh_msg_get_table get = { .first = 1, .count = DIOH_ENTRIES_PER_MESSAGE_MAX };
 	struct dioh_msg_read_header read = { .offset = 9, .bytes = DIOH_PAYLOAD_BYTES_MAX };
+	struct dioh_msg_read_bitmap bitmap = { .region = 7, .offset = 64, .bytes = DIOH_PAYLOAD_BYTES_MAX };
+	struct dioh_msg_keep_region keep = { .region = 7, .offset = DIOH_CHUNK_BYTES, .length = 4096 };
 	struct sample *sample;
 
 	ADD(REQUEST, CREATE_IMAGE, create, 0);
@@ -149,6 +151,8 @@ static void add_requests_about_image(void)
 	ADD(REQUEST, OPEN_IMAGE, open, 0);
 	ADD(REQUEST, GET_TABLE, get, 0);
 	ADD(REQUEST, READ_HEADER, read, 0);
+	ADD(REQUEST, READ_BITMAP, bitmap, 0);
+	ADD(REQUEST, KEEP_REGION, keep, 0);
 }
 
 static void add_requests_about_transfers(void)
@@ -209,7 +213,7 @@ static void add_other_replies(void)
 {
 	static const uint32_t empty[] = { DIOH_MSG_SAVE_MEMORY, DIOH_MSG_LOAD_MEMORY,
 		                          DIOH_MSG_SAVE_STREAM, DIOH_MSG_LOAD_STREAM,
-		                          DIOH_MSG_FINISH };
+		                          DIOH_MSG_FINISH, DIOH_MSG_KEEP_REGION };
 	struct dioh_msg_image_reply image = { .ready = 1, .free_bytes = UINT64_MAX };
 	struct dioh_msg_open_image_reply open = { .layout = DIOH_LAYOUT_CONTAINER,
 		                                  .state = DIOH_STATE_COMPLETE,
@@ -229,6 +233,8 @@ static void add_other_replies(void)
 	append(sample, &region, sizeof(region));
 	append(sample, &stream, sizeof(stream));
 	sample = add(REPLY, DIOH_MSG_READ_HEADER, "bytes", 5, 0);
+	sample->any_size = true;
+	sample = add(REPLY, DIOH_MSG_READ_BITMAP, "bytes", 5, 0);
 	sample->any_size = true;
 	for (size_t i = 0; i < COUNT(empty); i++)
 		add(REPLY, empty[i], NULL, 0, 0);
@@ -379,7 +385,7 @@ static void test_samples_are_right(void **state)
 	const struct sample *sample;
 
 	(void)state;
-	assert_int_equal(sample_count, 18 + 18 + 4);
+	assert_int_equal(sample_count, 20 + 20 + 4);
 	FOR_EACH_SAMPLE(sample)
 	expect(sample, 0, check_sample(sample), "as it is, bytes", sample->size);
 }
@@ -486,7 +492,7 @@ static void test_ids(void **state)
 
 static bool is_request(uint32_t type)
 {
-	return type % 2 == 0 && type >= DIOH_MSG_HELLO && type <= DIOH_MSG_FINISH;
+	return type % 2 == 0 && type >= DIOH_MSG_HELLO && type <= DIOH_MSG_KEEP_REGION;
 }
 
 static void test_unknown_types(void **state)
@@ -653,8 +659,8 @@ static void test_reserved(void **state)
 		FIELD(REQUEST, ATTACH_MEMORY, attach_memory, reserved, 0, -EBADMSG),
 		FIELD(REQUEST, ATTACH_STREAM, attach_stream, reserved, 0, -EBADMSG),
 		FIELD(REQUEST, SEAL, seal, reserved, 0, -EBADMSG),
-		FIELD(REQUEST, CREATE_IMAGE, create_image, reserved, 0, -EBADMSG),
 		FIELD(REQUEST, READ_HEADER, read_header, reserved, 0, -EBADMSG),
+		FIELD(REQUEST, KEEP_REGION, keep_region, reserved, 0, -EBADMSG),
 		FIELD(REQUEST, SAVE_MEMORY, memory_transfer, reserved, 0, -EBADMSG),
 		FIELD(REQUEST, LOAD_MEMORY, memory_transfer, reserved, 0, -EBADMSG),
 		FIELD(REQUEST, SAVE_STREAM, stream_transfer, reserved, 0, -EBADMSG),
@@ -773,9 +779,11 @@ static void test_values_about_image(void **state)
 		CREATE(region_count, DIOH_REGIONS_MAX + 1, -EINVAL),
 		CREATE(region_count, 0, 0),
 		CREATE(stream_count, DIOH_STREAMS_MAX + 1, -EINVAL),
-		CREATE(flags, 1, -EINVAL),
+		CREATE(flags, DIOH_CREATE_CONTINUE, 0),
+		CREATE(flags, 2, -EINVAL),
 		CREATE(header_bytes, DIOH_HEADER_BYTES_MAX + 1, -EINVAL),
 		CREATE(stream, 1, -EINVAL),
+		CREATE(channels, 1, -EINVAL),
 		FIELD(REQUEST, PUT_TABLE, put_table, count, 0, -EBADMSG),
 		FIELD(REQUEST, PUT_TABLE, put_table, count, 1, -EBADMSG),
 		FIELD(REQUEST, PUT_TABLE, put_table, count, 3, -EBADMSG),
@@ -791,7 +799,8 @@ static void test_values_about_image(void **state)
 		OPEN(layout, DIOH_LAYOUT_CONTAINER, -EINVAL),
 		OPEN(layout, DIOH_LAYOUT_MAPPED_RAM + 1, -EINVAL),
 		OPEN(flags, 3, 0),
-		OPEN(flags, 4, -EINVAL),
+		OPEN(flags, DIOH_OPEN_ALL_IN_STREAM, -EINVAL), /* mapped-ram's, and without a table */
+		OPEN(flags, 8, -EINVAL),
 		OPEN(region_count, DIOH_REGIONS_MAX + 1, -EINVAL),
 		OPEN(stream_count, DIOH_STREAMS_MAX + 1, -EINVAL),
 		OPEN(header_bytes, DIOH_HEADER_BYTES_MAX + 1, -EINVAL),
@@ -805,6 +814,15 @@ static void test_values_about_image(void **state)
 		FIELD(REQUEST, READ_HEADER, read_header, bytes, DIOH_PAYLOAD_BYTES_MAX + 1, -EINVAL),
 		FIELD(REQUEST, READ_HEADER, read_header, offset, DIOH_HEADER_BYTES_MAX, 0),
 		FIELD(REQUEST, READ_HEADER, read_header, offset, DIOH_HEADER_BYTES_MAX + 1, -EINVAL),
+		FIELD(REQUEST, READ_BITMAP, read_bitmap, bytes, 0, -EINVAL),
+		FIELD(REQUEST, READ_BITMAP, read_bitmap, bytes, DIOH_PAYLOAD_BYTES_MAX + 1, -EINVAL),
+		FIELD(REQUEST, READ_BITMAP, read_bitmap, offset, 33, -EINVAL),
+		FIELD(REQUEST, READ_BITMAP, read_bitmap, offset, DIOH_REGION_BYTES_MAX / 4096 / 8, 0),
+		FIELD(REQUEST, READ_BITMAP, read_bitmap, offset, DIOH_REGION_BYTES_MAX / 4096 / 8 + 32, -EINVAL),
+		FIELD(REQUEST, KEEP_REGION, keep_region, offset, 4096, -EINVAL),
+		FIELD(REQUEST, KEEP_REGION, keep_region, offset, DIOH_OFFSET_MAX, -EINVAL),
+		FIELD(REQUEST, KEEP_REGION, keep_region, length, 0, -EINVAL),
+		FIELD(REQUEST, KEEP_REGION, keep_region, length, 4097, -EINVAL),
 	};
 
 	(void)state;
@@ -895,6 +913,13 @@ static void test_mapped_ram_stream(void **state)
 	create.stream = DIOH_STREAMS_MAX;
 	memcpy(changed.payload, &create, sizeof(create));
 	assert_int_equal(check_sample(&changed), -EINVAL);
+	create.stream = 0;
+	create.channels = DIOH_STREAMS_MAX - 1;
+	memcpy(changed.payload, &create, sizeof(create));
+	assert_int_equal(check_sample(&changed), 0);
+	create.channels = DIOH_STREAMS_MAX;
+	memcpy(changed.payload, &create, sizeof(create));
+	assert_int_equal(check_sample(&changed), -EINVAL);
 }
 
 static void test_values_about_transfers(void **state)
@@ -975,7 +1000,7 @@ static void test_values_of_replies(void **state)
 		R_IMAGE(direct, 2, -EINVAL),
 		R_IMAGE(engine, 0, -EINVAL),
 		R_IMAGE(engine, 4, -EINVAL),
-		R_IMAGE(notes, 32, -EINVAL),
+		R_IMAGE(notes, 256, -EINVAL),
 		R_IMAGE(done, DIOH_IMAGE_ASK_MODE * 2, -EINVAL),
 		R_IMAGE(block_bytes, 0, -EINVAL),
 		R_IMAGE(block_bytes, DIOH_BLOCK_BYTES_MAX + 1, -EINVAL),
@@ -1294,6 +1319,8 @@ static void test_names(void **state)
 	assert_string_equal(dioh_feature_name(0), "none");
 	assert_string_equal(dioh_feature_name(DIOH_FEATURE_STREAM | DIOH_FEATURE_LABEL), "stream");
 	assert_string_equal(dioh_feature_name(DIOH_FEATURE_LAYOUT_MAPPED_RAM), "layout-mapped-ram");
+	assert_string_equal(dioh_feature_name(DIOH_FEATURE_CONTINUE), "continue");
+	assert_string_equal(dioh_feature_name(DIOH_FEATURE_MULTIFD), "multifd");
 	assert_string_equal(dioh_feature_name(UINT64_C(1) << 63), "unknown");
 	assert_string_equal(dioh_layer_name(0), "none");
 	assert_string_equal(dioh_layer_name(DIOH_LAYER_SECCOMP), "seccomp");

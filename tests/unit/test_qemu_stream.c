@@ -52,6 +52,7 @@ struct stream {
 	uint32_t capabilities;
 	bool without_footers, without_description;
 	bool with_page_bits, with_uuid;
+	bool flushes; /* multifd: sync points of their own: at the setup's end and behind the pages */
 	uint64_t at[PLACES];
 	size_t count;
 	uint8_t bytes[ROOM];
@@ -144,7 +145,7 @@ static void put_block(struct stream *s, const char *name, unsigned pages, uint64
 	put_be(s, 8, pages * PAGE);
 	if (s->capabilities & DIOH_QEMU_IGNORE_SHARED)
 		put_be(s, 8, guest_address);
-	if (s->form == DIOH_QEMU_STREAM)
+	if (s->form != DIOH_QEMU_IMAGE)
 		return;
 	bitmap_offset = s->count + 28;
 	pages_offset = (bitmap_offset + 8 + PAGE - 1) / PAGE * PAGE;
@@ -173,6 +174,8 @@ static void put_setup(struct stream *s)
 	mark(s, AT_BLOCK1);
 	put_block(s, "0000:00:02.0/vga", 1, 0xf0000000);
 	mark(s, AT_SETUP_END);
+	if (s->flushes)
+		put_be(s, 8, 0x200);
 	put_end(s);
 }
 
@@ -189,6 +192,8 @@ static void put_pages(struct stream *s)
 	put_be(s, 8, 0 * PAGE | 0x08);
 	put_name(s, "0000:00:02.0/vga");
 	put_page(s, 2);
+	if (s->flushes)
+		put_be(s, 8, 0x200);
 }
 
 static void put_part(struct stream *s, uint8_t type)
@@ -223,7 +228,7 @@ static void lay_down(struct stream *s)
 	put_setup(s);
 	mark(s, AT_PART);
 	put_part(s, 2);
-	if (s->form == DIOH_QEMU_STREAM)
+	if (s->form != DIOH_QEMU_IMAGE)
 		put_pages(s);
 	mark(s, AT_PART_END);
 	put_end(s);
@@ -232,7 +237,7 @@ static void lay_down(struct stream *s)
 	put(s, "\x08\0\x02\0\4\1\2\3\4", 9); /* PING */
 	mark(s, AT_LAST_PART);
 	put_part(s, 3);
-	if (s->form == DIOH_QEMU_STREAM) { /* sent again, in the block of the last part's last page */
+	if (s->form != DIOH_QEMU_IMAGE) { /* sent again, in the block of the last part's last page */
 		put_be(s, 8, 0 * PAGE | 0x28);
 		put_page(s, 3);
 	}
@@ -262,7 +267,7 @@ static void splice(struct stream *s, size_t at, size_t gone, const void *bytes, 
 struct transcript {
 	size_t count;
 	uint64_t setup_offset;
-	unsigned seeks, copied_pages;
+	unsigned seeks, copied_pages, syncs;
 	uint8_t bytes[2 * ROOM];
 };
 
@@ -305,6 +310,10 @@ static void note_piece(struct transcript *t, const struct dioh_qemu_parser *p,
 		if (piece->bytes)
 			note(t, piece->bytes, PAGE);
 		t->copied_pages += piece->bytes && !is_inside(piece->bytes, input, input_bytes);
+		break;
+	case DIOH_QEMU_SYNC:
+		t->syncs++;
+		note(t, "Y", 1);
 		break;
 	case DIOH_QEMU_VERBATIM: /* however many bytes come at a time */
 		assert_true(piece->count > 0);
@@ -352,6 +361,7 @@ static int parse(struct dioh_qemu_parser *p, const struct stream *s, size_t tota
 	t->count = 0;
 	t->seeks = 0;
 	t->copied_pages = 0;
+	t->syncs = 0;
 	while (at < total) {
 		uint64_t end = at + step < total ? at + step : total;
 		int r;
@@ -790,7 +800,8 @@ static void test_refused_configurations(void **state)
 static void test_refused_starts(void **state)
 {
 	static const struct refusal refusals[] = {
-		{ AT_START, 0, TO("\x08"), EOPNOTSUPP, 0, "type 0x08, a command, instead of the RAM section's start" },
+		{ AT_START, 0, TO("\x08\0\3\0\1"), EOPNOTSUPP, 0, "command 3, POSTCOPY_ADVISE, instead of the RAM section's" },
+		{ AT_START, 0, TO("\x08\xff\xff\0\0"), EOPNOTSUPP, 0, "command 65535, unknown, instead of" },
 		{ AT_START, 0, TO("\x02"), EOPNOTSUPP, 0, "type 0x02 instead of the RAM section's start" },
 		{ AT_START, 0, TO("\0"), EBADMSG, 0, "type 0x00 instead" },
 		{ AT_START, 0, TO("\xaa"), EBADMSG, 0, "type 0xaa instead" },
@@ -958,6 +969,33 @@ static void test_the_other_form_is_refused(void **state)
 }
 
 /* Version 0 is as good as 1. */
+/* Where its channels are to be waited for: at records of their own, or where each part ends. */
+static void test_a_multifd_stream_has_sync_points(void **state)
+{
+	(void)state;
+	for (unsigned flushes = 0; flushes < 2; flushes++) {
+		begin(DIOH_QEMU_MULTIFD, 0);
+		stream.flushes = flushes;
+		lay_down(&stream);
+		assert_accepted(&stream, ROOM, 0, &transcript);
+		assert_int_equal(transcript.syncs, flushes ? 1 : 2);
+		for (size_t step = 1; step < 40; step += 3) {
+			assert_accepted(&stream, step, 0, &other);
+			assert_int_equal(other.count, transcript.count);
+			assert_memory_equal(other.bytes, transcript.bytes, other.count);
+		}
+	}
+	/* Without one in the setup there are none; and with one there is one. */
+	begin(DIOH_QEMU_MULTIFD, 0);
+	splice(&stream, stream.at[AT_PAGE0], 0, "\0\0\0\0\0\0\2\0", 8);
+	assert_refused(EOPNOTSUPP, stream.at[AT_PAGE0], "flag MULTIFD_FLUSH");
+	begin(DIOH_QEMU_MULTIFD, 0);
+	splice(&stream, stream.at[AT_SETUP_END], 0, "\0\0\0\0\0\0\2\0\0\0\0\0\0\0\2\0", 16);
+	assert_refused(EOPNOTSUPP, stream.at[AT_SETUP_END] + 8, "flag MULTIFD_FLUSH");
+	begin(DIOH_QEMU_MULTIFD, DIOH_QEMU_MAPPED_RAM);
+	assert_refused(EOPNOTSUPP, stream.at[AT_START], "declares mapped-ram");
+}
+
 static void test_an_image_of_version_0(void **state)
 {
 	(void)state;
@@ -1101,6 +1139,7 @@ int main(void)
 		cmocka_unit_test(test_refused_records),
 		cmocka_unit_test(test_refused_images),
 		cmocka_unit_test(test_the_other_form_is_refused),
+		cmocka_unit_test(test_a_multifd_stream_has_sync_points),
 		cmocka_unit_test(test_an_image_of_version_0),
 		cmocka_unit_test(test_setups_are_encoded_as_they_came),
 		cmocka_unit_test(test_capabilities_are_exchanged),

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Memory that cannot be compressed, saved and loaded: against fio, dd and qemu-img. Checksums on, the sync counted."""
+import os
+
+import harness
+from harness import OURS, Experiment, Fio, Memory
+
+MIB_DEFAULT = 4096
+FD = "/proc/self/fd/{}"
+
+
+def dd(source, target, *more):
+    return ["dd", f"if={source}", f"of={target}", "bs=1M", *more]
+
+
+def qemu_img(source, target, source_cache, target_cache, *more):
+    return ["qemu-img", "convert", "-f", "raw", "-O", "raw", "-m", "16", "-W", "-T", source_cache, "-t", target_cache,
+            *more, source, target]
+
+
+def dd_save(memory, image):
+    return dd(memory, image, "iflag=fullblock", "oflag=direct", "conv=fsync")
+
+
+def dd_load(image, memory):
+    return dd(image, memory, "iflag=direct", "conv=notrunc")
+
+
+def qemu_img_save(memory, image):
+    return qemu_img(memory, image, "writeback", "none")
+
+
+def qemu_img_load(image, memory):
+    return qemu_img(image, memory, "none", "writeback", "-n")
+
+
+class Copier:
+    """A program that copies between memory and a file: its turns of an experiment."""
+
+    def __init__(self, bench, memory, name, save_words, load_words):
+        self.memory, self.name, self.path = memory, name, bench.path(name)
+        self.save_words, self.load_words = save_words, load_words
+        self.fd = FD.format(memory.fd)
+
+    def save(self):
+        harness.remove(self.path)
+        return self._sample(self.save_words(self.fd, self.path))
+
+    def load(self):
+        harness.uncache(self.path)
+        os.truncate(self.memory.fd, 0)
+        os.truncate(self.memory.fd, self.memory.size)
+        return self._sample(self.load_words(self.path, self.fd))
+
+    def _sample(self, words):
+        return harness.sample(self.memory.size / harness.MIB, *harness.timed(words, [self.memory.fd]))
+
+
+def copiers(bench, memory, experiments):
+    found = [Copier(bench, memory, "dd", dd_save, dd_load)]
+    if harness.has("qemu-img"):
+        found.append(Copier(bench, memory, "qemu-img", qemu_img_save, qemu_img_load))
+    else:
+        for experiment in experiments:
+            experiment.missing("qemu-img", "it is not installed")
+    return found
+
+
+def turns(bench, memory, save, load):
+    fio = Fio(bench.path("fio"), memory.size >> 20)
+    image = bench.path("image")
+    programs = copiers(bench, memory, (save, load))
+    for program in programs:
+        save.command(program.name, program.save_words("MEMORY", f"$DIR/{program.name}"))
+        load.command(program.name, program.load_words(f"$DIR/{program.name}", "MEMORY"))
+    save.command("fio", fio.words("write"))
+    load.command("fio", fio.words("read"))
+    saves = [lambda: save.add("fio", fio.turn("write")), lambda: save.add(OURS, memory.save(image))]
+    loads = [lambda: load.add("fio", fio.turn("read")), lambda: load.add(OURS, memory.load(image))]
+    saves += [lambda p=program: save.add(p.name, p.save()) for program in programs]
+    loads += [lambda p=program: load.add(p.name, p.load()) for program in programs]
+    return saves, loads
+
+
+def measure(bench):
+    mib = bench.size(MIB_DEFAULT)
+    size = mib << 20
+    harness.require_memory(size)
+    save = Experiment(f"Save of {mib} MiB of incompressible memory", mib=mib)
+    load = Experiment(f"Load of {mib} MiB of incompressible memory", mib=mib)
+    save.command(OURS, f"build/bench/memory save FD {size} $DIR/image")
+    load.command(OURS, f"build/bench/memory load FD {size} $DIR/image {harness.MIB} {harness.MIB}")
+    with Memory(size) as memory:
+        bench.repeat(*turns(bench, memory, save, load))
+    return {"memory-save": save, "memory-load": load}

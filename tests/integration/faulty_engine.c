@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * faulty_engine.c - the helper, its own main and all, with a fault in front of its engine: what no disk of ours can do to
+ * it. test_engine_faults.c starts it and judges. $DIOH_FAULT, KIND:INDEX, says what becomes of the image's I/O number INDEX:
+ *
+ *   short    no more than a page of it is asked of the kernel
+ *   odd      all is done, but 1000 bytes are told of
+ *   eagain, eintr, eio    it is not done, and the engine says so
+ *   nothing  it is not done, and the engine tells of 0 bytes
+ *   reorder  from here on completions are kept until nothing else is under way, and come last one first
+ *
+ * That it came to that is said on standard error.
+ */
+/* LDFLAGS: -Wl,--wrap=dioh_engine_choose */
+int helper_main(int argc, char **argv);
+
+#define main helper_main
+#include "main.c"
+#undef main
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine.h"
+
+const struct dioh_engine_ops *__wrap_dioh_engine_choose(uint32_t wanted, struct dioh_error *err);
+const struct dioh_engine_ops *__real_dioh_engine_choose(uint32_t wanted, struct dioh_error *err);
+
+static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "nothing", "reorder" };
+enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, KINDS };
+
+static struct {
+	enum kind kind;
+	unsigned long index;
+} fault = { .kind = KINDS };
+
+struct faulty {
+	struct dioh_io_engine base;
+	struct dioh_io_engine *real;
+	unsigned long count; /* of the image's I/Os so far */
+	struct dioh_io *cut; /* under way with less than it should */
+	size_t cut_bytes;    /* of its first part */
+	unsigned cut_count;
+	struct dioh_io *odd;
+	struct dioh_io *own; /* never given to the engine */
+	struct dioh_io *kept; /* completed, last one first */
+	unsigned kept_count;
+	unsigned under_way;
+};
+
+static const struct dioh_engine_ops *real_ops;
+static struct dioh_engine_ops faulty_ops;
+
+static void say_hit(void)
+{
+	static const char text[] = "fault: hit\n";
+
+	(void)!write(STDERR_FILENO, text, sizeof(text) - 1);
+}
+
+static void read_fault(void)
+{
+	const char *wish = getenv("DIOH_FAULT"), *colon = wish ? strchr(wish, ':') : NULL;
+
+	for (unsigned i = 0; colon && i < KINDS; i++)
+		if (strlen(kinds[i]) == (size_t)(colon - wish) && strncmp(wish, kinds[i], strlen(kinds[i])) == 0)
+			fault.kind = i;
+	fault.index = colon ? strtoul(colon + 1, NULL, 10) : 0;
+}
+
+/* ---- the engine ---- */
+
+static int faulty_open(const struct dioh_engine_config *config, struct dioh_io_engine **ret_engine, struct dioh_error *err)
+{
+	struct faulty *f = calloc(1, sizeof(*f));
+	int r;
+
+	if (!f)
+		return dioh_error_errno(err, ENOMEM, DIOH_PLACE(SEAL, SESSION, 0, DIOH_OFFSET_NONE), "helper: an engine");
+	r = real_ops->open(config, &f->real, err);
+	if (r < 0) {
+		free(f);
+		return r;
+	}
+	f->base = *f->real;
+	f->base.ops = &faulty_ops;
+	*ret_engine = &f->base;
+	return 0;
+}
+
+static int faulty_start(struct dioh_io_engine *engine, struct dioh_error *err)
+{
+	struct faulty *f = (struct faulty *)engine;
+
+	return f->real->ops->start(f->real, err);
+}
+
+static bool take_own(struct faulty *f, struct dioh_io *io, int64_t result)
+{
+	io->result = result;
+	io->engine_next = f->own;
+	f->own = io;
+	return true;
+}
+
+/* Asks for a page of it. */
+static void cut(struct faulty *f, struct dioh_io *io)
+{
+	f->cut = io;
+	f->cut_bytes = io->iov->iov_len;
+	f->cut_count = io->iov_count;
+	io->iov_count = 1;
+	if (io->iov->iov_len > DIOH_PAGE_BYTES)
+		io->iov->iov_len = DIOH_PAGE_BYTES;
+}
+
+static void mend(struct faulty *f, struct dioh_io *io)
+{
+	if (io == f->cut) {
+		io->iov->iov_len = f->cut_bytes;
+		io->iov_count = f->cut_count;
+		f->cut = NULL;
+	}
+	if (io == f->odd) {
+		io->result = io->result > 1000 ? 1000 : io->result;
+		f->odd = NULL;
+	}
+}
+
+static bool faulty_queue(struct dioh_io_engine *engine, struct dioh_io *io)
+{
+	static const int64_t results[KINDS] = { [AGAIN] = -EAGAIN, [INTERRUPTED] = -EINTR, [FAILED] = -EIO, [NOTHING] = 0 };
+	struct faulty *f = (struct faulty *)engine;
+	const bool hit = !io->stream && f->count == fault.index;
+
+	if (hit && fault.kind >= AGAIN && fault.kind <= NOTHING) {
+		f->count++;
+		say_hit();
+		return take_own(f, io, results[fault.kind]);
+	}
+	if (hit && fault.kind == SHORT)
+		cut(f, io);
+	if (!f->real->ops->queue(f->real, io)) {
+		mend(f, io);
+		return false;
+	}
+	if (hit && fault.kind == ODD)
+		f->odd = io;
+	if (hit && fault.kind != KINDS)
+		say_hit();
+	f->count += !io->stream;
+	f->under_way++;
+	return true;
+}
+
+static void faulty_submit(struct dioh_io_engine *engine)
+{
+	struct faulty *f = (struct faulty *)engine;
+
+	f->real->ops->submit(f->real);
+}
+
+/* Keeps what has completed, the last one in front. */
+static void keep(struct faulty *f, struct dioh_io *completed)
+{
+	while (completed) {
+		struct dioh_io *next = completed->engine_next;
+
+		mend(f, completed);
+		completed->engine_next = f->kept;
+		f->kept = completed;
+		f->kept_count++;
+		f->under_way--;
+		completed = next;
+	}
+}
+
+static int faulty_run(struct dioh_io_engine *engine, bool wait, struct dioh_io **ret_completed, struct dioh_error *err)
+{
+	struct faulty *f = (struct faulty *)engine;
+	const bool reorders = fault.kind == REORDER && f->count > fault.index;
+	struct dioh_io *completed = NULL, **last = &f->own;
+	int r = f->real->ops->run(f->real, wait && !f->own && !(f->kept && f->under_way == 0), &completed, err);
+
+	if (r < 0)
+		return r;
+	keep(f, completed);
+	if (f->kept && (!reorders || f->under_way == 0)) {
+		while (*last)
+			last = &(*last)->engine_next;
+		*last = f->kept;
+		f->kept = NULL;
+		f->kept_count = 0;
+	}
+	*ret_completed = f->own;
+	f->own = NULL;
+	return 0;
+}
+
+static void faulty_cancel(struct dioh_io_engine *engine, struct dioh_io *io)
+{
+	struct faulty *f = (struct faulty *)engine;
+
+	f->real->ops->cancel(f->real, io);
+}
+
+static void faulty_close_slot(struct dioh_io_engine *engine, unsigned slot)
+{
+	struct faulty *f = (struct faulty *)engine;
+
+	f->real->ops->close_slot(f->real, slot);
+}
+
+static void faulty_close(struct dioh_io_engine *engine)
+{
+	struct faulty *f = (struct faulty *)engine;
+
+	if (!f)
+		return;
+	f->real->ops->close(f->real);
+	free(f);
+}
+
+const struct dioh_engine_ops *__wrap_dioh_engine_choose(uint32_t wanted, struct dioh_error *err)
+{
+	real_ops = __real_dioh_engine_choose(wanted, err);
+	if (!real_ops)
+		return NULL;
+	faulty_ops = (struct dioh_engine_ops){
+		.id = real_ops->id,
+		.probe = real_ops->probe,
+		.open = faulty_open,
+		.start = faulty_start,
+		.queue = faulty_queue,
+		.submit = faulty_submit,
+		.run = faulty_run,
+		.cancel = faulty_cancel,
+		.close_slot = faulty_close_slot,
+		.close = faulty_close,
+	};
+	return &faulty_ops;
+}
+
+int main(int argc, char **argv)
+{
+	read_fault();
+	return helper_main(argc, argv);
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * convert.h - the verb `convert` in three parts: what is to become of what (convert.c), two sealed helpers joined by pipes
+ * and a memfd (convert_join.c), and freeing IN behind the work, so that it can go on after a crash (convert_consume.c).
+ */
+#ifndef DIOH_TOOL_CONVERT_H
+#define DIOH_TOOL_CONVERT_H
+
+#include <sys/types.h>
+
+#include "tool.h"
+
+/* ---- two helpers (convert_join.c) --------------------------------------------------------------------------- */
+
+enum dioh_join_side { DIOH_JOIN_IN, DIOH_JOIN_OUT, DIOH_JOIN_SIDES };
+
+/* Everything before this place of the regions that are moved through memory is in OUT. */
+struct dioh_join_place {
+	uint32_t index; /* which of these regions, in IN's order */
+	uint64_t offset;
+};
+
+struct dioh_join_out {
+	int buffered_fd;
+	int direct_fd;    /* -1: not to be had */
+	int directory_fd; /* -1, or synced in the end */
+	uint32_t layout;  /* enum dioh_layout */
+	uint64_t header_bytes;
+	const uint8_t *header; /* as it is to stand there while OUT is partial */
+	const uint8_t *patch;  /* what makes its first bytes complete */
+	uint32_t patch_bytes;
+	bool keep; /* OUT is partial already, up to `place` of the options */
+};
+
+struct dioh_join_options {
+	const char *helper;
+	struct dioh_tool_session_options in; /* without memory and streams: the join makes these */
+	uint32_t stream_count; /* of IN */
+	uint32_t region_count; /* of IN, for its table */
+	struct dioh_join_out out;
+	bool progress;
+	struct dioh_join_place place; /* where to begin; 0: at the start */
+	/*
+	 * Called when everything before `place` is durable in OUT; `regions`: those that are moved through memory. NULL: not
+	 * wanted, and then nothing is synced before the end.
+	 */
+	int (*durable)(void *owner, const struct dioh_msg_entry *regions, const struct dioh_join_place *place,
+	               struct dioh_error *err);
+	void *owner;
+};
+
+/*
+ * IN's streams and regions into OUT, which is complete and durable afterwards. On failure `ret_side` says whose it was.
+ */
+int dioh_join_run(const struct dioh_join_options *options, enum dioh_join_side *ret_side, struct dioh_error *err);
+
+/* ---- freeing IN (convert_consume.c) ------------------------------------------------------------------------- */
+
+struct dioh_consume {
+	char state_path[DIOH_TOOL_PATH_BYTES];
+	char new_path[DIOH_TOOL_PATH_BYTES];
+	const char *format; /* of OUT */
+	uint64_t base_offset; /* of IN */
+	int in_fd;          /* writable */
+	int out_fd;
+	int directory_fd;   /* OUT's */
+	uint64_t in_bytes;
+	bool resumed;                 /* an earlier run left its state */
+	dev_t out_device;             /* of that OUT */
+	ino_t out_inode;
+	struct dioh_join_place place; /* where it came to */
+	struct dioh_join_place freed; /* what has been freed */
+};
+
+/*
+ * Begins, or finds where an earlier run came to. `in_path` is opened for writing; its image must be the one in `image`.
+ * EINVAL: IN is no file, or the state is that of another conversion.
+ */
+int dioh_consume_begin(const char *in_path, const struct dioh_tool_image *image, const char *out_path, const char *format,
+                       struct dioh_consume *ret_consume, struct dioh_error *err);
+
+/* OUT has been opened: is it the one that the state speaks of? */
+int dioh_consume_take_out(struct dioh_consume *consume, int out_fd, int directory_fd, struct dioh_error *err);
+
+/* For struct dioh_join_options: writes the state, then frees. */
+int dioh_consume_durable(void *owner, const struct dioh_msg_entry *regions, const struct dioh_join_place *place,
+                         struct dioh_error *err);
+
+/* OUT is complete: the state goes. */
+int dioh_consume_end(struct dioh_consume *consume, struct dioh_error *err);
+void dioh_consume_close(struct dioh_consume *consume);
+
+#endif

@@ -1,0 +1,445 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * ingest.c - the verb `ingest`: what a QEMU sends when it migrates becomes a mapped-ram image, while it comes. The stream is
+ * standard input, an inherited descriptor, or what connects to a socket; a sealed helper reads it and writes the image.
+ * The tool looks at no byte of it.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <libgen.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "cleanup.h"
+#include "tool.h"
+
+#define VERB "ingest"
+#define UNIX_PREFIX "unix:"
+#define POLL_MS 200
+#define END_TIMEOUT_MS 10000
+#define STREAM_ENTRY 0u
+#define CHANNELS_MAX (DIOH_STREAMS_MAX - 1)
+
+struct options {
+	const char *path;
+	const char *helper;
+	const char *header_path;
+	const char *fd_text;
+	const char *listen;
+	const char *engine_text;
+	const char *multifd_text;
+	uint64_t base_offset;
+	bool buffered;
+	bool quiet;
+	int fd;
+	uint32_t channels; /* multifd's */
+	uint32_t engine;
+	struct sockaddr_un address;
+};
+
+struct ingestion {
+	const struct options *options;
+	bool made; /* the image's file is new */
+	int image_fd;
+	int direct_fd; /* -1: none */
+	int directory_fd; /* -1: none */
+	int stream_fds[DIOH_STREAMS_MAX]; /* the stream, then multifd's channels; -1: none */
+	uint8_t *header;
+	uint64_t header_bytes;
+	struct dioh_tool_progress progress;
+};
+
+/* ---- the command line ---------------------------------------------------------------------------------------- */
+
+static const struct {
+	const char *name;
+	uint32_t engine;
+} engines[] = {
+	{ "io_uring", DIOH_ENGINE_IO_URING },
+	{ "libaio", DIOH_ENGINE_LIBAIO },
+	{ "sync", DIOH_ENGINE_SYNC },
+};
+
+static int take_engine(struct options *options)
+{
+	if (!options->engine_text)
+		return -1;
+	for (size_t i = 0; i < sizeof(engines) / sizeof(engines[0]); i++)
+		if (strcmp(engines[i].name, options->engine_text) == 0)
+			options->engine = engines[i].engine;
+	if (options->engine)
+		return -1;
+	return dioh_tool_usage_error(VERB, "--engine: %s is not an engine (io_uring, libaio, sync)", options->engine_text);
+}
+
+static int take_fd(struct options *options)
+{
+	uint64_t fd = STDIN_FILENO;
+
+	if (options->fd_text && (!dioh_tool_parse_size(options->fd_text, &fd) || fd > INT32_MAX))
+		return dioh_tool_usage_error(VERB, "--fd: %s is not a descriptor's number", options->fd_text);
+	options->fd = (int)fd;
+	return -1;
+}
+
+static int take_multifd(struct options *options)
+{
+	uint64_t channels = 0;
+
+	if (!options->multifd_text)
+		return -1;
+	if (!dioh_tool_parse_size(options->multifd_text, &channels) || channels < 1 || channels > CHANNELS_MAX)
+		return dioh_tool_usage_error(VERB, "--multifd: %s is not a number from 1 to %u", options->multifd_text,
+		                             CHANNELS_MAX);
+	if (!options->listen)
+		return dioh_tool_usage_error(VERB, "--multifd: this needs --listen");
+	options->channels = (uint32_t)channels;
+	return -1;
+}
+
+static int take_listen(struct options *options)
+{
+	const char *name;
+
+	if (!options->listen)
+		return -1;
+	if (options->fd_text)
+		return dioh_tool_usage_error(VERB, "--fd and --listen: one of them only");
+	if (strncmp(options->listen, UNIX_PREFIX, strlen(UNIX_PREFIX)) != 0)
+		return dioh_tool_usage_error(VERB, "--listen: %s does not begin with " UNIX_PREFIX, options->listen);
+	name = options->listen + strlen(UNIX_PREFIX);
+	if (*name == '\0' || strlen(name) >= sizeof(options->address.sun_path))
+		return dioh_tool_usage_error(VERB, "--listen: a path has 1 to %zu bytes",
+		                             sizeof(options->address.sun_path) - 1);
+	options->address.sun_family = AF_UNIX;
+	memcpy(options->address.sun_path, name, strlen(name) + 1);
+	return -1;
+}
+
+/* -1 to go on, else the exit status. */
+static int parse_options(int argc, char **argv, struct options *options)
+{
+	const struct dioh_tool_option table[] = {
+		{ "fd", "N", "read the stream from descriptor N (default: standard input)", NULL, &options->fd_text, NULL },
+		{ "listen", "unix:PATH", "make a socket, and read the stream from what connects to it", NULL, &options->listen,
+		  NULL },
+		{ "multifd", "N", "with --listen: QEMU's capability multifd is on, with N channels", NULL,
+		  &options->multifd_text, NULL },
+		{ "header", "FILE", "bytes to put in front of QEMU's part of IMAGE", NULL, &options->header_path, NULL },
+		{ "base-offset", "BYTES", DIOH_TOOL_BASE_OFFSET_HELP, NULL, NULL, &options->base_offset },
+		{ "engine", "NAME", "io_uring, libaio or sync (default: the best to be had)", NULL, &options->engine_text,
+		  NULL },
+		{ "buffered", NULL, "no direct I/O", &options->buffered, NULL, NULL },
+		{ "quiet", NULL, "no progress on a terminal", &options->quiet, NULL, NULL },
+		{ "helper", "PATH", DIOH_TOOL_HELPER_HELP, NULL, &options->helper, NULL },
+	};
+	const struct dioh_tool_usage usage = {
+		VERB, "IMAGE",
+		"Makes a mapped-ram image of QEMU's migration stream while it comes: one that QEMU 9 or later restores, in\n"
+		"parallel and by direct I/O. IMAGE is made, or overwritten; a block device will do, too. In QEMU:\n"
+		"    migrate \"exec:diohelper ingest /var/lib/guest.img\"",
+		table, sizeof(table) / sizeof(table[0])
+	};
+	int status = dioh_tool_parse(&usage, argc, argv, &options->path);
+
+	if (status < 0)
+		status = dioh_tool_check_base_offset(VERB, options->base_offset);
+	if (status < 0)
+		status = take_engine(options);
+	if (status < 0)
+		status = take_fd(options);
+	if (status < 0)
+		status = take_multifd(options);
+	return status < 0 ? take_listen(options) : status;
+}
+
+/* ---- the image, its header ----------------------------------------------------------------------------------- */
+
+static int read_header(struct ingestion *ingestion, struct dioh_error *err)
+{
+	const char *path = ingestion->options->header_path;
+	DIOH_AUTO_FD int fd = -1;
+	struct stat st;
+
+	if (!path)
+		return 0;
+	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+	if (fd < 0 || fstat(fd, &st) != 0)
+		return dioh_tool_error_set(err, errno, "--header: %s cannot be opened: %s", path, strerror(errno));
+	if (!S_ISREG(st.st_mode) || st.st_size == 0 || (uint64_t)st.st_size > DIOH_HEADER_BYTES_MAX)
+		return dioh_tool_error_set(err, EINVAL, "--header: %s is not a file of 1 to %u bytes", path,
+		                           DIOH_HEADER_BYTES_MAX);
+	ingestion->header_bytes = (uint64_t)st.st_size;
+	ingestion->header = malloc(ingestion->header_bytes);
+	if (!ingestion->header)
+		return dioh_tool_error_set(err, ENOMEM, "--header: there is no memory for %s", path);
+	for (uint64_t done = 0; done < ingestion->header_bytes;) {
+		ssize_t n = read(fd, ingestion->header + done, ingestion->header_bytes - done);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return dioh_tool_error_set(err, n < 0 ? errno : EIO, "--header: reading %s failed: %s", path,
+			                           n < 0 ? strerror(errno) : "it became shorter");
+		done += (uint64_t)n;
+	}
+	return 0;
+}
+
+/* So that a new image's name is durable, too. Without it the image is none the worse. */
+static int open_directory(const char *path)
+{
+	DIOH_AUTO_FREE char *copy = strdup(path);
+
+	return copy ? open(dirname(copy), O_RDONLY | O_CLOEXEC | O_DIRECTORY) : -1;
+}
+
+static int open_image(struct ingestion *ingestion, struct dioh_error *err)
+{
+	const char *path = ingestion->options->path;
+	struct stat st;
+	int flags;
+
+	ingestion->image_fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	ingestion->made = ingestion->image_fd >= 0;
+	if (!ingestion->made) /* O_NONBLOCK: opening a FIFO must not wait */
+		ingestion->image_fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+	if (ingestion->image_fd < 0 || fstat(ingestion->image_fd, &st) != 0)
+		return dioh_tool_error_set(err, errno, "cannot be opened: %s", strerror(errno));
+	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+		return dioh_tool_error_set(err, EINVAL, "is neither a regular file nor a block device");
+	flags = fcntl(ingestion->image_fd, F_GETFL);
+	(void)fcntl(ingestion->image_fd, F_SETFL, flags & ~O_NONBLOCK);
+	if (!ingestion->options->buffered) {
+		/* EINVAL: this file system has none. Without it the work can be done, too. */
+		ingestion->direct_fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_DIRECT);
+	}
+	if (S_ISREG(st.st_mode))
+		ingestion->directory_fd = open_directory(path);
+	return 0;
+}
+
+/* ---- the stream ---------------------------------------------------------------------------------------------- */
+
+/* A socket that nobody listens on any more is in the way; any other file is not ours to remove. */
+static int listen_at(const struct sockaddr_un *address, struct dioh_error *err)
+{
+	DIOH_AUTO_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	mode_t mask;
+	int r;
+
+	if (fd < 0)
+		return dioh_tool_error_set(err, errno, "--listen: socket failed: %s", strerror(errno));
+	mask = umask(0177);
+	r = bind(fd, (const struct sockaddr *)address, sizeof(*address));
+	umask(mask);
+	if (r != 0)
+		return dioh_tool_error_set(err, errno, "--listen: %s: %s", address->sun_path, strerror(errno));
+	if (listen(fd, SOMAXCONN) != 0) {
+		r = dioh_tool_error_set(err, errno, "--listen: %s: %s", address->sun_path, strerror(errno));
+		unlink(address->sun_path);
+		return r;
+	}
+	return dioh_steal_fd(&fd);
+}
+
+static int accept_one(int listener, struct dioh_error *err)
+{
+	int fd;
+
+	do
+		fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	while (fd < 0 && (errno == EINTR || errno == ECONNABORTED));
+	if (fd < 0)
+		return dioh_tool_error_set(err, errno, "--listen: accept failed: %s", strerror(errno));
+	return fd;
+}
+
+static int open_stream(struct ingestion *ingestion, struct dioh_error *err)
+{
+	const struct options *options = ingestion->options;
+	int listener, r = 0;
+
+	if (!options->listen) {
+		ingestion->stream_fds[0] = fcntl(options->fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+		if (ingestion->stream_fds[0] < 0)
+			return dioh_tool_error_set(err, errno, "descriptor %d: %s", options->fd, strerror(errno));
+		return 0;
+	}
+	listener = listen_at(&options->address, err);
+	if (listener < 0)
+		return listener;
+	/* QEMU connects its main stream first, and the channels when that has been accepted. */
+	for (uint32_t i = 0; r >= 0 && i <= options->channels; i++)
+		r = ingestion->stream_fds[i] = accept_one(listener, err);
+	unlink(options->address.sun_path);
+	close(listener);
+	return r < 0 ? r : 0;
+}
+
+/* ---- the session --------------------------------------------------------------------------------------------- */
+
+static void close_streams(struct ingestion *ingestion)
+{
+	for (uint32_t i = 0; i < DIOH_STREAMS_MAX; i++) {
+		dioh_cleanup_fd(&ingestion->stream_fds[i]);
+		ingestion->stream_fds[i] = -1;
+	}
+}
+
+static int attach(struct ingestion *ingestion, struct dioh_session *session, struct dioh_error *err)
+{
+	struct dioh_image_options image = DIOH_IMAGE_OPTIONS_INIT;
+	struct dioh_msg_attach_image_reply image_reply;
+	struct dioh_msg_attach_stream_reply stream_reply;
+	struct dioh_msg_seal_reply seal_reply;
+	int r;
+
+	image.buffered_fd = ingestion->image_fd;
+	image.direct_fd = ingestion->direct_fd;
+	image.directory_fd = ingestion->directory_fd;
+	image.direction = DIOH_DIRECTION_SAVE;
+	image.engine = ingestion->options->engine;
+	image.base_offset = ingestion->options->base_offset;
+	r = dioh_attach_image(session, &image, &image_reply, err);
+	for (uint32_t i = 0; r == 0 && i <= ingestion->options->channels; i++)
+		r = dioh_attach_stream(session, i, ingestion->stream_fds[i], &stream_reply, err);
+	if (r == 0)
+		r = dioh_seal(session, DIOH_TOOL_LAYERS, &seal_reply, err);
+	close_streams(ingestion); /* the helper's alone: their end is to show to whoever writes */
+	return r;
+}
+
+static int create(struct ingestion *ingestion, struct dioh_session *session, struct dioh_error *err)
+{
+	const struct dioh_msg_entry entry = { .kind = DIOH_ENTRY_STREAM, .number = STREAM_ENTRY, .name = "device-state" };
+	const struct dioh_create_options options = {
+		.layout = DIOH_LAYOUT_MAPPED_RAM,
+		.entry_count = 1,
+		.entries = &entry,
+		.header_bytes = ingestion->header_bytes,
+		.header = ingestion->header,
+		.channels = ingestion->options->channels,
+	};
+	struct dioh_msg_image_reply reply;
+	int r = dioh_create_image(session, &options, &reply, err);
+
+	if (r == 0)
+		dioh_tool_progress_start(&ingestion->progress, !ingestion->options->quiet && isatty(STDERR_FILENO),
+		                         reply.image_bytes);
+	return r;
+}
+
+/* Draws what comes until the transfer has ended. */
+static int await(struct ingestion *ingestion, struct dioh_session *session, uint32_t transfer, struct dioh_error *err)
+{
+	DIOH_AUTO_FREE struct dioh_event *event = malloc(sizeof(*event));
+	int r = event ? 0 : dioh_tool_error_set(err, ENOMEM, "there is no memory for an event");
+
+	while (r == 0 || r == -EINTR) {
+		r = dioh_poll(session, event, POLL_MS, err);
+		if (r <= 0)
+			continue;
+		r = 0;
+		if (event->type == DIOH_EVENT_STUCK)
+			fprintf(stderr, DIOH_TOOL_NAME ": %s: the disk has not answered for %" PRIu64 " s\n",
+			        ingestion->options->path, event->stuck.oldest_ns / UINT64_C(1000000000));
+		for (uint32_t i = 0; event->type == DIOH_EVENT_PROGRESS && i < event->progress_count; i++)
+			dioh_tool_progress_draw(&ingestion->progress, event->progress[i].done_bytes);
+		if (event->type != DIOH_EVENT_COMPLETE || event->transfer != transfer)
+			continue;
+		if (event->error.code != 0)
+			*err = event->error;
+		return -event->error.code;
+	}
+	return r;
+}
+
+static int move(struct ingestion *ingestion, struct dioh_session *session, struct dioh_error *err)
+{
+	const struct dioh_msg_stream_transfer what = { .stream = 0, .entry = STREAM_ENTRY };
+	uint32_t transfer;
+	int r = dioh_save_stream(session, &what, &transfer, err);
+
+	if (r == 0)
+		r = await(ingestion, session, transfer, err);
+	if (r == 0)
+		r = dioh_finish(session, DIOH_FINISH_DURABLE, 0, NULL, 0, &transfer, err);
+	if (r == 0)
+		r = await(ingestion, session, transfer, err);
+	dioh_tool_progress_end(&ingestion->progress);
+	return r;
+}
+
+static int run_session(struct ingestion *ingestion, struct dioh_error *err)
+{
+	struct dioh_session *session;
+	const uint64_t multifd = ingestion->options->channels ? DIOH_FEATURE_MULTIFD : 0;
+	int r = dioh_tool_spawn(ingestion->options->helper,
+	                        DIOH_FEATURE_LAYOUT_MAPPED_RAM | DIOH_FEATURE_STREAM | multifd, &session, err);
+
+	if (r != 0)
+		return r;
+	r = attach(ingestion, session, err);
+	if (r == 0)
+		r = create(ingestion, session, err);
+	if (r == 0)
+		r = move(ingestion, session, err);
+	if (r == 0)
+		return dioh_tool_session_end(session, err);
+	(void)dioh_close(session, END_TIMEOUT_MS, NULL);
+	return r;
+}
+
+/* ---- the verb ------------------------------------------------------------------------------------------------ */
+
+/* A file of ours that nothing was written to is of no use to anybody. */
+static void remove_empty(const struct ingestion *ingestion)
+{
+	struct stat st;
+
+	if (ingestion->made && fstat(ingestion->image_fd, &st) == 0 && st.st_size == 0)
+		unlink(ingestion->options->path);
+}
+
+static void close_all(struct ingestion *ingestion)
+{
+	dioh_cleanup_fd(&ingestion->image_fd);
+	dioh_cleanup_fd(&ingestion->direct_fd);
+	dioh_cleanup_fd(&ingestion->directory_fd);
+	close_streams(ingestion);
+	free(ingestion->header);
+}
+
+static int run(int argc, char **argv)
+{
+	struct options options = { 0 };
+	struct ingestion ingestion = { .options = &options, .image_fd = -1, .direct_fd = -1, .directory_fd = -1 };
+	struct dioh_error err;
+	int status = parse_options(argc, argv, &options);
+	int r;
+
+	if (status >= 0)
+		return status;
+	memset(ingestion.stream_fds, -1, sizeof(ingestion.stream_fds));
+	r = read_header(&ingestion, &err);
+	if (r == 0)
+		r = open_image(&ingestion, &err);
+	if (r == 0)
+		r = open_stream(&ingestion, &err);
+	if (r == 0)
+		r = run_session(&ingestion, &err);
+	if (r != 0)
+		remove_empty(&ingestion);
+	close_all(&ingestion);
+	return r == 0 ? DIOH_TOOL_OK : dioh_tool_fail(options.path, options.base_offset, false, &err);
+}
+
+const struct dioh_tool_verb dioh_tool_ingest = { VERB, "QEMU's migration stream into a mapped-ram image", run };
