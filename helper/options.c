@@ -61,7 +61,7 @@ void dioh_options_print_help(void)
 {
 	printf("Usage: diohelper serve --fd=N [OPTION...]   save or restore, as a manager says over descriptor N\n"
 	       "       diohelper FILENAME FD                stand in for libvirt_iohelper\n"
-	       "       diohelper VERB ...                   run diohelper-tool: bench, ingest, inspect, verify\n\n");
+	       "       diohelper VERB ...                   run diohelper-tool: bench, convert, ingest, inspect, map, verify\n\n");
 	for (size_t i = 0; i < ROWS; i++) {
 		char option[48];
 

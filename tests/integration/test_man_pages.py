@@ -92,6 +92,8 @@ def check_tool():
     page = Page("diohelper-tool.1")
     verbs = re.findall(r"^  ([a-z]+) +\S", run(TOOL, "--help"), re.M)
     compare("diohelper-tool --help", set(verbs), "diohelper-tool.1", {tag for tag, _ in page.tagged("VERBS")})
+    named = re.search(r"run diohelper-tool: ([a-z, ]+)", run(HELPER, "--help"))
+    compare("diohelper-tool --help", set(verbs), "diohelper --help", set(named[1].split(", ")) if named else set())
     synopsis = set(re.findall(r"^\.B diohelper-tool ([a-z]+)", "\n".join(page.section("SYNOPSIS")), re.M))
     compare("diohelper-tool --help", set(verbs), "the synopsis of diohelper-tool.1", synopsis)
     for verb in verbs:
