@@ -391,17 +391,9 @@ bench-page: ## docs/performance.md anew from what `make bench` has measured
 bench-shapes: all bench-build | $(FIRST) ## saves of other shapes: many transfers, sparse, a manager that does not read
 	@$(RUN_ENV) tests/bench/shapes.sh
 
-.PHONY: bench-convert
-bench-convert: all | $(FIRST) ## converting images against dd with direct I/O
-	@$(RUN_ENV) tests/bench/convert.py
-
 .PHONY: bench-startup
 bench-startup: all bench-build | $(FIRST) ## how long a helper takes until it is sealed
 	@$(RUN_ENV) tests/bench/startup.sh
-
-.PHONY: bench-ingest
-bench-ingest: all $(GUEST_IMAGE) | $(FIRST) ## QEMU's stream and multifd channels into an image, against saving the stream raw
-	@$(RUN_ENV) tests/bench/ingest.py
 
 # ---- installing -------------------------------------------------------------------------------------------------------------
 

@@ -7,9 +7,14 @@ from typing import Callable, NamedTuple, Optional
 
 import figures
 
-OURS, FIO, LEGACY, STOCK = "diohelper", "fio", "QEMU, legacy stream, libvirt_iohelper", "libvirt_iohelper"
+OURS, FIO, FIO_SMALL = "diohelper", "fio", "fio, buffers in 4 KiB pages"
+LEGACY, STOCK = "QEMU, legacy stream, libvirt_iohelper", "libvirt_iohelper"
 KEPT = "diohelper, DIOHELPER_KEEP_CACHE=1"
 COMPOSED = "mapped-ram composed by diohelper"
+RAW, DROP_IN, INGEST, MULTIFD = "raw, libvirt_iohelper", "raw, drop-in", "ingest", "ingest, multifd 4"
+CONVERSIONS = [f"{source} to {target}" for source, target in (
+    ("mapped-ram", "container"), ("container", "mapped-ram"), ("mapped-ram", "stream"), ("stream", "mapped-ram"),
+    ("libvirt-raw", "libvirt-sparse"), ("libvirt-sparse", "libvirt-raw"))]
 MIB = 1 << 20
 
 
@@ -132,6 +137,7 @@ def qemus_best(experiments):
 
 SHORT = [
     Line(plain("fio, of the disk (memory)"), *both("memory", OURS, FIO)),
+    Line(plain("fio, its buffers in pages of 4 KiB, as the memory is"), *both("memory", OURS, FIO_SMALL)),
     Line(plain("dd with O_DIRECT"), *both("memory", OURS, "dd")),
     Line(plain("qemu-img convert"), *both("memory", OURS, "qemu-img")),
     Line(qemus_best, *both("qemu", OURS, best_qemu)),
@@ -139,6 +145,10 @@ SHORT = [
     Line(plain("QEMU through libvirt_iohelper, O_DIRECT"), *both("qemu", OURS, LEGACY)),
     Line(plain("libvirt_iohelper, O_DIRECT stream"), *both("stream-direct", OURS, STOCK)),
     Line(plain("libvirt_iohelper, buffered stream"), *both("stream-buffered", OURS, STOCK)),
+    Line(plain("QEMU's stream through libvirt_iohelper, O_DIRECT (ingest)"), *both("ingest", INGEST, RAW)),
+    Line(plain("QEMU's stream through libvirt_iohelper, O_DIRECT (ingest, 4 channels)"),
+         ratio("ingest-save", MULTIFD, RAW), None),
+    Line(plain("fio, blocks of 4 KiB (single pages far apart)"), *both("scattered", OURS, FIO)),
     Line(plain("virsh, legacy (composed image)"), *virsh(COMPOSED, "legacy")),
     Line(plain("virsh, mapped-ram (composed image)"), *virsh(COMPOSED, "mapped-ram")),
     Line(plain("virsh, legacy, bypass-cache (composed image)"), *virsh(COMPOSED, "legacy, bypass-cache")),
@@ -153,7 +163,8 @@ SHORT = [
 
 SMALL, THP, HUGETLB = "4 KiB pages", "2 MiB pages (transparent)", "2 MiB pages (hugetlb)"
 BARE = ", no scan, no checksums"
-OUR_MEMORY = [f"{name}-{verb}" for name in ("memory", "flat", "sparse", "cpu", "engine") for verb in ("save", "load")]
+OUR_MEMORY = [f"{name}-{verb}" for name in ("memory", "flat", "zero", "holes", "sparse", "scattered", "cpu", "engine")
+              for verb in ("save", "load")]
 CPU = "cpu_s_per_gib"
 
 CLAIMS = {
@@ -175,6 +186,15 @@ CLAIMS = {
         Claim("load, rate to QEMU's best way", ratio("qemu-load", OURS, best_qemu), 1, 1.1),
         Claim("load, CPU time to that way's", ratio("qemu-load", OURS, best_qemu, CPU), 0.8, 0.6, False),
         Claim("save, rate to the legacy stream through libvirt_iohelper", ratio("qemu-save", OURS, LEGACY), 1.5, 2),
+        Claim("load, rate to the legacy stream through libvirt_iohelper", ratio("qemu-load", OURS, LEGACY), 1.5, 2),
+    ],
+    "Ingest": [
+        Claim("the stream, rate to saving it raw by the drop-in", ratio("ingest-save", INGEST, DROP_IN), 0.7, 0.85),
+        Claim("4 multifd channels, rate to saving the stream raw by libvirt_iohelper", ratio("ingest-save", MULTIFD, RAW),
+              1.2, 1.5),
+    ],
+    "Convert": [
+        Claim(f"{name}, rate to dd's with O_DIRECT", ratio("convert", name, f"{name}: dd"), 0.7, 0.9) for name in CONVERSIONS
     ],
     "The drop-in": [
         Claim("O_DIRECT save, rate to libvirt_iohelper's", ratio("stream-direct-save", OURS, STOCK), 1.3, 1.5),
@@ -214,17 +234,29 @@ CLAIMS = {
     ],
 }
 
-# Experiments whose tables also tell of I/Os and of the image's size.
+# Experiments whose tables also tell of I/Os and of the image's size; of the CPU time of the program beside QEMU.
 SHAPES = ("zero", "holes", "sparse", "scattered")
+BESIDE_QEMU = ("qemu", "ingest")
 
 # ---- remarks -----------------------------------------------------------------------------------------------------------
 
 REMARKS = {
-    "memory-save": "dd and qemu-img make no checksums. fio's depth and block are the best of four: 4 and 16, 1 and 4 MiB.",
+    "memory-save": "dd and qemu-img make no checksums. fio is the best of a sweep, one for saves and one for loads: 4 and "
+                   "16 in flight, blocks of 1 and 4 MiB, buffers in pages of 4 KiB and, where there are huge pages, of "
+                   "2 MiB. Its command below says which it is.",
+    "memory-load": "A disk may be faster with huge pages than with small ones. The guest's memory here has pages of 4 KiB, "
+                   "and so have dd's and qemu-img's buffers; fio's have what serves it best, and in a line of their own "
+                   "4 KiB. Memory of other pages has tables of its own below.",
     "stream-buffered-load": "As libvirt restores without `--bypass-cache`: the file was just written. What the page cache "
                             "still has of it makes the difference.",
     "qemu-save": "Without multifd, QEMU's parameter direct-io has no effect on the pages. CPU time is QEMU's and the "
                  "helper's together.",
+    "ingest-save": "*raw*: the stream as it is; the drop-in is diohelper in the place of libvirt_iohelper. *ingest*: a "
+                   "mapped-ram image. CPU time is QEMU's and the program's together.",
+    "ingest-load": "All by QEMU itself: the raw stream through libvirt_iohelper, the ingested image by mapped-ram, "
+                   "direct-io and multifd, without diohelper.",
+    "convert": "Each conversion has a dd of its own, which alternates with it. dd reads nothing but data; a conversion also "
+               "looks through the image, and makes and compares checksums where a format has them.",
     "virsh-save": "MiB/s of the guest's memory. *drop-in*: diohelper in the place of libvirt_iohelper. *composed*: the guest "
                   "is suspended, its memory saved from its file and its devices' state from QEMU, and the image is in "
                   "libvirt's own format.",

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import NamedTuple
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.abspath(os.path.join(HERE, "../.."))
@@ -27,6 +28,7 @@ MEMORY = os.path.join(BUILD, "bench/memory")
 MIB, GIB = 1 << 20, 1 << 30
 OURS = "diohelper"
 PAGE, HUGE_PAGE = 4096, 2 << 20
+HUGE_POOL = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
 RUN_SECONDS_MAX = 600
 END_SECONDS = 15
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -223,30 +225,72 @@ class Setting:
         self.write(self.before)
 
 
+def huge_pages_reserved():
+    with open(HUGE_POOL, encoding="ascii") as file:
+        return int(file.read())
+
+
+@contextlib.contextmanager
+def huge_pages(size):
+    """So many bytes of them more than there were. Needs root."""
+    wanted = huge_pages_reserved() + size // HUGE_PAGE
+    with Setting(HUGE_POOL, str(wanted)):
+        if huge_pages_reserved() < wanted:
+            raise Unavailable("the kernel has not so many free huge pages")
+        yield
+
+
 # ---- fio ---------------------------------------------------------------------------------------------------------------
 
 
+class FioShape(NamedTuple):
+    depth: int
+    block: str
+    huge: bool = False # its buffers are in huge pages
+
+
 class Fio:
-    """Its best of a sweep of depth and block, found once for each direction."""
+    """Its best of a sweep, found once for each direction.
+
+    Inside a `with`, buffers in huge pages are in the sweep, too: there are disks that read into small pages slowly.
+    """
 
     SWEEP_MIB = 1024
-    SHAPES = [(depth, block) for depth in (4, 16) for block in ("1M", "4M")]
+    SHAPES = [FioShape(depth, block) for depth in (4, 16) for block in ("1M", "4M")]
+    HUGE_OPTIONS = ["--iomem=shmhuge", "--hugepage-size=2M"]
+    HUGE_BYTES = (16 * 4 + 8) * MIB # the largest shape's buffers, and what fio adds to them
 
-    def __init__(self, path, mib, sweep=SHAPES, sizing="truncate"):
-        self.path, self.mib, self.sweep, self.sizing = path, mib, sweep, sizing
-        self.shapes = {}
+    def __init__(self, path, mib, sweep=None, sizing="truncate"):
+        self.path, self.mib, self.sweep, self.sizing = path, mib, sweep or self.SHAPES, sizing
+        self.shapes, self.pool, self.not_huge = {}, contextlib.ExitStack(), None
 
-    @staticmethod
-    def command(path, mib, mode, depth, block, sizing="truncate"):
-        return ["fio", "--name=peer", f"--filename={path}", f"--size={mib}M", f"--rw={mode}", f"--iodepth={depth}",
-                f"--bs={block}", "--direct=1", "--ioengine=io_uring", f"--fallocate={sizing}", "--end_fsync=1",
-                "--output-format=json"]
+    def __enter__(self):
+        try:
+            self.pool.enter_context(huge_pages(self.HUGE_BYTES))
+            self.sweep = [*self.sweep, *(shape._replace(huge=True) for shape in self.sweep)]
+        except (Unavailable, OSError) as why:
+            self.not_huge = str(why)
+        return self
+
+    def __exit__(self, *_):
+        self.pool.close()
+
+    def describe(self, experiment, mode, name="fio"):
+        experiment.command(name, self.command("$DIR/fio", self.mib, mode, self.shape(mode), self.sizing))
+        if self.not_huge:
+            experiment.missing("fio, buffers in huge pages", self.not_huge)
 
     @classmethod
-    def measure(cls, path, mib, mode, depth, block, sizing="truncate"):
+    def command(cls, path, mib, mode, shape, sizing="truncate"):
+        return ["fio", "--name=peer", f"--filename={path}", f"--size={mib}M", f"--rw={mode}", f"--iodepth={shape.depth}",
+                f"--bs={shape.block}", "--direct=1", "--ioengine=io_uring", f"--fallocate={sizing}", "--end_fsync=1",
+                *(cls.HUGE_OPTIONS if shape.huge else []), "--output-format=json"]
+
+    @classmethod
+    def measure(cls, path, mib, mode, shape, sizing="truncate"):
         if "write" in mode:
             remove(path)
-        said = run(cls.command(path, mib, mode, depth, block, sizing))
+        said = run(cls.command(path, mib, mode, shape, sizing))
         job = json.loads(said[said.index("{"):])["jobs"][0]
         part = job["write" if "write" in mode else "read"]
         # fio's clock leaves fsync out of bandwidth; its job's time has it.
@@ -257,15 +301,12 @@ class Fio:
     def shape(self, mode):
         if mode not in self.shapes:
             mib = min(self.mib, self.SWEEP_MIB)
-            rates = {shape: self.measure(self.path, mib, mode, *shape, self.sizing)["mib_per_s"] for shape in self.sweep}
+            rates = {shape: self.measure(self.path, mib, mode, shape, self.sizing)["mib_per_s"] for shape in self.sweep}
             self.shapes[mode] = max(rates, key=rates.get)
         return self.shapes[mode]
 
     def turn(self, mode):
-        return self.measure(self.path, self.mib, mode, *self.shape(mode), self.sizing)
-
-    def words(self, mode):
-        return self.command("$DIR/fio", self.mib, mode, *self.shape(mode), self.sizing)
+        return self.measure(self.path, self.mib, mode, self.shape(mode), self.sizing)
 
 
 # ---- results -----------------------------------------------------------------------------------------------------------

@@ -84,8 +84,9 @@ def claim_tables(experiments):
                        for title, found in claims.CLAIMS.items())
 
 
-# Columns that only some experiments have: key of a sample, header, divisor.
-EXTRA = [("io_count", "I/Os", 1), ("image_bytes", "image takes, MiB", 1 << 20)]
+# Columns that only some experiments have: key of a sample, header, divisor, digits.
+EXTRA = {**dict.fromkeys(claims.SHAPES, [("io_count", "I/Os", 1, 0), ("image_bytes", "image takes, MiB", 1 << 20, 0)]),
+         **dict.fromkeys(claims.BESIDE_QEMU, [("helper_cpu_s_per_gib", "of it beside QEMU", 1, 3)])}
 
 
 def peer_row(name, peer, extra):
@@ -97,20 +98,16 @@ def peer_row(name, peer, extra):
         cells.append(show(figures.spread(cpu), 3))
     else:
         cells.append(f"{peer['cpu_s_per_gib']:.3f}" if "cpu_s_per_gib" in peer else "")
-    for key, _, divisor in extra:
+    for key, _, divisor, digits in extra:
         found = figures.values(peer["samples"], key)
-        cells.append(f"{figures.spread(found).median / divisor:.0f}" if found else "")
+        cells.append(f"{figures.spread(found).median / divisor:.{digits}f}" if found else "")
     return cells
-
-
-def extra_of(name):
-    return EXTRA if name.partition("-")[0] in claims.SHAPES else []
 
 
 def detail(name, experiment):
     peers = {peer: found for peer, found in experiment["peers"].items() if found["samples"]}
-    extra = extra_of(name)
-    header = ["", "MiB/s", "seconds", "CPU s/GiB"] + [title for _, title, _ in extra]
+    extra = EXTRA.get(name.partition("-")[0], [])
+    header = ["", "MiB/s", "seconds", "CPU s/GiB"] + [title for _, title, _, _ in extra]
     parts = [f"### {experiment['title']}", table(header, [peer_row(*peer, extra) for peer in peers.items()])]
     if name in claims.REMARKS:
         parts.append(claims.REMARKS[name])

@@ -23,6 +23,7 @@ class Bars(NamedTuple):
 BARS = {
     "memory-load": Bars("memory", "memory, MiB/s", ("memory-save", "memory-load")),
     "qemu-load": Bars("qemu", "a guest of QEMU, MiB/s", ("qemu-save", "qemu-load")),
+    "ingest-load": Bars("ingest", "a guest of QEMU by its stream, MiB/s", ("ingest-save", "ingest-load")),
     "virsh-restore": Bars("virsh", "virsh, MiB/s of the guest's memory", ("virsh-save", "virsh-restore")),
     "flat-load": Bars("flat", "by size of the memory, MiB/s", ("flat-save", "flat-load")),
 }

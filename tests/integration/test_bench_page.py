@@ -168,6 +168,15 @@ class Driver(unittest.TestCase):
         for name in run.ROWS:
             self.assertTrue(callable(run.module_of(name).measure), name)
 
+    def test_claims_call_peers_as_the_rows_do(self):
+        """Else a figure would be missing on the page without a word."""
+        convert, ingest, memory, qemu, stream = map(run.module_of, ("convert", "ingest", "memory", "qemu", "stream"))
+        self.assertEqual(claims.CONVERSIONS, [convert.names(*pair)[0] for pair in convert.CONVERSIONS])
+        self.assertEqual((claims.RAW, claims.DROP_IN, claims.INGEST, claims.MULTIFD),
+                         (ingest.RAW, ingest.DROP_IN, ingest.INGEST, ingest.multifd_name(4)))
+        self.assertIn(4, ingest.CHANNELS)
+        self.assertEqual((claims.FIO_SMALL, claims.LEGACY, claims.STOCK), (memory.FIO_SMALL, qemu.LEGACY, stream.STOCK))
+
     def test_a_failure_says_what_the_program_said(self):
         with self.assertRaisesRegex(harness.Failed, "exit status 3: why"):
             harness.run(["sh", "-c", "echo why >&2; exit 3"])

@@ -4,12 +4,11 @@ import contextlib
 import re
 
 import harness
-from harness import HUGE_PAGE, MIB, Experiment, Memory, Setting
+from harness import MIB, Experiment, Memory, Setting
 
 MIB_DEFAULT = 2048
 BARE = ["--no-scan", "--no-checksum"]
 ENGINES = {"io_uring": 1, "libaio": 2, "sync": 3}
-POOL = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
 SHMEM_HUGE = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 SMALL, THP, HUGETLB = "4 KiB pages", "2 MiB pages (transparent)", "2 MiB pages (hugetlb)"
 
@@ -32,13 +31,8 @@ def transparent(stack, size):
 
 
 def hugetlb(stack, size):
-    with open(POOL, encoding="ascii") as file:
-        have = int(file.read())
-    stack.enter_context(Setting(POOL, str(have + size // HUGE_PAGE)))
-    try:
-        return stack.enter_context(Memory(size, pages="hugetlb"))
-    except harness.Failed as why:
-        raise harness.Unavailable("the kernel has not so many free huge pages") from why
+    stack.enter_context(harness.huge_pages(size))
+    return stack.enter_context(Memory(size, pages="hugetlb"))
 
 
 def kinds(stack, size, experiments):
@@ -46,7 +40,7 @@ def kinds(stack, size, experiments):
     for name, make in ((THP, transparent), (HUGETLB, hugetlb)):
         try:
             found[name] = make(stack, size)
-        except (harness.Unavailable, PermissionError) as why:
+        except (harness.Unavailable, OSError) as why:
             for experiment in experiments:
                 experiment.missing(name, str(why))
     return found

@@ -5,12 +5,12 @@ import json
 import os
 
 import harness
-from harness import Experiment, Fio
+from harness import Experiment, Fio, FioShape
 
 MATRIX_MIB, SIZING_MIB = 1024, 1024
 BLOCKS, DEPTHS, WORKERS = ("256K", "1M", "4M"), (4, 16, 32), (1, 2)
 SIZINGS = {"extended by its writes": "none", "ftruncate": "truncate", "fallocate": "native"}
-SIZING_SHAPE = (16, "1M")
+SIZING_SHAPE = FioShape(16, "1M")
 LOOP_FILE_SYSTEMS = {"xfs": ["mkfs.xfs", "-q"], "btrfs": ["mkfs.btrfs", "-q"]}
 LOOP_TIMES = 4 # so much larger than the file in it is the file system
 
@@ -62,7 +62,7 @@ def sizing_turns(directory, kind, mib, experiment):
 
     def turn(name):
         experiment.add(f"{kind}: {name}",
-                       Fio.measure(path, mib, "write", *SIZING_SHAPE, SIZINGS[name]))
+                       Fio.measure(path, mib, "write", SIZING_SHAPE, SIZINGS[name]))
         harness.remove(path)
 
     return [lambda n=name: turn(n) for name in SIZINGS]
@@ -83,7 +83,7 @@ def sizing(bench):
             groups.append(sizing_turns(where, f"{kind} on a loop device", mib, found))
         bench.repeat(*groups)
     for name, how in SIZINGS.items():
-        words = Fio.command("FILE", mib, "write", *SIZING_SHAPE, how)
+        words = Fio.command("FILE", mib, "write", SIZING_SHAPE, how)
         for kind in [own, *(f"{kind} on a loop device" for kind in LOOP_FILE_SYSTEMS)]:
             if f"{kind}: {name}" in found.peers:
                 found.command(f"{kind}: {name}", words)

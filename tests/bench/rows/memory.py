@@ -6,6 +6,7 @@ import harness
 from harness import OURS, Experiment, Fio, Memory
 
 MIB_DEFAULT = 4096
+FIO_SMALL = "fio, buffers in 4 KiB pages"
 FD = "/proc/self/fd/{}"
 
 
@@ -66,17 +67,18 @@ def copiers(bench, memory, experiments):
     return found
 
 
-def turns(bench, memory, save, load):
-    fio = Fio(bench.path("fio"), memory.size >> 20)
+def turns(bench, memory, fios, save, load):
     image = bench.path("image")
     programs = copiers(bench, memory, (save, load))
     for program in programs:
         save.command(program.name, program.save_words("MEMORY", f"$DIR/{program.name}"))
         load.command(program.name, program.load_words(f"$DIR/{program.name}", "MEMORY"))
-    save.command("fio", fio.words("write"))
-    load.command("fio", fio.words("read"))
-    saves = [lambda: save.add("fio", fio.turn("write")), lambda: save.add(OURS, memory.save(image))]
-    loads = [lambda: load.add("fio", fio.turn("read")), lambda: load.add(OURS, memory.load(image))]
+    saves, loads = [lambda: save.add(OURS, memory.save(image))], [lambda: load.add(OURS, memory.load(image))]
+    for name, fio in fios.items():
+        fio.describe(save, "write", name)
+        fio.describe(load, "read", name)
+        saves.append(lambda n=name, f=fio: save.add(n, f.turn("write")))
+        loads.append(lambda n=name, f=fio: load.add(n, f.turn("read")))
     saves += [lambda p=program: save.add(p.name, p.save()) for program in programs]
     loads += [lambda p=program: load.add(p.name, p.load()) for program in programs]
     return saves, loads
@@ -90,6 +92,7 @@ def measure(bench):
     load = Experiment(f"Load of {mib} MiB of incompressible memory", mib=mib)
     save.command(OURS, f"build/bench/memory save FD {size} $DIR/image")
     load.command(OURS, f"build/bench/memory load FD {size} $DIR/image {harness.MIB} {harness.MIB}")
-    with Memory(size) as memory:
-        bench.repeat(*turns(bench, memory, save, load))
+    with Memory(size) as memory, Fio(bench.path("fio"), mib) as fio:
+        fios = {"fio": fio} if fio.not_huge else {"fio": fio, FIO_SMALL: Fio(fio.path, mib)}
+        bench.repeat(*turns(bench, memory, fios, save, load))
     return {"memory-save": save, "memory-load": load}

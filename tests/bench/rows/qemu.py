@@ -7,6 +7,7 @@ the fdatasync that QEMU leaves out, diohelper's with its FINISH, libvirt_iohelpe
 inside the clock. A load ends when QEMU says so; the file is not in the page cache. CPU is QEMU's during the measurement,
 and all of the helper's, ours or libvirt's.
 """
+import contextlib
 import fcntl
 import functools
 import os
@@ -144,12 +145,13 @@ def unlimited(guest):
     guest.parameters(max_bandwidth=0)
 
 
-def iohelper(path, flags, **ends):
-    """libvirt's program on its pipe's one end, and on the image at the other."""
+def iohelper(path, flags, program=None, **ends):
+    """libvirt's program, or one that stands in for it, on its pipe's one end, and on the image at the other."""
     image = os.open(path, flags | os.O_DIRECT, 0o600)
     try:
         slot = "stdin" if "stdout" in ends else "stdout"
-        return subprocess.Popen([stream.stock_program(), path, str(0 if slot == "stdin" else 1)], **{slot: image}, **ends)
+        return subprocess.Popen([program or stream.stock_program(), path, str(0 if slot == "stdin" else 1)],
+                                **{slot: image}, **ends)
     finally:
         os.close(image)
 
@@ -162,12 +164,12 @@ def pipe():
 
 def must_end(helper):
     if helper.wait(harness.RUN_SECONDS_MAX):
-        raise harness.Failed(f"libvirt_iohelper: exit status {helper.returncode}")
+        raise harness.Failed(f"{' '.join(helper.args)}: exit status {helper.returncode}")
 
 
-def legacy_save(guest, path, _):
+def legacy_save(guest, path, _, program=None):
     helpers, qemus = pipe()
-    helper = iohelper(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, stdin=helpers)
+    helper = iohelper(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, program, stdin=helpers)
     os.close(helpers)
     guest.migrate_to_fd(qemus)
     os.close(qemus)
@@ -206,18 +208,23 @@ def session(direction, path, memory, state):
     return found
 
 
+def compose(helper, memory, wait_for_source):
+    """A mapped-ram image of the stream, and of the memory when the stream's source is done."""
+    helper.create_image(MAPPED_RAM, 1, 1, 0)
+    helper.put_table([manager.Entry(manager.REGION, 0, BLOCK.encode(), memory.size),
+                      manager.Entry(manager.STREAM_ENTRY, 0, b"state")])
+    helper.complete(helper.save_stream(0, 0))
+    wait_for_source()
+    helper.complete(helper.save_memory(0, 0, memory.size))
+    helper.complete(helper.finish())
+
+
 def our_save(guest, path, memory):
     state, qemus = os.pipe()
     with session(manager.SAVE, path, memory, state) as helper:
         guest.migrate_to_fd(qemus)
         os.close(qemus)
-        helper.create_image(MAPPED_RAM, 1, 1, 0)
-        helper.put_table([manager.Entry(manager.REGION, 0, BLOCK.encode(), memory.size),
-                          manager.Entry(manager.STREAM_ENTRY, 0, b"state")])
-        helper.complete(helper.save_stream(0, 0))
-        wait_completed(guest)
-        helper.complete(helper.save_memory(0, 0, memory.size))
-        helper.complete(helper.finish())
+        compose(helper, memory, lambda: wait_completed(guest))
 
 
 def our_load(guest, path, memory):
@@ -245,7 +252,7 @@ def commands(experiment, direction, fio, mode):
         settings = [f"{key.replace('_', '-')}={str(value).lower()}" for key, value in parameters.items()]
         experiment.command(name, f"{verb} file:$DIR/image; {', '.join([*capabilities, *settings, 'max-bandwidth=0'])}" +
                            ("; then fdatasync" if direction == "save" else ""))
-    experiment.command("fio", fio.words(mode))
+    fio.describe(experiment, mode)
 
 
 def turn_lists(turns, fio):
@@ -261,19 +268,22 @@ def turn_lists(turns, fio):
         yield found
 
 
-def measure(bench):
+def require(mib):
+    """What this QEMU is called."""
     version = qemu_guest.version()
     if not version or version < (9, 1):
         raise harness.Unavailable("this needs QEMU 9.1: mapped-ram with direct-io")
     stream.stock_program()
-    mib = bench.size(MIB_DEFAULT)
     harness.require_memory(3 * mib << 20)
-    name = f"QEMU {version[0]}.{version[1]}"
+    return f"QEMU {version[0]}.{version[1]}"
+
+
+def measure(bench):
+    mib = bench.size(MIB_DEFAULT)
+    name = require(mib)
     save = Experiment(f"Save of a paused {mib} MiB guest of {name}, its memory incompressible", mib=mib)
     load = Experiment(f"Load of that guest into a new {name}", mib=mib)
     turns = Turns(bench, mib, save, load)
-    try:
-        bench.repeat(*turn_lists(turns, Fio(bench.path("fio"), mib)))
-    finally:
-        turns.source.close()
+    with contextlib.closing(turns.source), Fio(bench.path("fio"), mib) as fio:
+        bench.repeat(*turn_lists(turns, fio))
     return {"qemu-save": save, "qemu-load": load}

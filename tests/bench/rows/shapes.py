@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Memory of other shapes: much of it zero, every other page a hole, a little in much, single pages far apart."""
 import harness
-from harness import GIB, MIB, OURS, PAGE, Experiment, Fio, Memory
+from harness import GIB, MIB, OURS, PAGE, Experiment, Fio, FioShape, Memory
 
 ZERO_MIB, HOLES_MIB, DATA_MIB = 2048, 1024, 1024
 # With `discard`, a file system may take milliseconds to give back each single page: minutes for a GiB of them.
 SCATTERED_MIB, SCATTERED_MIB_DISCARD = 1024, 32
 SPARSE_TIMES = 512 # so much larger than its data is a sparse region
 RUN, SCATTER = MIB, 2 * MIB
-FIO_DEPTHS = [(depth, "4k") for depth in (16, 64, 128)]
+FIO_DEPTHS = [FioShape(depth, "4k") for depth in (16, 64, 128)]
 
 
 class Shape:
@@ -74,8 +74,8 @@ def scattered(bench):
     with Memory(SCATTER * size // PAGE, PAGE, SCATTER) as pages:
         found = compare(bench, "scattered", f"{size // PAGE} single pages in {pages.size // GIB} GiB, against the disk's rate "
                         "of 4 KiB I/O; rates in bytes of data", [Shape(bench, OURS, pages, size)], [fio_turn], mib=mib)
-    found["scattered-save"].command("fio", fio.words("randwrite"))
-    found["scattered-load"].command("fio", fio.words("randread"))
+    fio.describe(found["scattered-save"], "randwrite")
+    fio.describe(found["scattered-load"], "randread")
     return found
 
 
