@@ -358,16 +358,18 @@ check-clang: | $(FIRST) ## compile everything with clang, warnings being errors
 		echo 'check-clang: skipped: no clang here'; \
 	fi
 
-# One after the other whatever -j says: some tests measure time. All are run even if one fails.
-.PHONY: check-all
-check-all: all tests bench-build | $(FIRST) ## every check there is
+# One after the other whatever -j says: they share disks, loop devices and hugetlb pages. All are run even if one fails.
+MORE_CHECKS = check-masked check-root check-fs check-qemu check-libvirt check-selinux check-valgrind check-asan check-clang
+.PHONY: check-all check-more
+check-all: ## every check there is
+check-more: ## every check but `make check`
+check-all check-more: all tests bench-build | $(FIRST)
 	@failed=; \
-	for target in check check-masked check-root check-fs check-qemu check-libvirt check-selinux check-valgrind check-asan \
-		check-clang; do \
+	for target in $(if $(filter check-all,$@),check) $(MORE_CHECKS); do \
 		echo "== $$target"; \
 		$(MAKE) --no-print-directory $$target || failed="$$failed $$target"; \
 	done; \
-	[ -z "$$failed" ] || { echo "check-all: failed:$$failed" >&2; exit 1; }
+	[ -z "$$failed" ] || { echo "$@: failed:$$failed" >&2; exit 1; }
 
 # A trial's page stays in the build directory.
 ROWS =
