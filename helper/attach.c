@@ -30,7 +30,9 @@
  */
 #define DEFAULT_IN_FLIGHT_SAVE 16u
 #define DEFAULT_IN_FLIGHT_LOAD 4u
-#define DEFAULT_WORKERS 1u
+/* What a load copies into memory that is not there yet, one processor cannot make as fast as a disk reads it. */
+#define DEFAULT_WORKERS_SAVE 1u
+#define DEFAULT_WORKERS_LOAD 2u
 
 /* A stream's pipe: four times as fast as the default 64 KiB. */
 #define PIPE_BYTES (1 << 20)
@@ -326,6 +328,15 @@ static uint32_t default_in_flight(const struct dioh_msg_attach_image *request)
 	return request->direction == DIOH_DIRECTION_SAVE ? DEFAULT_IN_FLIGHT_SAVE : DEFAULT_IN_FLIGHT_LOAD;
 }
 
+static uint32_t default_workers(const struct dioh_msg_attach_image *request)
+{
+	const long processors = sysconf(_SC_NPROCESSORS_ONLN);
+
+	if (request->direction == DIOH_DIRECTION_SAVE || processors < (long)DEFAULT_WORKERS_LOAD)
+		return DEFAULT_WORKERS_SAVE;
+	return DEFAULT_WORKERS_LOAD;
+}
+
 int dioh_examine_image(const struct dioh_msg_attach_image *request, const int *fds, struct dioh_image *ret_image,
                       struct dioh_error *err)
 {
@@ -338,7 +349,7 @@ int dioh_examine_image(const struct dioh_msg_attach_image *request, const int *f
 	image.base_offset = request->base_offset;
 	image.block_bytes = request->block_bytes ? request->block_bytes : DEFAULT_BLOCK_BYTES;
 	image.in_flight = request->in_flight ? request->in_flight : default_in_flight(request);
-	image.workers = request->workers ? request->workers : DEFAULT_WORKERS;
+	image.workers = request->workers ? request->workers : default_workers(request);
 	r = choose_descriptors(request, fds, &image, &st, err);
 	if (r == 0)
 		r = set_kind(&image, &st, err);
