@@ -336,6 +336,34 @@ check-clang: | $(FIRST) ## compile everything with clang, warnings being errors
 		echo 'check-clang: skipped: no clang here'; \
 	fi
 
+# One file at a time: what they must know of the others stands in tests/analyze.h. Leaks are for sanitizers: gcc's analyzer
+# knows neither cleanup attributes nor what a list holds.
+ANALYZED := $(LIB_SRC) $(CODEC_SRC) $(HELPER_SRC) $(TOOL_SRC) $(EXAMPLE_SRC)
+ANALYZE_CFLAGS = -std=gnu11 -D_GNU_SOURCE= -D_FILE_OFFSET_BITS=64 -pthread $(INCLUDES_tool) -Ihelper -Itool -Iexamples
+ANALYSES := $(ANALYZED:%=$(BUILD)/analyze/%)
+TIDIED := $(ANALYZED:%=$(BUILD)/tidied/%)
+
+$(ANALYSES): $(BUILD)/analyze/%: % tests/analyze.h $(wildcard common/*.h helper/*.h tool/*.h examples/*.h include/*.h) | $(FIRST)
+	@mkdir -p $(@D)
+	$(call quiet,ANALYZE)gcc $(ANALYZE_CFLAGS) $(if $(filter %/error.c,$<),,-include tests/analyze.h) -O2 -Wall -Wextra -Werror \
+		-fanalyzer -Wno-analyzer-malloc-leak -c -o $@ $<
+
+$(TIDIED): $(BUILD)/tidied/%: % .clang-tidy $(wildcard common/*.h helper/*.h tool/*.h examples/*.h include/*.h) | $(FIRST)
+	@mkdir -p $(@D)
+	$(call quiet,TIDY)clang-tidy --quiet $< -- $(ANALYZE_CFLAGS) 2>$@.log || { cat $@.log >&2; exit 1; }
+	@touch $@
+
+.PHONY: cppcheck
+cppcheck: | $(FIRST)
+	@echo '  CPPCHECK'
+	$(Q)cppcheck --quiet --std=c11 --inline-suppr --error-exitcode=1 --enable=warning,performance,portability \
+		--suppressions-list=tests/cppcheck-suppressions.txt -D_GNU_SOURCE -D__x86_64__ \
+		-D__BYTE_ORDER__=1234 -D__ORDER_LITTLE_ENDIAN__=1234 $(INCLUDES_tool) -Ihelper -Itool -Iexamples \
+		common helper tool examples
+
+.PHONY: analyze
+analyze: $(ANALYSES) $(TIDIED) cppcheck ## gcc -fanalyzer, clang-tidy and cppcheck find nothing; a few minutes
+
 # One after the other whatever -j says: some tests measure time. All are run even if one fails.
 .PHONY: check-all
 check-all: all tests bench-build | $(FIRST) ## every check there is
