@@ -9,7 +9,7 @@
 #   BUILD=DIR                   another build directory
 #   V=1                         show the commands; tests show their output
 #   TESTS="..."                 `make check` runs these only (build/tests/unit/test_x tests/integration/test-y.sh)
-#   SECONDS=60                  how long `make fuzz` runs each fuzzer
+#   TIME=60                     how many seconds `make fuzz` runs each fuzzer
 #   ROWS="memory qemu" ROUNDS=9 DIR=/var/tmp QUICK=1         what `make bench` measures, how often, where; a trial
 #   REPLAYS=5000                how many power cuts `make powercut` tries by chance; DIOH_SEED: which
 #   KILLS=10000                 how many kills `make kills` tries
@@ -227,12 +227,12 @@ $(BENCH_PROGRAMS): $(BUILD)/bench/%: $(BUILD)/tests/bench/%.o $(BUILD)/tests/pri
 	$(call quiet,LD)$(link) $(TEST_LIBS)
 
 $(FUZZ_TESTS): $(BUILD)/%: $(BUILD)/%.o $(BUILD)/tests/fuzz/replay.o $(BUILD)/tests/private.a
-	$(call quiet,LD)$(link) $(TEST_LIBS)
+	$(call quiet,LD)$(link) $(call own_ldflags,$*.c) $(TEST_LIBS)
 
-$(FUZZERS): $(BUILD)/fuzzers/%: tests/fuzz/%.c $(wildcard common/*.[ch] include/*.h) tests/fuzz/fuzz.h | $(FIRST)
+# Made by a compiler that has -fsanitize=fuzzer: see `fuzz`.
+$(FUZZERS): $(BUILD)/fuzzers/%: $(BUILD)/tests/fuzz/%.o $(BUILD)/tests/private.a
 	@mkdir -p $(@D)
-	$(call quiet,FUZZ)clang -g -O1 -std=gnu11 -D_GNU_SOURCE= -D_FILE_OFFSET_BITS=64 -pthread $(INCLUDES_tests) \
-		-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -o $@ $(filter %.c,$^) $(HELPER_LIBS)
+	$(call quiet,LD)$(link) -fsanitize=fuzzer $(call own_ldflags,tests/fuzz/$*.c) $(TEST_LIBS)
 
 # The helper's own objects, and what stands between them and the kernel.
 $(BUILD)/tests/masks/diohelper-5.15: $(BUILD)/tests/masks/kernel_5_15.o $(HELPER_OBJ) $(BUILD)/common.a $(LAST_sources)
@@ -283,14 +283,23 @@ format-check: ## what a program can see of the house style: blanks, tabs, line l
 check-fuzz: $(FUZZ_TESTS) | $(FIRST) ## the fuzzers' corpora, each input once (`make check` has them, too)
 	@$(run_tests) $(FUZZ_TESTS)
 
-# What a search finds stays in the build directory; a crash is named crash-*.
-SECONDS = 60
+# What a search finds stays in $(FUZZ_BUILD); a crash is named crash-*. FUZZ_CC=afl-clang-fast makes AFL++'s. What a harness
+# prints is thrown away: run the fuzzer with a crash's file to see it.
+TIME = 60
+FUZZ_CC = clang
+FUZZ_BUILD = build-fuzz
+FUZZ_ONLY = $(patsubst tests/fuzz/fuzz_%.c,%,$(FUZZ_SRC))
+.PHONY: fuzzers
+fuzzers: | $(FIRST) ## the fuzzers, with coverage and sanitizers, into build-fuzz/fuzzers/; needs clang (FUZZ_CC=)
+	@$(MAKE) --no-print-directory CC=$(FUZZ_CC) BUILD=$(FUZZ_BUILD) SANITIZE=address,undefined \
+		CFLAGS='-g -O1 -fsanitize=fuzzer-no-link' $(FUZZ_ONLY:%=$(FUZZ_BUILD)/fuzzers/fuzz_%)
+
 .PHONY: fuzz
-fuzz: $(FUZZERS) ## search with the fuzzers, SECONDS=60 each; needs clang
-	@for fuzzer in $(^F); do \
-		found=$(BUILD)/fuzzers/corpus/$${fuzzer#fuzz_}; \
-		mkdir -p $$found && $(BUILD)/fuzzers/$$fuzzer -max_total_time=$(SECONDS) -print_final_stats=1 \
-			-artifact_prefix=$(BUILD)/fuzzers/ $$found tests/fuzz/corpus/$${fuzzer#fuzz_} || exit 1; \
+fuzz: fuzzers ## search with the fuzzers (FUZZ_ONLY="record session": with these), TIME=60 seconds each
+	@for fuzzer in $(FUZZ_ONLY); do \
+		mkdir -p $(FUZZ_BUILD)/corpus/$$fuzzer && $(FUZZ_BUILD)/fuzzers/fuzz_$$fuzzer -max_total_time=$(TIME) \
+			-print_final_stats=1 -close_fd_mask=3 -artifact_prefix=$(FUZZ_BUILD)/ $(FUZZ_BUILD)/corpus/$$fuzzer \
+			tests/fuzz/corpus/$$fuzzer || exit 1; \
 	done
 
 .PHONY: check-root
@@ -357,6 +366,34 @@ check-clang: | $(FIRST) ## compile everything with clang, warnings being errors
 	else \
 		echo 'check-clang: skipped: no clang here'; \
 	fi
+
+# One file at a time: what they must know of the others stands in tests/analyze.h. Leaks are for sanitizers: gcc's analyzer
+# knows neither cleanup attributes nor what a list holds.
+ANALYZED := $(LIB_SRC) $(CODEC_SRC) $(HELPER_SRC) $(TOOL_SRC) $(EXAMPLE_SRC)
+ANALYZE_CFLAGS = -std=gnu11 -D_GNU_SOURCE= -D_FILE_OFFSET_BITS=64 -pthread $(INCLUDES_tool) -Ihelper -Itool -Iexamples
+ANALYSES := $(ANALYZED:%=$(BUILD)/analyze/%)
+TIDIED := $(ANALYZED:%=$(BUILD)/tidied/%)
+
+$(ANALYSES): $(BUILD)/analyze/%: % tests/analyze.h $(wildcard common/*.h helper/*.h tool/*.h examples/*.h include/*.h) | $(FIRST)
+	@mkdir -p $(@D)
+	$(call quiet,ANALYZE)gcc $(ANALYZE_CFLAGS) $(if $(filter %/error.c,$<),,-include tests/analyze.h) -O2 -Wall -Wextra -Werror \
+		-fanalyzer -Wno-analyzer-malloc-leak -c -o $@ $<
+
+$(TIDIED): $(BUILD)/tidied/%: % .clang-tidy $(wildcard common/*.h helper/*.h tool/*.h examples/*.h include/*.h) | $(FIRST)
+	@mkdir -p $(@D)
+	$(call quiet,TIDY)clang-tidy --quiet $< -- $(ANALYZE_CFLAGS) 2>$@.log || { cat $@.log >&2; exit 1; }
+	@touch $@
+
+.PHONY: cppcheck
+cppcheck: | $(FIRST)
+	@echo '  CPPCHECK'
+	$(Q)cppcheck --quiet --std=c11 --inline-suppr --error-exitcode=1 --enable=warning,performance,portability \
+		--suppressions-list=tests/cppcheck-suppressions.txt -D_GNU_SOURCE -D__x86_64__ \
+		-D__BYTE_ORDER__=1234 -D__ORDER_LITTLE_ENDIAN__=1234 $(INCLUDES_tool) -Ihelper -Itool -Iexamples \
+		common helper tool examples
+
+.PHONY: analyze
+analyze: $(ANALYSES) $(TIDIED) cppcheck ## gcc -fanalyzer, clang-tidy and cppcheck find nothing; a few minutes
 
 # One after the other whatever -j says: they share disks, loop devices and hugetlb pages. All are run even if one fails.
 MORE_CHECKS = check-masked check-root check-fs check-qemu check-libvirt check-selinux check-valgrind check-asan check-clang
@@ -494,7 +531,7 @@ uninstall-selinux: ## take the policy module out again
 
 .PHONY: clean
 clean: ## remove everything that was built
-	rm -rf build build-sanitize build-asan build-clang $(BUILD)
+	rm -rf build build-sanitize build-asan build-clang $(FUZZ_BUILD) $(BUILD)
 
 .PHONY: help
 help: ## list the targets

@@ -105,7 +105,7 @@ int hv_image_write_front(const struct hv_image *image, const char *header, struc
 	if (length > sizeof(front))
 		return hv_fail(err, EMSGSIZE, "the image's header is too long");
 	memset(front, ' ', sizeof(front));
-	memcpy(front, header, length);
+	memcpy(front, header, length); /* NOLINT(bugprone-not-null-terminated-result): spaces follow, not a string's end */
 	errno = 0;
 	if (pwrite(image->buffered_fd, front, sizeof(front), 0) != (ssize_t)sizeof(front))
 		return hv_fail(err, errno ? errno : EIO, "the image's header cannot be written: %m");

@@ -96,7 +96,7 @@ static int read_answer(struct hv_qmp *qmp, uint64_t id, json_t **ret_answer, str
 	int64_t deadline_ms = hv_now_ms() + ANSWER_TIMEOUT_MS;
 
 	for (;;) {
-		json_t *object, *its_id;
+		json_t *object = NULL, *its_id;
 		int rc = read_object(qmp, deadline_ms, &object, err);
 
 		if (rc)
@@ -178,7 +178,7 @@ void hv_qmp_skip_events(struct hv_qmp *qmp)
 
 int hv_qmp_open(struct hv_qmp *qmp, int fd, struct hv_cancel *cancel, struct dioh_error *err)
 {
-	json_t *greeting;
+	json_t *greeting = NULL;
 	int rc;
 
 	*qmp = (struct hv_qmp){ .fd = fd, .cancel = cancel, .buffer = malloc(HV_QMP_ANSWER_BYTES_MAX) };

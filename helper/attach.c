@@ -134,7 +134,7 @@ static int choose_descriptors(const struct dioh_msg_attach_image *request, const
 {
 	const bool has_buffered = request->fds & DIOH_IMAGE_FD_BUFFERED;
 	const bool has_direct = request->fds & DIOH_IMAGE_FD_DIRECT;
-	struct stat buffered_st, direct_st;
+	struct stat buffered_st = { 0 }, direct_st = { 0 };
 	int buffered_flags = 0, direct_flags = 0;
 	int next = 0;
 	int r = 0;

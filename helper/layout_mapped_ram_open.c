@@ -161,7 +161,7 @@ static int read_setup(struct reader *reader, struct dioh_error *err)
 {
 	struct dioh_mapped_ram *mapped_ram = reader->layout->mapped_ram;
 	const struct dioh_qemu_block *last;
-	struct dioh_qemu_piece piece;
+	struct dioh_qemu_piece piece = { .event = DIOH_QEMU_MORE };
 	int r;
 
 	mapped_ram->image = dioh_qemu_parser_new(DIOH_QEMU_IMAGE, reader->at, err);
@@ -182,7 +182,7 @@ static int read_setup(struct reader *reader, struct dioh_error *err)
 static int read_tail(struct reader *reader, struct dioh_error *err)
 {
 	struct dioh_qemu_parser *parser = reader->layout->mapped_ram->image;
-	struct dioh_qemu_piece piece;
+	struct dioh_qemu_piece piece = { .event = DIOH_QEMU_MORE };
 
 	while (reader->at < reader->file_end || reader->left > 0) {
 		int r = next_piece(reader, parser, &piece, err);

@@ -225,6 +225,19 @@ static int parse_serve(int argc, char **argv, struct dioh_options *options, stru
 	return r;
 }
 
+static int nothing_to_do(struct dioh_error *err)
+{
+	return dioh_error_set(err, EINVAL, PLACE, "nothing to do; --help says what there is");
+}
+
+/* Options without a verb. "--" ends them, and asks for nothing. */
+static int parse_alone(int argc, char **argv, struct dioh_options *options, struct dioh_error *err)
+{
+	int r = parse_options(argc, argv, false, options, err);
+
+	return r == 0 && options->life == DIOH_LIFE_SERVE ? nothing_to_do(err) : r;
+}
+
 static bool all_digits(const char *text)
 {
 	return *text && text[strspn(text, "0123456789")] == '\0';
@@ -251,13 +264,13 @@ int dioh_options_parse(int argc, char **argv, struct dioh_options *ret_options, 
 	if (called_iohelper(argv[0]) || (argc == 3 && all_digits(argv[2])))
 		options.life = DIOH_LIFE_DROP_IN;
 	else if (argc < 2)
-		r = dioh_error_set(err, EINVAL, PLACE, "nothing to do; --help says what there is");
+		r = nothing_to_do(err);
 	else if (strcmp(argv[1], "serve") == 0)
 		r = parse_serve(argc - 1, argv + 1, &options, err);
 	else if (argv[1][0] != '-')
 		options.life = DIOH_LIFE_TOOL;
 	else
-		r = parse_options(argc, argv, false, &options, err);
+		r = parse_alone(argc, argv, &options, err);
 	if (r == 0)
 		*ret_options = options;
 	return r;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* payload_stream_save.c - stream to image: read to its end, placed in extents that are taken as it grows. */
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -106,6 +107,7 @@ static void read_done(struct dioh_io *io)
 
 	if (!dioh_port_moved(&t->port, io))
 		return;
+	assert(buffer); /* it was what has been read into */
 	buffer->bytes += (uint64_t)io->result;
 	t->extent_used += (uint64_t)io->result;
 	t->stream_at += (uint64_t)io->result;

@@ -173,6 +173,16 @@ int dioh_on_attach_stream(struct dioh_session_state *session, struct dioh_messag
 
 /* ---- SEAL: seal.c explains the order ---- */
 
+/*
+ * Streams are the first worker's: a ring keeps what is in its table open, and a stream's other end sees it end only when no
+ * ring has it any more.
+ */
+static void forget_streams(struct dioh_engine_config *slots)
+{
+	for (unsigned i = 0; i < DIOH_STREAMS_MAX; i++)
+		slots->fds[DIOH_SLOT_STREAM + i] = -1;
+}
+
 static int open_threads(struct dioh_session_state *session, struct dioh_error *err)
 {
 	struct dioh_worker_config config = {
@@ -203,6 +213,7 @@ static int open_threads(struct dioh_session_state *session, struct dioh_error *e
 	for (unsigned i = 0; i < session->image.workers && r == 0; i++) {
 		session->worker_count++;
 		r = dioh_worker_open(&session->workers[i], &config, err);
+		forget_streams(&config.slots);
 	}
 	return r;
 }

@@ -13,6 +13,12 @@
 
 static void completed(struct dioh_job *job);
 
+/* Streams are in the first worker's ring only. */
+static struct dioh_worker *choose_worker(struct dioh_session_state *session, const struct dioh_running *running)
+{
+	return &session->workers[running->entry ? 0 : session->worker_next++ % session->worker_count];
+}
+
 void dioh_running_begin(struct dioh_session_state *session, struct dioh_running *running)
 {
 	running->next = session->running;
@@ -27,7 +33,7 @@ void dioh_running_begin(struct dioh_session_state *session, struct dioh_running 
 		part->answers = &session->mailbox;
 		part->completed = completed;
 		part->owner = running;
-		dioh_worker_begin(&session->workers[session->worker_next++ % session->worker_count], part);
+		dioh_worker_begin(choose_worker(session, running), part);
 	}
 }
 

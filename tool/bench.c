@@ -204,7 +204,7 @@ static int run_all(struct dioh_bench *bench, uint64_t begun_ns, struct dioh_erro
 	uint64_t rows = (uint64_t)options->repeat * bench->result.row_count;
 	int r;
 
-	bench->progress = &progress;
+	bench->progress = &progress; /* cppcheck-suppress autoVariables ; used below here only, and taken away again */
 	bench->target.used = true;
 	dioh_tool_progress_start(&progress, isatty(STDERR_FILENO), (rows + 2) * bench->bytes);
 	r = warm_up(bench, err);
@@ -214,6 +214,7 @@ static int run_all(struct dioh_bench *bench, uint64_t begun_ns, struct dioh_erro
 	for (uint32_t i = 0; r == 0 && i < options->repeat; i++)
 		r = run_round(bench, begun_ns, err);
 	dioh_tool_progress_end(&progress);
+	bench->progress = NULL;
 	return r;
 }
 
