@@ -9,7 +9,7 @@
 #   BUILD=DIR                   another build directory
 #   V=1                         show the commands; tests show their output
 #   TESTS="..."                 `make check` runs these only (build/tests/unit/test_x tests/integration/test-y.sh)
-#   TIME=60                     how many seconds `make fuzz` runs each fuzzer
+#   TIME=60                     how many seconds `make fuzz` runs each fuzzer, `make soak` all
 #   ROWS="memory qemu" ROUNDS=9 DIR=/var/tmp QUICK=1         what `make bench` measures, how often, where; a trial
 
 MAKEFLAGS += --no-builtin-rules
@@ -83,6 +83,7 @@ UNIT_SRC := $(wildcard tests/unit/test_*.c)
 INTEGRATION_SRC := $(wildcard tests/integration/*.c)
 BENCH_SRC := $(wildcard tests/bench/*.c)
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
+SOAK_SRC := tests/soak/soak.c
 VM_SRC := $(wildcard tests/vm/*.c)
 MASK_SRC := $(wildcard tests/masks/*.c)
 SCRIPTS := $(wildcard tests/integration/test-*.sh tests/integration/test_*.py)
@@ -95,7 +96,7 @@ TOOL_OBJ := $(call objects,$(TOOL_SRC))
 EXAMPLE_OBJ := $(call objects,$(EXAMPLE_SRC))
 TEST_LIB_OBJ := $(call objects,$(TEST_LIB_SRC))
 ALL_OBJ := $(COMMON_OBJ) $(HELPER_OBJ) $(TOOL_OBJ) $(EXAMPLE_OBJ) $(TEST_LIB_OBJ) \
-	$(call objects,$(UNIT_SRC) $(INTEGRATION_SRC) $(BENCH_SRC) $(VM_SRC) $(MASK_SRC) $(FUZZ_SRC) tests/fuzz/replay.c)
+	$(call objects,$(UNIT_SRC) $(INTEGRATION_SRC) $(BENCH_SRC) $(SOAK_SRC) $(VM_SRC) $(MASK_SRC) $(FUZZ_SRC) tests/fuzz/replay.c)
 
 PRODUCTS := $(addprefix $(BUILD)/,diohelper diohelper-tool libdiohelper.so libdiohelper.so.0 libdiohelper.a \
 	libdiohelper.pc dioh-hypervisor)
@@ -105,7 +106,7 @@ INTEGRATION_PROGRAMS := $(INTEGRATION_SRC:%.c=$(BUILD)/%)
 BENCH_PROGRAMS := $(BENCH_SRC:tests/bench/%.c=$(BUILD)/bench/%)
 VM_PROGRAMS := $(VM_SRC:%.c=$(BUILD)/%)
 MASKS := $(addprefix $(BUILD)/tests/masks/,diohelper-5.15 without_io_uring)
-TEST_PROGRAMS := $(UNIT_TESTS) $(INTEGRATION_PROGRAMS)
+TEST_PROGRAMS := $(UNIT_TESTS) $(INTEGRATION_PROGRAMS) $(SOAK_SRC:%.c=$(BUILD)/%)
 # The same sources twice: each runs its corpus once, as a test; or searches, by libFuzzer.
 FUZZ_TESTS := $(FUZZ_SRC:%.c=$(BUILD)/%)
 FUZZERS := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzzers/%)
@@ -289,6 +290,10 @@ fuzz: fuzzers ## search with the fuzzers (FUZZ_ONLY="record session": with these
 			-print_final_stats=1 -close_fd_mask=3 -artifact_prefix=$(FUZZ_BUILD)/ $(FUZZ_BUILD)/corpus/$$fuzzer \
 			tests/fuzz/corpus/$$fuzzer || exit 1; \
 	done
+
+.PHONY: soak
+soak: all tests | $(FIRST) ## 64 helpers at once for TIME=60 seconds, many of them disturbed, every byte checked
+	@$(RUN_ENV) DIOHELPER='$(abspath $(BUILD))/diohelper' $(BUILD)/tests/soak/soak $(TIME)
 
 .PHONY: check-root
 check-root: all tests | $(FIRST) ## the tests that need root
