@@ -251,6 +251,7 @@ ifneq ($(SANITIZE),)
 # 99: no test takes what a sanitizer found for the failure that it expects.
 RUN_ENV += ASAN_OPTIONS=abort_on_error=0:strict_string_checks=1:exitcode=99
 RUN_ENV += UBSAN_OPTIONS=print_stacktrace=1:exitcode=99
+RUN_ENV += TSAN_OPTIONS=exitcode=99
 RUN_ENV += TIMEOUT_FACTOR=3
 endif
 run_tests = $(RUN_ENV) tests/run
@@ -328,6 +329,24 @@ check-selinux: all tests | $(FIRST) ## the SELinux policy in a virtual machine t
 .PHONY: check-asan
 check-asan: | $(FIRST) ## `make check` in a build with AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-asan check
+
+# What has threads, moves bytes, and does not look at calls or signals that a sanitizer makes itself.
+TSAN_TESTS = $(UNIT_SRC:%.c=build-tsan/%) $(MASKED_TESTS:$(BUILD)/%=build-tsan/%) \
+	$(addprefix build-tsan/tests/integration/,test_requests test_hangup test_stream_peers)
+.PHONY: check-tsan
+check-tsan: | $(FIRST) ## unit tests, and those that move bytes, in a build with ThreadSanitizer
+	@$(MAKE) --no-print-directory SANITIZE=thread BUILD=build-tsan TESTS='$(TSAN_TESTS)' check
+
+# Line coverage by what runs inside one process: a sealed helper may not write counters (docs/testing.md).
+PARSERS = $(addprefix common/,channel proto proto_reply container_format mapped_ram_format qemu_stream libvirt_header \
+	record record_span record_tables pages) helper/layout_record_open helper/layout_mapped_ram_open
+COVERAGE_TESTS = $(patsubst %.c,build-coverage/%,$(UNIT_SRC) $(FUZZ_SRC))
+.PHONY: coverage
+coverage: | $(FIRST) ## line coverage by unit tests and corpora, by directory, and of the parsers, which want 90 %
+	@find build-coverage -name '*.gcda' -delete 2>/dev/null || :
+	@$(MAKE) --no-print-directory BUILD=build-coverage CFLAGS='-O0 -g --coverage -fprofile-update=atomic' LDFLAGS=--coverage \
+		TESTS='$(COVERAGE_TESTS)' check
+	@tests/coverage build-coverage $(PARSERS)
 
 .PHONY: check-valgrind
 check-valgrind: tests | $(FIRST) ## the unit tests under valgrind
@@ -490,7 +509,7 @@ uninstall-selinux: ## take the policy module out again
 
 .PHONY: clean
 clean: ## remove everything that was built
-	rm -rf build build-sanitize build-asan build-clang $(FUZZ_BUILD) $(BUILD)
+	rm -rf build build-sanitize build-asan build-tsan build-coverage build-clang $(FUZZ_BUILD) $(BUILD)
 
 .PHONY: help
 help: ## list the targets
