@@ -331,7 +331,7 @@ check-asan: | $(FIRST) ## `make check` in a build with AddressSanitizer and Unde
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-asan check
 
 # What has threads, moves bytes, and does not look at calls or signals that a sanitizer makes itself.
-TSAN_TESTS = $(UNIT_SRC:%.c=build-tsan/%) $(MASKED_TESTS:$(BUILD)/%=build-tsan/%) \
+TSAN_TESTS = $(UNIT_SRC:%.c=build-tsan/%) build-tsan/tests/fuzz/fuzz_session $(MASKED_TESTS:$(BUILD)/%=build-tsan/%) \
 	$(addprefix build-tsan/tests/integration/,test_requests test_hangup test_stream_peers)
 .PHONY: check-tsan
 check-tsan: | $(FIRST) ## unit tests, and those that move bytes, in a build with ThreadSanitizer
