@@ -9,7 +9,7 @@
 #   BUILD=DIR                   another build directory
 #   V=1                         show the commands; tests show their output
 #   TESTS="..."                 `make check` runs these only (build/tests/unit/test_x tests/integration/test-y.sh)
-#   TIME=60                     how many seconds `make fuzz` runs each fuzzer
+#   TIME=60                     how many seconds `make fuzz` runs each fuzzer, `make soak` all
 #   ROWS="memory qemu" ROUNDS=9 DIR=/var/tmp QUICK=1         what `make bench` measures, how often, where; a trial
 #   REPLAYS=5000                how many power cuts `make powercut` tries by chance; DIOH_SEED: which
 #   KILLS=10000                 how many kills `make kills` tries
@@ -88,6 +88,7 @@ UNIT_SRC := $(wildcard tests/unit/test_*.c)
 INTEGRATION_SRC := $(wildcard tests/integration/*.c)
 BENCH_SRC := $(wildcard tests/bench/*.c)
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
+SOAK_SRC := tests/soak/soak.c
 VM_SRC := $(wildcard tests/vm/*.c)
 MASK_SRC := $(wildcard tests/masks/*.c)
 SCRIPTS := $(wildcard tests/integration/test-*.sh tests/integration/test_*.py)
@@ -100,7 +101,8 @@ TOOL_OBJ := $(call objects,$(TOOL_SRC))
 EXAMPLE_OBJ := $(call objects,$(EXAMPLE_SRC))
 TEST_LIB_OBJ := $(call objects,$(TEST_LIB_SRC))
 ALL_OBJ := $(COMMON_OBJ) $(HELPER_OBJ) $(TOOL_OBJ) $(EXAMPLE_OBJ) $(TEST_LIB_OBJ) \
-	$(call objects,$(MINIMAL_SRC) $(UNIT_SRC) $(INTEGRATION_SRC) $(BENCH_SRC) $(VM_SRC) $(MASK_SRC) $(FUZZ_SRC) tests/fuzz/replay.c)
+	$(call objects,$(MINIMAL_SRC) $(UNIT_SRC) $(INTEGRATION_SRC) $(BENCH_SRC) $(SOAK_SRC) $(VM_SRC) $(MASK_SRC) \
+	$(FUZZ_SRC) tests/fuzz/replay.c)
 
 PRODUCTS := $(addprefix $(BUILD)/,diohelper diohelper-tool libdiohelper.so libdiohelper.so.0 libdiohelper.a \
 	libdiohelper.pc dioh-hypervisor dioh-minimal)
@@ -110,7 +112,7 @@ INTEGRATION_PROGRAMS := $(INTEGRATION_SRC:%.c=$(BUILD)/%)
 BENCH_PROGRAMS := $(BENCH_SRC:tests/bench/%.c=$(BUILD)/bench/%)
 VM_PROGRAMS := $(VM_SRC:%.c=$(BUILD)/%)
 MASKS := $(addprefix $(BUILD)/tests/masks/,diohelper-5.15 without_io_uring)
-TEST_PROGRAMS := $(UNIT_TESTS) $(INTEGRATION_PROGRAMS)
+TEST_PROGRAMS := $(UNIT_TESTS) $(INTEGRATION_PROGRAMS) $(SOAK_SRC:%.c=$(BUILD)/%)
 # The same sources twice: each runs its corpus once, as a test; or searches, by libFuzzer.
 FUZZ_TESTS := $(FUZZ_SRC:%.c=$(BUILD)/%)
 FUZZERS := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzzers/%)
@@ -258,6 +260,7 @@ ifneq ($(SANITIZE),)
 # 99: no test takes what a sanitizer found for the failure that it expects.
 RUN_ENV += ASAN_OPTIONS=abort_on_error=0:strict_string_checks=1:exitcode=99
 RUN_ENV += UBSAN_OPTIONS=print_stacktrace=1:exitcode=99
+RUN_ENV += TSAN_OPTIONS=exitcode=99
 RUN_ENV += TIMEOUT_FACTOR=3
 endif
 run_tests = $(RUN_ENV) tests/run
@@ -301,6 +304,10 @@ fuzz: fuzzers ## search with the fuzzers (FUZZ_ONLY="record session": with these
 			-print_final_stats=1 -close_fd_mask=3 -artifact_prefix=$(FUZZ_BUILD)/ $(FUZZ_BUILD)/corpus/$$fuzzer \
 			tests/fuzz/corpus/$$fuzzer || exit 1; \
 	done
+
+.PHONY: soak
+soak: all tests | $(FIRST) ## 64 helpers at once for TIME=60 seconds, many of them disturbed, every byte checked
+	@$(RUN_ENV) DIOHELPER='$(abspath $(BUILD))/diohelper' $(BUILD)/tests/soak/soak $(TIME)
 
 .PHONY: check-root
 check-root: all tests | $(FIRST) ## the tests that need root
@@ -354,6 +361,24 @@ check-selinux: all tests | $(FIRST) ## the SELinux policy in a virtual machine t
 .PHONY: check-asan
 check-asan: | $(FIRST) ## `make check` in a build with AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-asan check
+
+# What has threads, moves bytes, and does not look at calls or signals that a sanitizer makes itself.
+TSAN_TESTS = $(UNIT_SRC:%.c=build-tsan/%) build-tsan/tests/fuzz/fuzz_session $(MASKED_TESTS:$(BUILD)/%=build-tsan/%) \
+	$(addprefix build-tsan/tests/integration/,test_requests test_hangup test_stream_peers)
+.PHONY: check-tsan
+check-tsan: | $(FIRST) ## unit tests, and those that move bytes, in a build with ThreadSanitizer
+	@$(MAKE) --no-print-directory SANITIZE=thread BUILD=build-tsan TESTS='$(TSAN_TESTS)' check
+
+# Line coverage by what runs inside one process: a sealed helper may not write counters (docs/testing.md).
+PARSERS = $(addprefix common/,channel proto proto_reply container_format mapped_ram_format qemu_stream libvirt_header \
+	record record_span record_tables pages) helper/layout_record_open helper/layout_mapped_ram_open
+COVERAGE_TESTS = $(patsubst %.c,build-coverage/%,$(UNIT_SRC) $(FUZZ_SRC))
+.PHONY: coverage
+coverage: | $(FIRST) ## line coverage by unit tests and corpora, by directory, and of the parsers, which want 90 %
+	@find build-coverage -name '*.gcda' -delete 2>/dev/null || :
+	@$(MAKE) --no-print-directory BUILD=build-coverage CFLAGS='-O0 -g --coverage -fprofile-update=atomic' LDFLAGS=--coverage \
+		TESTS='$(COVERAGE_TESTS)' check
+	@tests/coverage build-coverage $(PARSERS)
 
 .PHONY: check-valgrind
 check-valgrind: tests | $(FIRST) ## the unit tests under valgrind
@@ -531,7 +556,7 @@ uninstall-selinux: ## take the policy module out again
 
 .PHONY: clean
 clean: ## remove everything that was built
-	rm -rf build build-sanitize build-asan build-clang $(FUZZ_BUILD) $(BUILD)
+	rm -rf build build-sanitize build-asan build-tsan build-coverage build-clang $(FUZZ_BUILD) $(BUILD)
 
 .PHONY: help
 help: ## list the targets

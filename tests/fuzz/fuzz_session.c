@@ -285,7 +285,7 @@ static void first_time(void)
 	inside_init();
 	for (unsigned i = 0; i < 2; i++)
 		inside_make_image(&images[i], layouts[i]);
-	inside_make_foreign_image(&images[2]);
+	inside_make_foreign_image(&images[2], false);
 }
 
 static void take_image(struct hand *hand, struct input *input, uint8_t choices)

@@ -574,6 +574,7 @@ static void memory_of_wrong_kind(void **state)
 	assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
 	start_with_image(&m, SAVE);
 	refuse_memory_fd(&m, open_path("/", O_RDONLY), EINVAL, "memory 9: it is a directory");
+	refuse_memory_fd(&m, open_path(fixture_path("image"), O_RDWR), EINVAL, "memory 9: it is the image itself");
 	refuse_memory_fd(&m, ends[0], EINVAL, "memory 9: it is a pipe");
 	refuse_memory_fd(&m, ends[1], EINVAL, "memory 9: it is a pipe");
 	refuse_memory_fd(&m, open_path("/dev/zero", O_RDWR), EINVAL, "memory 9: it is a character device");

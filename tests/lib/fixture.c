@@ -105,7 +105,7 @@ static void must_pwrite(int fd, const void *bytes, size_t count, uint64_t offset
 
 void must_fill(int fd, uint64_t offset, uint64_t bytes, uint64_t seed)
 {
-	static uint64_t piece[PIECE_BYTES / sizeof(uint64_t)];
+	static _Thread_local uint64_t piece[PIECE_BYTES / sizeof(uint64_t)];
 	uint64_t state = seed * 2 + 1;
 
 	for (uint64_t done = 0; done < bytes; done += sizeof(piece)) {
@@ -151,7 +151,7 @@ uint64_t must_blocks_bytes(int fd)
 
 bool same_range(int fd_a, uint64_t offset_a, int fd_b, uint64_t offset_b, uint64_t bytes)
 {
-	static uint8_t a[PIECE_BYTES], b[PIECE_BYTES];
+	static _Thread_local uint8_t a[PIECE_BYTES], b[PIECE_BYTES];
 
 	for (uint64_t done = 0; done < bytes; done += sizeof(a)) {
 		size_t n = dioh_min(sizeof(a), bytes - done);

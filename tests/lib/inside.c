@@ -18,6 +18,7 @@
 #include "channel.h"
 #include "fixture.h"
 #include "guard.h"
+#include "libvirt_header.h"
 #include "pages.h"
 #include "proto.h"
 #include "qemu_maker.h"
@@ -378,7 +379,21 @@ void inside_make_image(struct inside_image *image, uint32_t layout)
 	INSIDE_MUST(image->record_at < image->bytes);
 }
 
-void inside_make_foreign_image(struct inside_image *image)
+#define LIBVIRT_BYTES 4096u
+
+static void put_libvirt_header(int fd)
+{
+	static const char xml[] = "<domain type='kvm'><name>vm</name><uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid>"
+	                          "<memory unit='KiB'>5132</memory></domain>";
+	const uint32_t fields[] = { 2, LIBVIRT_BYTES - DIOH_LIBVIRT_HEADER_BYTES, 1, DIOH_LIBVIRT_SPARSE, 0 };
+	uint8_t header[LIBVIRT_BYTES] = "LibvirtQemudSave";
+
+	memcpy(header + 16, fields, sizeof(fields));
+	memcpy(header + DIOH_LIBVIRT_HEADER_BYTES, xml, sizeof(xml));
+	INSIDE_MUST(pwrite(fd, header, sizeof(header), 0) == sizeof(header));
+}
+
+void inside_make_foreign_image(struct inside_image *image, bool libvirt)
 {
 	struct qemu_maker q;
 
@@ -388,7 +403,9 @@ void inside_make_foreign_image(struct inside_image *image)
 	make_stream(&q, false);
 	for (unsigned i = 0; i < 6 * DIOH_PAGE_BYTES; i++)
 		q.memory[0][i + DIOH_PAGE_BYTES] = (uint8_t)(i % 251);
-	qemu_write_image(&q, image->fd, 0);
+	qemu_write_image(&q, image->fd, libvirt ? LIBVIRT_BYTES : 0);
+	if (libvirt)
+		put_libvirt_header(image->fd);
 	qemu_free(&q);
 	remember(image);
 	image->record_at = 0; /* it has none */

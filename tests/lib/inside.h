@@ -70,8 +70,8 @@ struct inside_image {
 
 /* A complete image of a region and a stream. */
 void inside_make_image(struct inside_image *image, uint32_t layout);
-/* As QEMU itself writes it: mapped-ram without our record. */
-void inside_make_foreign_image(struct inside_image *image);
+/* As QEMU itself writes it: mapped-ram without our record; behind a header of libvirt's, or not. */
+void inside_make_foreign_image(struct inside_image *image, bool libvirt);
 
 /*
  * Changes the image as bytes of an input say, until they end or `max` changes are made: each names a part of the image, a
