@@ -286,6 +286,8 @@ static int keep(struct dioh_image_layout *layout, struct dioh_error *err)
 		r = dioh_image_pwrite(layout->image, none, sizeof(none),
 		                      dioh_layout_at(layout, layout->mapped_ram->stream_offset), err);
 	if (r == 0)
+		r = dioh_record_write_head(layout, DIOH_STATE_PARTIAL, err);
+	if (r == 0)
 		r = dioh_image_sync(layout->image, err);
 	if (r == 0)
 		r = forget_streamed(layout, err);

@@ -19,6 +19,7 @@ struct dioh_memory_params {
 	uint64_t memory_offset;
 	uint64_t region_offset; /* a multiple of DIOH_CHUNK_BYTES */
 	uint64_t length;        /* a multiple of DIOH_PAGE_BYTES */
+	uint64_t memory_end; /* what the memory must still reach when it is done: the end of the whole, where this is a part */
 	uint32_t flags;         /* enum dioh_transfer_flag */
 	bool tables_fresh;      /* save: no transfer has touched these chunks since create */
 };

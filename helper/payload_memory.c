@@ -30,7 +30,7 @@ enum dioh_step dioh_memory_done(struct memory_transfer *t)
 {
 	struct dioh_error err;
 
-	if (dioh_memory_check_end(t->params.memory, t->params.memory_offset + t->params.length,
+	if (dioh_memory_check_end(t->params.memory, t->params.memory_end,
 	                          t->params.save ? DIOH_OP_READ : DIOH_OP_WRITE, &err) == 0)
 		return DIOH_STEP_DONE;
 	dioh_memory_fail(t, &err);

@@ -219,8 +219,8 @@ static int mark_touched(struct dioh_region *region, const struct dioh_running *r
 	const uint64_t end = chunk_end(running->region_end);
 
 	*ret_fresh = !running->session->layout.kept && !dioh_intervals_overlap(&region->touched, first, end);
-	if (dioh_intervals_remove(&region->covered, first, end) < 0 ||
-	    dioh_intervals_add(&region->touched, first, end) < 0)
+	if (dioh_intervals_add(&region->touched, first, end) < 0 ||
+	    dioh_intervals_remove(&region->covered, first, end) < 0)
 		return dioh_error_set(err, ENOBUFS, DIOH_PLACE(PROTOCOL, REGION, region->record.number, running->region_first),
 		                      "region %" PRIu32 " has been saved in more than %u separate pieces; fill the gaps first",
 		                      region->record.number, DIOH_INTERVALS_MAX);
@@ -264,6 +264,7 @@ static int begin_memory(struct dioh_session_state *session, const struct dioh_ms
 		.memory_offset = what->memory_offset,
 		.region_offset = what->region_offset,
 		.length = what->length,
+		.memory_end = what->memory_offset + what->length,
 		.flags = what->flags,
 	};
 	int r = 0;
@@ -338,6 +339,7 @@ static int check_kept(const struct dioh_session_state *session, const struct dio
 int dioh_on_keep_region(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
 {
 	const struct dioh_msg_keep_region *what = (const struct dioh_msg_keep_region *)message->payload;
+	const uint64_t first = what->offset / DIOH_CHUNK_BYTES, end = chunk_end(what->offset + what->length);
 	struct dioh_region *region;
 	int r = check_ready(session, message, err);
 
@@ -349,7 +351,8 @@ int dioh_on_keep_region(struct dioh_session_state *session, struct dioh_message 
 	r = check_kept(session, region, what, err);
 	if (r < 0)
 		return r;
-	if (dioh_intervals_add(&region->covered, what->offset / DIOH_CHUNK_BYTES, chunk_end(what->offset + what->length)) < 0)
+	/* What is covered is always part of what is touched. */
+	if (dioh_intervals_add(&region->touched, first, end) < 0 || dioh_intervals_add(&region->covered, first, end) < 0)
 		return dioh_error_set(err, ENOBUFS, PLACE, "region %" PRIu32 " is kept in more than %u separate pieces",
 		                      what->region, DIOH_INTERVALS_MAX);
 	dioh_session_reply(session, message->header.type, message->header.id, NULL, 0);
