@@ -40,6 +40,7 @@ struct job {
 	uint64_t unit_bytes, stride_bytes;
 	bool zeros_between;
 	bool hugepages; /* ask for them, when filling and loading */
+	bool allocated; /* its pages are there before a load, zeroed: as of a guest whose memory is allocated at once */
 	uint32_t save_flags; /* enum dioh_transfer_flags */
 	struct dioh_image_options options;
 };
@@ -179,6 +180,8 @@ static void load(const struct job *job, struct seen *seen)
 	what.flags |= job->save_flags & DIOH_TRANSFER_NO_CHECKSUM;
 	if (fallocate(job->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)job->bytes) < 0)
 		die("emptying the memory");
+	if (job->allocated && fallocate(job->fd, 0, 0, (off_t)job->bytes) < 0)
+		die("allocating the memory");
 	begin(job, DIOH_DIRECTION_LOAD, &session, &sampler, seen);
 	must(dioh_open_image(session, &open_options, NULL, &err), &err);
 	must(dioh_load_memory(session, &what, &transfer, &err), &err);
@@ -216,7 +219,7 @@ static _Noreturn void usage(void)
 	fprintf(stderr, "usage: memory fill FD BYTES UNIT STRIDE hole|zero [OPTION...]\n"
 	                "       memory save FD BYTES IMAGE [OPTION...]\n"
 	                "       memory load FD BYTES IMAGE UNIT STRIDE [OPTION...]\n"
-	                "options: --engine=NUMBER --block=BYTES --depth=N --workers=N --no-checksum --no-scan --hugepages\n");
+	                "options: --engine=NUMBER --block=BYTES --depth=N --workers=N --no-checksum --no-scan --hugepages --allocated\n");
 	exit(2);
 }
 
@@ -226,7 +229,8 @@ static void take_options(int argc, char **argv, struct job *job)
 		{ "engine", required_argument, NULL, 'e' }, { "block", required_argument, NULL, 'b' },
 		{ "depth", required_argument, NULL, 'd' },  { "workers", required_argument, NULL, 'w' },
 		{ "no-checksum", no_argument, NULL, 'c' },  { "no-scan", no_argument, NULL, 's' },
-		{ "hugepages", no_argument, NULL, 'h' },    { NULL, 0, NULL, 0 },
+		{ "hugepages", no_argument, NULL, 'h' },    { "allocated", no_argument, NULL, 'a' },
+		{ NULL, 0, NULL, 0 },
 	};
 	int option;
 
@@ -241,6 +245,7 @@ static void take_options(int argc, char **argv, struct job *job)
 		case 'c': job->save_flags |= DIOH_TRANSFER_NO_CHECKSUM; break;
 		case 's': job->save_flags |= DIOH_TRANSFER_NO_SCAN; break;
 		case 'h': job->hugepages = true; break;
+		case 'a': job->allocated = true; break;
 		default: usage();
 		}
 	}
