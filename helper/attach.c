@@ -483,12 +483,13 @@ int dioh_examine_memory(const struct dioh_msg_attach_memory *request, const int 
 
 /* ---- stream ---- */
 
-void dioh_enlarge_pipe(int fd)
+bool dioh_enlarge_pipe(int fd)
 {
 	int bytes = fcntl(fd, F_GETPIPE_SZ);
 
-	if (bytes > 0 && bytes < PIPE_BYTES)
-		(void)fcntl(fd, F_SETPIPE_SZ, PIPE_BYTES); /* EPERM beyond the user's share: it works as it is, slower */
+	if (bytes > 0 && bytes < PIPE_BYTES) /* EPERM beyond the user's share: it works as it is, slower */
+		bytes = fcntl(fd, F_SETPIPE_SZ, PIPE_BYTES);
+	return bytes >= PIPE_BYTES;
 }
 
 /* Others keep packets apart, and have no end. */
@@ -500,7 +501,8 @@ static bool is_stream_socket(int fd)
 	return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 && type == SOCK_STREAM;
 }
 
-int dioh_examine_stream(uint32_t stream, int fd, uint32_t direction, uint32_t *ret_kind, struct dioh_error *err)
+int dioh_examine_stream(uint32_t stream, int fd, uint32_t direction, uint32_t *ret_kind, bool *ret_large_pipe,
+                        struct dioh_error *err)
 {
 	const bool load = direction == DIOH_DIRECTION_LOAD;
 	const struct dioh_place *place = DIOH_PLACE(ATTACH, STREAM, stream, DIOH_OFFSET_NONE);
@@ -527,7 +529,6 @@ int dioh_examine_stream(uint32_t stream, int fd, uint32_t direction, uint32_t *r
 	else
 		return dioh_error_set(err, EINVAL, place, "%s: it is %s, not a pipe, stream socket or file", what,
 		                      kind_of(st.st_mode));
-	if (*ret_kind == DIOH_STREAM_PIPE)
-		dioh_enlarge_pipe(fd);
+	*ret_large_pipe = dioh_enlarge_pipe(fd);
 	return 0;
 }

@@ -23,10 +23,14 @@ int dioh_examine_memory(const struct dioh_msg_attach_memory *request, const int 
                        struct dioh_memory *memory, struct dioh_msg_attach_memory_reply *ret_reply,
                        struct dioh_error *err);
 
-/* Makes a pipe as large as streams want it, where that is permitted. */
-void dioh_enlarge_pipe(int fd);
+/* Makes a pipe as large as streams want it, where that is permitted. Answers whether it is. */
+bool dioh_enlarge_pipe(int fd);
 
-/* Examines a stream's descriptor, and enlarges a pipe. `ret_kind`: enum dioh_stream_kind. */
-int dioh_examine_stream(uint32_t stream, int fd, uint32_t direction, uint32_t *ret_kind, struct dioh_error *err);
+/*
+ * Examines a stream's descriptor, and enlarges a pipe. `ret_kind`: enum dioh_stream_kind. `ret_large_pipe`: it is a pipe
+ * and large now.
+ */
+int dioh_examine_stream(uint32_t stream, int fd, uint32_t direction, uint32_t *ret_kind, bool *ret_large_pipe,
+                        struct dioh_error *err);
 
 #endif

@@ -40,6 +40,7 @@ struct dropin {
 	const char *name;
 	int fd;        /* the image */
 	int stream_fd; /* standard input or output */
+	bool large_pipe;
 	bool save;
 	int flags; /* F_GETFL as found: put back at the end */
 	uint64_t start;
@@ -341,6 +342,7 @@ static int move_stream(struct dropin *d, struct dioh_error *err)
 		.entry = &d->layout.streams[0],
 		.fd = d->stream_fd,
 		.slot = DIOH_SLOT_STREAM,
+		.large_pipe = d->large_pipe,
 		.flags = DIOH_TRANSFER_NO_CHECKSUM,
 	};
 
@@ -430,7 +432,7 @@ static int prepare(struct dropin *d, bool offsets, struct dioh_error *err)
 	if (r < 0)
 		return r;
 	catch_signals(d);
-	dioh_enlarge_pipe(d->stream_fd);
+	d->large_pipe = dioh_enlarge_pipe(d->stream_fd);
 	if (!offsets)
 		return 0;
 	r = examine_image(d, err);

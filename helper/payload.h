@@ -31,6 +31,7 @@ struct dioh_stream_params {
 	uint32_t stream; /* the attached stream: number, descriptor, slot */
 	int fd;          /* closed, and the slot emptied, when the transfer ends */
 	unsigned slot;
+	bool large_pipe; /* as dioh_enlarge_pipe() makes them */
 	uint32_t flags;
 	unsigned channel_count; /* mapped-ram, save: streams numbered stream + 1 and on; the same holds for them */
 	int channel_fds[DIOH_STREAMS_MAX - 1];

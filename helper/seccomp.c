@@ -48,7 +48,7 @@ static const struct allowed allowed[] = {
 	FOR("sendmsg", DIOH_SANDBOX_SERVE | ENGINES, "channel.c", "replies and events"),
 	IF("ioctl", DIOH_SANDBOX_SERVE | ENGINES, 1, WHOLE, TIOCOUTQ, "session_out.c", "has the manager read all? (SIOCOUTQ)"),
 	FOR("poll", ALL, "session.c", "waiting for the manager, a stream's setup, mailboxes"),
-	FOR("ppoll", ALL, "engine_polled.c", "the same, where the C library has it so"),
+	FOR("ppoll", ALL, "stream_port.c", "pauses; what poll does, where the C library has it so"),
 	FOR("read", ALL, "mailbox.c, qemu_source.c", "mailboxes, streams"),
 	FOR("write", ALL, "mailbox.c, main.c", "mailboxes, messages on standard error"),
 	FOR("futex", ALL, "the C library", "locks, joining threads"),

@@ -41,6 +41,7 @@ struct dioh_session_stream {
 	int fd;      /* -1: free, or used up */
 	bool known;  /* it has been attached */
 	uint32_t kind;
+	bool large_pipe;
 };
 
 /* A request that the control-I/O thread carries out: one at a time. */

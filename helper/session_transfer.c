@@ -411,6 +411,7 @@ int dioh_on_stream_transfer(struct dioh_session_state *session, struct dioh_mess
 		return -ENOMEM;
 	params.save = running->save;
 	params.fd = session->streams[what->stream].fd;
+	params.large_pipe = session->streams[what->stream].large_pipe;
 	params.slot = DIOH_SLOT_STREAM + what->stream;
 	params.channel_count = running->save ? session->layout.device_state.channels : 0;
 	for (unsigned i = 0; i < params.channel_count; i++)

@@ -3,9 +3,14 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "worker.h"
+
+#define REST_BYTES (1u << 20)
+#define REST_NS 100000
 
 void dioh_port_init(struct dioh_stream_port *port, struct dioh_transfer *transfer,
                     const struct dioh_stream_params *params)
@@ -15,6 +20,24 @@ void dioh_port_init(struct dioh_stream_port *port, struct dioh_transfer *transfe
 	port->fd = params->fd;
 	port->slot = params->slot;
 	port->write = !params->save;
+	port->rests = params->save && params->large_pipe;
+}
+
+/*
+ * The two ends of a pipe share a lock: who copies holds it, and the other end spins for it. A save that reads as soon as
+ * there is something spends half of its CPU time so. The writer is given the time to fill what has been emptied instead.
+ * It costs no speed where the pipe is as large as this: 1 MiB each 100 us is 10 GB/s.
+ */
+static void rest(struct dioh_stream_port *port, const struct dioh_io *io)
+{
+	const struct timespec time = { .tv_nsec = REST_NS };
+	const bool emptied = (uint64_t)io->result < io->bytes;
+
+	port->unrested += (uint64_t)io->result;
+	if (!port->rests || (!emptied && port->unrested < REST_BYTES))
+		return;
+	port->unrested = 0;
+	(void)ppoll(NULL, 0, &time, NULL);
 }
 
 void dioh_port_init_channel(struct dioh_stream_port *port, struct dioh_transfer *transfer,
@@ -23,6 +46,7 @@ void dioh_port_init_channel(struct dioh_stream_port *port, struct dioh_transfer 
 	dioh_port_init(port, transfer, params);
 	port->number += 1 + channel;
 	port->slot += 1 + channel;
+	port->rests = false;
 	port->fd = params->channel_fds[channel];
 }
 
@@ -63,6 +87,8 @@ bool dioh_port_moved(struct dioh_stream_port *port, struct dioh_io *io)
 	dioh_worker_settle(transfer);
 	if (transfer->failed)
 		return false;
+	if (io->result > 0)
+		rest(port, io);
 	if (io->result >= 0)
 		return true;
 	if (io->result == -EPIPE)

@@ -14,6 +14,8 @@ struct dioh_stream_port {
 	int fd;
 	unsigned slot;
 	bool write;
+	bool rests; /* now and then, so that the peer has the pipe for itself */
+	uint64_t unrested; /* bytes moved since */
 	struct dioh_io *under_way; /* or NULL */
 	struct dioh_io io;
 	struct iovec iov;

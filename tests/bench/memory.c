@@ -40,7 +40,7 @@ struct job {
 	uint64_t unit_bytes, stride_bytes;
 	bool zeros_between;
 	bool hugepages; /* ask for them, when filling and loading */
-	bool allocated; /* its pages are there before a load, zeroed: as of a guest whose memory is allocated at once */
+	bool allocated; /* its pages are there before a load, as those of a guest with prealloc=on are */
 	uint32_t save_flags; /* enum dioh_transfer_flags */
 	struct dioh_image_options options;
 };
@@ -219,7 +219,8 @@ static _Noreturn void usage(void)
 	fprintf(stderr, "usage: memory fill FD BYTES UNIT STRIDE hole|zero [OPTION...]\n"
 	                "       memory save FD BYTES IMAGE [OPTION...]\n"
 	                "       memory load FD BYTES IMAGE UNIT STRIDE [OPTION...]\n"
-	                "options: --engine=NUMBER --block=BYTES --depth=N --workers=N --no-checksum --no-scan --hugepages --allocated\n");
+	                "options: --engine=NUMBER --block=BYTES --depth=N --workers=N --no-checksum --no-scan --hugepages\n"
+	                "         --allocated\n");
 	exit(2);
 }
 
