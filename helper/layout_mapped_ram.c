@@ -35,6 +35,16 @@ void dioh_mapped_ram_free(struct dioh_mapped_ram *mapped_ram)
 	free(mapped_ram);
 }
 
+uint8_t *dioh_mapped_ram_take_input(struct dioh_image_layout *layout, size_t *ret_bytes)
+{
+	struct dioh_qemu_source *source = &layout->mapped_ram->source;
+	uint8_t *input = source->input;
+
+	*ret_bytes = source->filled;
+	source->input = NULL;
+	return input;
+}
+
 int dioh_mapped_ram_take_setup(struct dioh_mapped_ram *mapped_ram, const struct dioh_qemu_setup *setup,
                                struct dioh_error *err)
 {

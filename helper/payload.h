@@ -32,6 +32,8 @@ struct dioh_stream_params {
 	int fd;          /* closed, and the slot emptied, when the transfer ends */
 	unsigned slot;
 	uint32_t flags;
+	const uint8_t *early; /* save: bytes of it that have been read already: the session's */
+	size_t early_bytes;
 	unsigned channel_count; /* mapped-ram, save: streams numbered stream + 1 and on; the same holds for them */
 	int channel_fds[DIOH_STREAMS_MAX - 1];
 };
