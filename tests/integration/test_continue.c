@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * test_continue.c - images that a save goes on with (CREATE_IMAGE's CONTINUE, KEEP_REGION): until FINISH nobody takes one for
- * complete, whatever it was before; what is kept is as good as it was, with checksums or without. `convert --consume`, which
- * uses all this: test_tool_convert.py.
+ * complete, whatever it was before; what is kept is as good as it was, with checksums or without; what comes anew leaves
+ * nothing of what stood there. `convert --consume`, which uses all this: test_tool_convert.py.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -268,6 +268,63 @@ static void the_record_says_so_itself(void **state)
 	guest_free(&g);
 }
 
+/* ---- what comes anew ---- */
+
+static bool has_data(const char *path, uint64_t from, uint64_t bytes)
+{
+	int fd = must_open(path, O_RDONLY);
+	off_t data = lseek(fd, (off_t)from, SEEK_DATA);
+
+	close(fd);
+	return data >= 0 && (uint64_t)data < from + bytes;
+}
+
+static uint64_t place_of(struct moves *m, const char *name)
+{
+	struct dioh_msg_entry entries[GUEST_BLOCKS + 1];
+	uint32_t count;
+
+	must(dioh_get_table(m->session, 0, GUEST_BLOCKS + 1, entries, &count, &m->err), &m->err);
+	for (unsigned i = 0; i < count; i++)
+		if (strcmp(entries[i].name, name) == 0)
+			return entries[i].image_offset;
+	fail_msg("there is no %s", name);
+	return 0;
+}
+
+/* The video memory was data, and is zeros now: nothing of it stays in the file. (RAM is the same in both.) */
+static void pages_that_come_no_more(void **state)
+{
+	struct qemu_feeder feeder;
+	struct guest data, zeros;
+	struct moves m;
+	uint64_t vga;
+
+	(void)state;
+	guest_start(&data, RAM);
+	qemu_put_section(&data.q, QEMU_END);
+	for (uint64_t page = 0; page < GUEST_VGA_BYTES / PAGE; page++)
+		qemu_put_page(&data.q, GUEST_VGA, page, page + 1);
+	qemu_put_section_end(&data.q);
+	qemu_put_end(&data.q);
+	must_guest_image(&data, fixture_path("mapped-ram"));
+	guest_start(&zeros, RAM);
+	qemu_put_section(&zeros.q, QEMU_END);
+	qemu_put_page(&zeros.q, GUEST_VGA, 0, 0);
+	qemu_put_section_end(&zeros.q);
+	qemu_put_end(&zeros.q);
+	guest_continue(&m, &zeros, &feeder);
+	vga = place_of(&m, data.q.blocks[GUEST_VGA].name);
+	must(moves_wait(&m, guest_begin_stream(&m)), &m.err);
+	keep_ram(&m);
+	finish(&m);
+	qemu_feeder_join(&feeder);
+	assert_false(has_data(fixture_path("mapped-ram"), vga, GUEST_VGA_BYTES));
+	must_guest_load(&zeros, &WAY_MAPPED_RAM, fixture_path("mapped-ram"), 0, RAM);
+	guest_free(&data);
+	guest_free(&zeros);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
@@ -277,6 +334,7 @@ int main(void)
 		cmocka_unit_test(a_continued_container_is_partial),
 		cmocka_unit_test(a_continued_mapped_ram_image_is_partial),
 		cmocka_unit_test(the_record_says_so_itself),
+		cmocka_unit_test(pages_that_come_no_more),
 	};
 
 	signal(SIGPIPE, SIG_IGN);
