@@ -49,7 +49,7 @@ static void with_a_command_first(struct guest *g)
 	guest_start(g, 0);
 	g->q.count = 0;
 	qemu_put(&g->q, g->q.configuration, g->q.setup.configuration_bytes);
-	qemu_put_command(&g->q, 1, NULL, 0);
+	qemu_put_command(&g->q, 1, "", 0);
 	qemu_put(&g->q, header, 1000);
 }
 
