@@ -27,7 +27,7 @@
 #include "proto.h"
 #include "spawn.h"
 
-#define FEATURES_KNOWN (DIOH_FEATURE_MULTIFD * 2 - 1)
+#define FEATURES_KNOWN (DIOH_FEATURE_VERBATIM * 2 - 1)
 #define HEADER_PIECE_BYTES (DIOH_PAYLOAD_BYTES_MAX - sizeof(struct dioh_msg_write_header))
 #define END_WITHOUT_HELLO_MS 1000
 

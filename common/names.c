@@ -68,6 +68,7 @@ static const char *const features[] = {
 	"layout-raw", "layout-container", "stream", "selection",
 	"checksum",   "written",          "label",  "layout-mapped-ram",
 	"read-bitmap", "all-in-stream",   "continue", "multifd",
+	"verbatim",
 };
 
 static const char *const layers[] = {
@@ -75,7 +76,7 @@ static const char *const layers[] = {
 	"securebits",    "landlock",        "seccomp",  "ring-restrictions", "selinux",
 };
 
-_Static_assert(1u << (COUNT(features) - 1) == DIOH_FEATURE_MULTIFD,
+_Static_assert(1u << (COUNT(features) - 1) == DIOH_FEATURE_VERBATIM,
                "a feature has no name");
 _Static_assert(1u << (COUNT(layers) - 1) == DIOH_LAYER_SELINUX, "a layer has no name");
 

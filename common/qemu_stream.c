@@ -8,7 +8,7 @@
  * A whole item in the input is handled where it lies, so pages are copied only if they come in pieces.
  *
  *      magic -> configuration_type -> machine -> [subsection ...] -> start -> memory_size
- *        -> [block ...] -> setup_records_end -> setup_footer -> SETUP
+ *        -> [block ...] -> setup_records_end -> setup_footer [-> behind_setup] -> SETUP
  *      section -> part -> record -> [page_name] -> page | zero_page -> record ... -> part_footer -> section ...
  *      section -> command -> section
  *
@@ -142,6 +142,7 @@ struct dioh_qemu_parser {
 	bool sync_due;          /* answered next */
 
 	struct dioh_qemu_setup setup;
+	bool configured;
 	bool setup_done;
 	unsigned blocks_room;
 	uint64_t blocks_bytes; /* of the blocks so far */
@@ -167,7 +168,7 @@ static handler configuration_type, configuration_bytes, machine, configuration_n
 static handler subsection_name_bytes, subsection_name, subsection_content;
 static handler capability_name_bytes, capability_name;
 static handler start_head, start, memory_size, block_name_bytes, block, setup_records_end;
-static handler setup_footer_type, setup_footer_id, setup_footer;
+static handler setup_footer_type, setup_footer_id, setup_footer, behind_setup;
 static handler section, part_head, record, page_name_bytes, page_name, page, zero_page, part_footer;
 static handler command, foreign_head, foreign_name;
 
@@ -412,6 +413,7 @@ static int configuration_next(struct dioh_qemu_parser *p, const uint8_t *item,
 	r = check_form(p, err);
 	if (r < 0)
 		return r;
+	p->configured = true;
 	p->stage = "in the RAM section's start";
 	if (*item == SECTION_START)
 		return expect(p, start_head, 5);
@@ -833,12 +835,10 @@ static int setup_footer(struct dioh_qemu_parser *p, const uint8_t *item,
 static int setup_footer_type(struct dioh_qemu_parser *p, const uint8_t *item,
                              struct dioh_qemu_piece *piece, struct dioh_error *err)
 {
-	(void)err;
 	p->setup.footers = *item == SECTION_FOOTER;
 	if (p->setup.footers)
 		return expect(p, setup_footer_id, 4);
-	p->untake = true;
-	return setup_is_done(p, piece);
+	return behind_setup(p, item, piece, err);
 }
 
 static int setup_footer_id(struct dioh_qemu_parser *p, const uint8_t *item,
@@ -846,7 +846,23 @@ static int setup_footer_id(struct dioh_qemu_parser *p, const uint8_t *item,
 {
 	int r = check_section(p, item, "footer", err);
 
-	return r < 0 ? r : setup_is_done(p, piece);
+	if (r < 0)
+		return r;
+	return p->form == DIOH_QEMU_STREAM ? expect(p, behind_setup, 1) : setup_is_done(p, piece);
+}
+
+/*
+ * QEMU starts all that is sent in parts before it sends the first part of anything. So this byte tells whether there is
+ * something else than RAM, while nothing has been made of the setup yet. An image may end here, if it is partial.
+ */
+static int behind_setup(struct dioh_qemu_parser *p, const uint8_t *item,
+                        struct dioh_qemu_piece *piece, struct dioh_error *err)
+{
+	(void)err;
+	if ((*item == SECTION_START || *item == SECTION_FULL) && p->form == DIOH_QEMU_STREAM)
+		return expect_foreign(p, *item);
+	p->untake = true;
+	return setup_is_done(p, piece);
 }
 
 /* ---- sections up to the RAM section's end -------------------------------------------------------- */
@@ -1242,6 +1258,11 @@ int dioh_qemu_parser_end(const struct dioh_qemu_parser *parser, struct dioh_erro
 const struct dioh_qemu_setup *dioh_qemu_parser_setup(const struct dioh_qemu_parser *parser)
 {
 	return parser->setup_done ? &parser->setup : NULL;
+}
+
+bool dioh_qemu_parser_configured(const struct dioh_qemu_parser *parser)
+{
+	return parser->configured;
 }
 
 bool dioh_qemu_parser_in_tail(const struct dioh_qemu_parser *parser)

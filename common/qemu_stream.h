@@ -65,7 +65,11 @@ enum dioh_qemu_form { DIOH_QEMU_STREAM, DIOH_QEMU_IMAGE, DIOH_QEMU_MULTIFD };
 enum dioh_qemu_event {
 	DIOH_QEMU_MORE,     /* all input has been taken: give more */
 	DIOH_QEMU_SEEK,     /* image: the next input must be the bytes at `offset` in the file */
-	DIOH_QEMU_SETUP,    /* the setup is complete, its section's end included (multifd: up to its footer). Once */
+	/*
+	 * The setup is complete, its section's end included (multifd: up to its footer), and a stream does not start another
+	 * section that is sent in parts. Once.
+	 */
+	DIOH_QEMU_SETUP,
 	DIOH_QEMU_PAGE,     /* `page` of `block`; 4096 `bytes`, or NULL: a zero page. Not in images */
 	DIOH_QEMU_SYNC,     /* multifd: a sync point. SETUP is one, too */
 	DIOH_QEMU_VERBATIM, /* `count` bytes that belong to the stream behind the setup and are no pages */
@@ -114,6 +118,8 @@ int dioh_qemu_parser_end(const struct dioh_qemu_parser *parser, struct dioh_erro
 
 /* Valid once SETUP has been answered, until the parser is freed. NULL before. */
 const struct dioh_qemu_setup *dioh_qemu_parser_setup(const struct dioh_qemu_parser *parser);
+/* The configuration has come, and is one of this form. */
+bool dioh_qemu_parser_configured(const struct dioh_qemu_parser *parser);
 /* RAM's END has come: no page and no sync point follows. */
 bool dioh_qemu_parser_in_tail(const struct dioh_qemu_parser *parser);
 /* Bytes taken so far; image: the file offset behind the last of them. */

@@ -11,7 +11,7 @@
 	            DIOH_FEATURE_SELECTION | DIOH_FEATURE_CHECKSUM | DIOH_FEATURE_WRITTEN |        \
 	            DIOH_FEATURE_LABEL | DIOH_FEATURE_READ_BITMAP |                               \
 	            DIOH_FEATURE_ALL_IN_STREAM | DIOH_FEATURE_CONTINUE |          \
-	            DIOH_FEATURE_MULTIFD))
+	            DIOH_FEATURE_MULTIFD | DIOH_FEATURE_VERBATIM))
 
 /* JSON on standard output. */
 void dioh_capabilities_print(void);

@@ -35,6 +35,16 @@ void dioh_mapped_ram_free(struct dioh_mapped_ram *mapped_ram)
 	free(mapped_ram);
 }
 
+uint8_t *dioh_mapped_ram_take_input(struct dioh_image_layout *layout, size_t *ret_bytes)
+{
+	struct dioh_qemu_source *source = &layout->mapped_ram->source;
+	uint8_t *input = source->input;
+
+	*ret_bytes = source->filled;
+	source->input = NULL;
+	return input;
+}
+
 int dioh_mapped_ram_take_setup(struct dioh_mapped_ram *mapped_ram, const struct dioh_qemu_setup *setup,
                                struct dioh_error *err)
 {
@@ -258,21 +268,27 @@ static int clear(struct dioh_image_layout *layout, struct dioh_error *err)
 	return r;
 }
 
-/* Pages of the regions in the stream come anew: what is known of them is what will have come. */
+/* What is known of a region is what will have come. Of a file's pages nothing stays either; on a device their bits say so. */
+static int forget(struct dioh_image_layout *layout, const struct dioh_record_region *record, struct dioh_error *err)
+{
+	struct dioh_image *image = layout->image;
+	int r = dioh_image_write_zeros(image, dioh_layout_at(layout, record->bitmap.offset), record->bitmap.bytes, err);
+
+	if (r == 0)
+		r = dioh_image_write_zeros(image, dioh_layout_at(layout, record->checksums.offset), record->checksums.bytes, err);
+	if (r == 0 && image->kind == DIOH_IMAGE_REGULAR)
+		r = dioh_image_erase(image, dioh_layout_at(layout, record->pages_offset), record->bytes, err);
+	return r;
+}
+
+/* Pages of the regions in the stream come anew. */
 static int forget_streamed(struct dioh_image_layout *layout, struct dioh_error *err)
 {
 	int r = 0;
 
-	for (unsigned i = 0; i < layout->region_count && r == 0; i++) {
-		const struct dioh_record_region *record = &layout->regions[i].record;
-
-		if (record->flags & DIOH_REGION_IN_STREAM)
-			r = dioh_image_write_zeros(layout->image, dioh_layout_at(layout, record->bitmap.offset),
-			                           record->bitmap.bytes, err);
-		if (r == 0 && record->flags & DIOH_REGION_IN_STREAM)
-			r = dioh_image_write_zeros(layout->image, dioh_layout_at(layout, record->checksums.offset),
-			                           record->checksums.bytes, err);
-	}
+	for (unsigned i = 0; i < layout->region_count && r == 0; i++)
+		if (layout->regions[i].record.flags & DIOH_REGION_IN_STREAM)
+			r = forget(layout, &layout->regions[i].record, err);
 	return r;
 }
 

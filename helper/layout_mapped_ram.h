@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * layout_mapped_ram.h - what the mapped-ram layout has beside tables and record; for its own files and for the payloads of
- * its stream (payload_qemu.h).
+ * layout_mapped_ram.h - what the mapped-ram layout has beside tables and record; for its own files, for the payloads of
+ * its stream (payload_qemu_*.c), and for the session that keeps a refused stream.
  */
 #ifndef DIOH_LAYOUT_MAPPED_RAM_H
 #define DIOH_LAYOUT_MAPPED_RAM_H
@@ -22,6 +22,9 @@ struct dioh_mapped_ram {
 };
 
 void dioh_mapped_ram_free(struct dioh_mapped_ram *mapped_ram);
+
+/* All that was read of the stream while its setup was awaited, to be freed by the caller. NULL: nothing. */
+uint8_t *dioh_mapped_ram_take_input(struct dioh_image_layout *layout, size_t *ret_bytes);
 
 /* Makes layout->mapped_ram with a copy of the setup. */
 int dioh_mapped_ram_take_setup(struct dioh_mapped_ram *mapped_ram, const struct dioh_qemu_setup *setup,

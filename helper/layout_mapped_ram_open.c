@@ -437,6 +437,7 @@ static bool is_plain_stream(struct reader *reader)
 {
 	struct dioh_qemu_parser *parser = dioh_qemu_parser_new(DIOH_QEMU_STREAM, 0, NULL);
 	struct dioh_qemu_piece piece = { .event = DIOH_QEMU_MORE };
+	bool plain = false;
 	int r;
 
 	if (!parser)
@@ -444,8 +445,11 @@ static bool is_plain_stream(struct reader *reader)
 	reader->at = dioh_layout_at(reader->layout, reader->layout->mapped_ram->stream_offset);
 	reader->left = 0;
 	r = next_piece(reader, parser, &piece, NULL);
+	/* One that has more in it than RAM is a stream none the less. */
+	if (r == 0 ? piece.event == DIOH_QEMU_SETUP : r == -EOPNOTSUPP)
+		plain = dioh_qemu_parser_configured(parser);
 	dioh_qemu_parser_free(parser);
-	return r == 0 && piece.event == DIOH_QEMU_SETUP;
+	return plain;
 }
 
 static int open_setup(struct reader *reader, uint32_t flags, struct dioh_error *err)

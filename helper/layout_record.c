@@ -125,8 +125,10 @@ int dioh_record_check_kept(struct dioh_image_layout *layout, struct dioh_error *
 		                     dioh_layout_at(layout, head.regions.offset + i * sizeof(there)), err);
 		if (r == 0 && !is_same_region(&there, &layout->regions[i].record))
 			r = refuse_kept("an image of other regions", err);
-		if (r == 0 && !(there.flags & (DIOH_REGION_CHECKSUMS | DIOH_REGION_IN_STREAM)))
+		if (r == 0 && !(there.flags & (DIOH_REGION_CHECKSUMS | DIOH_REGION_IN_STREAM))) {
 			layout->regions[i].unsummed = true;
+			layout->regions[i].record.flags &= ~(uint32_t)DIOH_REGION_CHECKSUMS; /* should this save be interrupted, too */
+		}
 	}
 	return r;
 }
@@ -172,6 +174,20 @@ static int store_range(struct dioh_image_layout *layout, struct table_range rang
 	return 0;
 }
 
+/* Whoever continues this image, if its save is interrupted, has to know that these chunks' checksums mean nothing. */
+static int store_unsummed(struct dioh_image_layout *layout, struct dioh_region *region, struct dioh_error *err)
+{
+	struct dioh_record_region record = region->record;
+	const uint64_t index = (uint64_t)(region - layout->regions);
+
+	if (region->unsummed)
+		return 0;
+	region->unsummed = true;
+	record.flags &= ~(uint32_t)DIOH_REGION_CHECKSUMS;
+	return dioh_image_pwrite(layout->image, &record, sizeof(record),
+	                         dioh_layout_at(layout, layout->head.regions.offset + index * sizeof(record)), err);
+}
+
 int dioh_record_store_tables(struct dioh_image_layout *layout, const struct dioh_tables *tables,
                              struct dioh_error *err)
 {
@@ -181,10 +197,8 @@ int dioh_record_store_tables(struct dioh_image_layout *layout, const struct dioh
 
 	if (r < 0)
 		return r;
-	if (!tables->checksums) {
-		tables->region->unsummed = true;
-		return 0;
-	}
+	if (!tables->checksums)
+		return store_unsummed(layout, tables->region, err);
 	return store_range(layout, table_range(layout, &record->checksums, tables, sizeof(uint32_t)), tables->checksums,
 	                   tables->fresh, err);
 }

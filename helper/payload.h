@@ -33,6 +33,8 @@ struct dioh_stream_params {
 	unsigned slot;
 	bool large_pipe; /* as dioh_enlarge_pipe() makes them */
 	uint32_t flags;
+	const uint8_t *early; /* save: bytes of it that have been read already: the session's */
+	size_t early_bytes;
 	unsigned channel_count; /* mapped-ram, save: streams numbered stream + 1 and on; the same holds for them */
 	int channel_fds[DIOH_STREAMS_MAX - 1];
 };

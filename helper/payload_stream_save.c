@@ -100,6 +100,21 @@ static uint64_t room_in(const struct stream_transfer *t, const struct stream_buf
 	return dioh_min(buffer_room, t->extent.bytes - t->extent_used);
 }
 
+/* So many bytes more are in the buffer; 0: the stream's end. */
+static void filled(struct stream_transfer *t, struct stream_buffer *buffer, uint64_t bytes)
+{
+	buffer->bytes += bytes;
+	t->extent_used += bytes;
+	t->stream_at += bytes;
+	t->base.figures.total_bytes = t->stream_at;
+	atomic_store_explicit(&t->base.done_bytes, t->stream_at, memory_order_relaxed);
+	t->ended = bytes == 0;
+	if (buffer->bytes > 0 && (t->ended || room_in(t, buffer) == 0))
+		drain(t, buffer);
+	else if (t->ended)
+		buffer->state = BUFFER_FREE;
+}
+
 static void read_done(struct dioh_io *io)
 {
 	struct stream_transfer *t = io->owner;
@@ -108,16 +123,16 @@ static void read_done(struct dioh_io *io)
 	if (!dioh_port_moved(&t->port, io))
 		return;
 	assert(buffer); /* it was what has been read into */
-	buffer->bytes += (uint64_t)io->result;
-	t->extent_used += (uint64_t)io->result;
-	t->stream_at += (uint64_t)io->result;
-	t->base.figures.total_bytes = t->stream_at;
-	atomic_store_explicit(&t->base.done_bytes, t->stream_at, memory_order_relaxed);
-	t->ended = io->result == 0;
-	if (buffer->bytes > 0 && (t->ended || room_in(t, buffer) == 0))
-		drain(t, buffer);
-	else if (t->ended)
-		buffer->state = BUFFER_FREE;
+	filled(t, buffer, (uint64_t)io->result);
+}
+
+/* What was read of the stream before it became ours. */
+static void take_early(struct stream_transfer *t, struct stream_buffer *buffer)
+{
+	const uint64_t bytes = dioh_min(room_in(t, buffer), t->params.early_bytes - t->stream_at);
+
+	memcpy(buffer->data + buffer->bytes, t->params.early + t->stream_at, bytes);
+	filled(t, buffer, bytes);
 }
 
 /* A byte for which there is no room, or the end. */
@@ -160,6 +175,10 @@ enum dioh_step dioh_stream_save_step(struct dioh_transfer *transfer)
 		return end_step(t);
 	if (t->port.under_way || t->errand.runs)
 		return DIOH_STEP_WAIT;
+	if (t->no_room && t->stream_at < t->params.early_bytes) {
+		dioh_transfer_fail(&t->base, &t->room_error);
+		return DIOH_STEP_WAIT;
+	}
 	if (t->no_room) {
 		dioh_port_move(&t->port, &t->probe, sizeof(t->probe), probe_done);
 		return DIOH_STEP_WAIT;
@@ -175,6 +194,10 @@ enum dioh_step dioh_stream_save_step(struct dioh_transfer *transfer)
 			return DIOH_STEP_WAIT;
 		buffer->state = BUFFER_FILLING;
 		dioh_stream_place(buffer, t->extent.offset + t->extent_used);
+	}
+	if (t->stream_at < t->params.early_bytes) {
+		take_early(t, buffer);
+		return DIOH_STEP_MORE;
 	}
 	dioh_port_move(&t->port, buffer->data + buffer->bytes, room_in(t, buffer), read_done);
 	return DIOH_STEP_WAIT;

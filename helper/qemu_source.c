@@ -10,13 +10,18 @@
 /* How long a session that ends may have to wait for us: the stream is looked at again this often. */
 #define LOOK_MS 50
 
+/* All of a setup stays in the buffer, and there is room for more. */
+_Static_assert(2 * (DIOH_QEMU_CONFIGURATION_BYTES_MAX + DIOH_QEMU_RAM_START_BYTES +
+                    DIOH_REGIONS_MAX * DIOH_QEMU_BLOCK_BYTES_MAX + DIOH_QEMU_SECTION_END_BYTES) < DIOH_QEMU_INPUT_BYTES,
+               "a setup fits");
+
 int dioh_qemu_source_open(struct dioh_qemu_source *source, bool multifd, struct dioh_error *err)
 {
 	source->parser = dioh_qemu_parser_new(multifd ? DIOH_QEMU_MULTIFD : DIOH_QEMU_STREAM, 0, err);
 	if (!source->parser)
 		return -ENOMEM;
 	source->input = malloc(DIOH_QEMU_INPUT_BYTES);
-	source->left = 0;
+	source->left = source->filled = 0;
 	if (source->input)
 		return 0;
 	dioh_qemu_source_close(source);
@@ -57,7 +62,7 @@ static int fill(struct dioh_qemu_source *source, const struct dioh_device_state 
 
 		if (r < 0)
 			return r;
-		n = read(from->fd, source->input, DIOH_QEMU_INPUT_BYTES);
+		n = read(from->fd, source->input + source->filled, DIOH_QEMU_INPUT_BYTES - source->filled);
 	} while (n < 0 && (errno == EINTR || errno == EAGAIN));
 	if (n < 0)
 		return dioh_error_errno(err, errno, DIOH_PLACE(READ, STREAM, from->stream, 0), "stream %" PRIu32
@@ -67,8 +72,9 @@ static int fill(struct dioh_qemu_source *source, const struct dioh_device_state 
 		                      DIOH_PLACE(PARSE, STREAM, from->stream, dioh_qemu_parser_offset(source->parser)),
 		                      "stream %" PRIu32 ": it ends after %" PRIu64 " bytes, before its RAM setup is complete",
 		                      from->stream, dioh_qemu_parser_offset(source->parser));
-	source->next = source->input;
+	source->next = source->input + source->filled;
 	source->left = (size_t)n;
+	source->filled += (size_t)n;
 	return 0;
 }
 

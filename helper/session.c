@@ -284,8 +284,10 @@ static void close_all(struct dioh_session_state *session)
 		dioh_cleanup_fd(&session->memories[i].fd);
 		dioh_cleanup_fd(&session->memories[i].selection_fd);
 	}
-	for (unsigned i = 0; i < DIOH_STREAMS_MAX; i++)
+	for (unsigned i = 0; i < DIOH_STREAMS_MAX; i++) {
 		dioh_cleanup_fd(&session->streams[i].fd);
+		free(session->streams[i].early);
+	}
 	dioh_cleanup_fd(&session->manager_pidfd);
 	close(session->fd);
 	free(session->request);

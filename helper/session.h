@@ -34,6 +34,7 @@ enum dioh_image_stage {
 	IMAGE_TABLE,  /* CREATE_IMAGE or raw OPEN_IMAGE has come, entries are missing */
 	IMAGE_HEADER, /* raw: its header must come before any page */
 	IMAGE_READY,
+	IMAGE_REFUSED, /* its stream is not understood: nothing was touched, and it can still be saved as it is */
 	IMAGE_BROKEN, /* creating it failed half-way: it is neither old nor new */
 };
 
@@ -42,6 +43,8 @@ struct dioh_session_stream {
 	bool known;  /* it has been attached */
 	uint32_t kind;
 	bool large_pipe;
+	uint8_t *early; /* what was read of it before it was refused: saved first. NULL: nothing */
+	size_t early_bytes;
 };
 
 /* A request that the control-I/O thread carries out: one at a time. */

@@ -10,6 +10,7 @@
 
 #include "align.h"
 #include "clock.h"
+#include "layout_mapped_ram.h"
 #include "proto.h"
 #include "session.h"
 
@@ -103,6 +104,22 @@ static int prepare(struct dioh_session_state *session, struct dioh_error *err)
 	return r;
 }
 
+/* What is wrong with a stream shows before anything is touched. */
+static bool can_keep_stream(const struct dioh_image_layout *layout, const struct dioh_error *err)
+{
+	return layout->ops->is_qemus && layout->device_state.channels == 0 && err->operation == DIOH_OP_PARSE &&
+	       err->object == DIOH_OBJECT_STREAM;
+}
+
+static void keep_stream(struct dioh_session_state *session)
+{
+	struct dioh_session_stream *stream = &session->streams[session->layout.device_state.stream];
+
+	stream->early = dioh_mapped_ram_take_input(&session->layout, &stream->early_bytes);
+	dioh_layout_free(&session->layout);
+	session->stage = IMAGE_REFUSED;
+}
+
 static int create(struct dioh_session_state *session, struct dioh_error *err)
 {
 	struct dioh_image_layout *layout = &session->layout;
@@ -112,6 +129,8 @@ static int create(struct dioh_session_state *session, struct dioh_error *err)
 		r = layout->ops->create(layout, err);
 	if (r < 0) {
 		session->stage = IMAGE_BROKEN;
+		if (can_keep_stream(layout, err))
+			keep_stream(session);
 		return r;
 	}
 	session->stage = layout->ready ? IMAGE_READY : IMAGE_HEADER;
@@ -344,7 +363,9 @@ static int wrong_stage(const struct dioh_session_state *session, const struct di
 	const char *name = dioh_msg_name(message->header.type);
 	const char *why = "CREATE_IMAGE or OPEN_IMAGE comes first";
 
-	if (session->stage == IMAGE_BROKEN)
+	if (session->stage == IMAGE_REFUSED)
+		why = "its stream was refused, and can only be saved as it is: CREATE_IMAGE with layout raw";
+	else if (session->stage == IMAGE_BROKEN)
 		why = "creating the image failed half-way; this session can only be closed";
 	else if (session->stage == IMAGE_TABLE)
 		why = "the table's other entries come first";
@@ -374,8 +395,9 @@ static int check_streams(const struct dioh_session_state *session, const struct 
 int dioh_on_create_image(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
 {
 	const struct dioh_msg_create_image *create_image = (const struct dioh_msg_create_image *)message->payload;
+	const bool as_it_is = session->stage == IMAGE_REFUSED && create_image->layout == DIOH_LAYOUT_RAW;
 
-	if (session->stage != IMAGE_NONE)
+	if (session->stage != IMAGE_NONE && !as_it_is)
 		return wrong_stage(session, message, err);
 	if (create_image->layout == DIOH_LAYOUT_MAPPED_RAM) {
 		int r = check_streams(session, create_image, err);

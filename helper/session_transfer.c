@@ -413,6 +413,8 @@ int dioh_on_stream_transfer(struct dioh_session_state *session, struct dioh_mess
 	params.fd = session->streams[what->stream].fd;
 	params.large_pipe = session->streams[what->stream].large_pipe;
 	params.slot = DIOH_SLOT_STREAM + what->stream;
+	params.early = session->streams[what->stream].early;
+	params.early_bytes = session->streams[what->stream].early_bytes;
 	params.channel_count = running->save ? session->layout.device_state.channels : 0;
 	for (unsigned i = 0; i < params.channel_count; i++)
 		params.channel_fds[i] = session->streams[what->stream + 1 + i].fd;

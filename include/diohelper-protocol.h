@@ -137,6 +137,7 @@ enum dioh_feature {
 	DIOH_FEATURE_ALL_IN_STREAM = 1u << 9, /* OPEN_IMAGE's flag */
 	DIOH_FEATURE_CONTINUE = 1u << 10,     /* CREATE_IMAGE's flag; KEEP_REGION */
 	DIOH_FEATURE_MULTIFD = 1u << 11,      /* CREATE_IMAGE names channels */
+	DIOH_FEATURE_VERBATIM = 1u << 12,     /* a stream that CREATE_IMAGE refused can be saved as it is */
 };
 
 struct dioh_msg_hello { /* request and reply */

@@ -197,7 +197,9 @@ struct dioh_create_options {
  * the entries do not name are in the stream: dioh_get_table() lists them behind this, with DIOH_ENTRY_IN_STREAM and numbers
  * of their own. ENOENT: QEMU has no block of a region's name; EINVAL: a block's size or guest address is another, or
  * x-ignore-shared is off; EBADMSG, EOPNOTSUPP: a stream that is not QEMU's, or has something in it that is not understood
- * (the text names it). After any of these the image is untouched.
+ * (the text names it). After any of these the image is untouched. If it was the stream (operation PARSE, object STREAM), and
+ * the helper has feature VERBATIM, dioh_create_image() with layout raw may follow, and dioh_save_stream() then saves that
+ * stream as it is, from its first byte on.
  */
 int dioh_create_image(struct dioh_session *session, const struct dioh_create_options *options,
                       struct dioh_msg_image_reply *ret_info, struct dioh_error *err);

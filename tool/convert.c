@@ -18,16 +18,6 @@
 #include "cleanup.h"
 #include "convert.h"
 
-/* libvirt's contract: src/qemu/qemu_saveimage_format.h. Numbers in the byte order of the host that wrote them. */
-#define LIBVIRT_HEADER_BYTES 92u
-#define LIBVIRT_MAGIC_PARTIAL "LibvirtQemudPart"
-#define LIBVIRT_MAGIC_COMPLETE "LibvirtQemudSave"
-#define LIBVIRT_MAGIC_BYTES 16u
-#define LIBVIRT_VERSION_AT 16u
-#define LIBVIRT_VERSION 2u
-#define LIBVIRT_FORMAT_AT 28u
-enum { LIBVIRT_FORMAT_RAW = 0, LIBVIRT_FORMAT_SPARSE = 6 };
-
 enum format { FORMAT_LIBVIRT_RAW, FORMAT_LIBVIRT_SPARSE, FORMAT_MAPPED_RAM, FORMAT_STREAM, FORMAT_CONTAINER, FORMATS };
 
 static const struct {
@@ -37,8 +27,8 @@ static const struct {
 	uint32_t layout; /* of OUT */
 	enum format other; /* what it becomes without --to */
 } formats[] = {
-	[FORMAT_LIBVIRT_RAW] = { "libvirt-raw", true, LIBVIRT_FORMAT_RAW, DIOH_LAYOUT_RAW, FORMAT_LIBVIRT_SPARSE },
-	[FORMAT_LIBVIRT_SPARSE] = { "libvirt-sparse", true, LIBVIRT_FORMAT_SPARSE, DIOH_LAYOUT_MAPPED_RAM,
+	[FORMAT_LIBVIRT_RAW] = { "libvirt-raw", true, DIOH_TOOL_LIBVIRT_RAW, DIOH_LAYOUT_RAW, FORMAT_LIBVIRT_SPARSE },
+	[FORMAT_LIBVIRT_SPARSE] = { "libvirt-sparse", true, DIOH_TOOL_LIBVIRT_SPARSE, DIOH_LAYOUT_MAPPED_RAM,
 	                            FORMAT_LIBVIRT_RAW },
 	[FORMAT_MAPPED_RAM] = { "mapped-ram", false, 0, DIOH_LAYOUT_MAPPED_RAM, FORMAT_STREAM },
 	[FORMAT_STREAM] = { "stream", false, 0, DIOH_LAYOUT_RAW, FORMAT_MAPPED_RAM },
@@ -159,7 +149,7 @@ static int find_format(struct conversion *c, struct dioh_error *err)
 		c->from = libvirt ? FORMAT_LIBVIRT_SPARSE : FORMAT_MAPPED_RAM;
 	else if (!libvirt)
 		c->from = FORMAT_STREAM;
-	else if (c->open.header_format == LIBVIRT_FORMAT_RAW)
+	else if (c->open.header_format == DIOH_TOOL_LIBVIRT_RAW)
 		c->from = FORMAT_LIBVIRT_RAW;
 	else
 		return dioh_tool_error_set(err, EOPNOTSUPP, "is compressed (format %s): unpack it first, with the command below",
@@ -248,18 +238,12 @@ static int choose_target(struct conversion *c, struct dioh_error *err)
 /* libvirt's, marked partial, for what stands behind it in OUT. Its mark comes last. */
 static int make_libvirt_header(struct conversion *c, struct dioh_error *err)
 {
-	uint32_t version;
-
-	if (c->header_bytes < LIBVIRT_HEADER_BYTES)
-		return dioh_tool_error_set(err, EBADMSG, "the helper has a header of %" PRIu64 " bytes", c->header_bytes);
-	memcpy(&version, c->header + LIBVIRT_VERSION_AT, sizeof(version));
-	if (version != LIBVIRT_VERSION)
-		return dioh_tool_error_set(err, EOPNOTSUPP, "was saved on a host of the other byte order");
 	memcpy(c->out_header, c->header, c->header_bytes);
-	memcpy(c->out_header, LIBVIRT_MAGIC_PARTIAL, LIBVIRT_MAGIC_BYTES);
-	memcpy(c->out_header + LIBVIRT_FORMAT_AT, &formats[c->to].libvirt_format, sizeof(uint32_t));
-	memcpy(c->patch, LIBVIRT_MAGIC_COMPLETE, LIBVIRT_MAGIC_BYTES);
-	c->patch_bytes = LIBVIRT_MAGIC_BYTES;
+	if (!dioh_tool_libvirt_set_format(c->out_header, c->header_bytes, formats[c->to].libvirt_format))
+		return dioh_tool_error_set(err, EOPNOTSUPP, "was saved on a host of the other byte order");
+	memcpy(c->out_header, DIOH_TOOL_LIBVIRT_PARTIAL, DIOH_TOOL_LIBVIRT_MAGIC_BYTES);
+	memcpy(c->patch, DIOH_TOOL_LIBVIRT_COMPLETE, DIOH_TOOL_LIBVIRT_MAGIC_BYTES);
+	c->patch_bytes = DIOH_TOOL_LIBVIRT_MAGIC_BYTES;
 	return 0;
 }
 

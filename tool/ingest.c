@@ -2,7 +2,7 @@
 /*
  * ingest.c - the verb `ingest`: what a QEMU sends when it migrates becomes a mapped-ram image, while it comes. The stream is
  * standard input, an inherited descriptor, or what connects to a socket; a sealed helper reads it and writes the image.
- * The tool looks at no byte of it.
+ * The tool looks at no byte of it. A stream that the helper does not understand is kept as it is, if that is wanted.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -36,6 +36,7 @@ struct options {
 	const char *engine_text;
 	const char *multifd_text;
 	uint64_t base_offset;
+	bool or_raw;
 	bool buffered;
 	bool quiet;
 	int fd;
@@ -53,6 +54,9 @@ struct ingestion {
 	int stream_fds[DIOH_STREAMS_MAX]; /* the stream, then multifd's channels; -1: none */
 	uint8_t *header;
 	uint64_t header_bytes;
+	bool raw; /* the stream is kept as it is; until it is complete the image is called `partial_path` */
+	char partial_path[DIOH_TOOL_PATH_BYTES];
+	char refusal[DIOH_TEXT_BYTES]; /* why */
 	struct dioh_tool_progress progress;
 };
 
@@ -123,6 +127,14 @@ static int take_listen(struct options *options)
 	return -1;
 }
 
+/* A channel's bytes are no stream, and what stands before a base offset must not go by another name meanwhile. */
+static int check_or_raw(const struct options *options)
+{
+	if (options->or_raw && (options->channels || options->base_offset))
+		return dioh_tool_usage_error(VERB, "--or-raw: not with --%s", options->channels ? "multifd" : "base-offset");
+	return -1;
+}
+
 /* -1 to go on, else the exit status. */
 static int parse_options(int argc, char **argv, struct options *options)
 {
@@ -132,6 +144,7 @@ static int parse_options(int argc, char **argv, struct options *options)
 		  NULL },
 		{ "multifd", "N", "with --listen: QEMU's capability multifd is on, with N channels", NULL,
 		  &options->multifd_text, NULL },
+		{ "or-raw", NULL, "keep a stream that is not understood as it is", &options->or_raw, NULL, NULL },
 		{ "header", "FILE", "bytes to put in front of QEMU's part of IMAGE", NULL, &options->header_path, NULL },
 		{ "base-offset", "BYTES", DIOH_TOOL_BASE_OFFSET_HELP, NULL, NULL, &options->base_offset },
 		{ "engine", "NAME", "io_uring, libaio or sync (default: the best to be had)", NULL, &options->engine_text,
@@ -157,6 +170,8 @@ static int parse_options(int argc, char **argv, struct options *options)
 		status = take_fd(options);
 	if (status < 0)
 		status = take_multifd(options);
+	if (status < 0)
+		status = check_or_raw(options);
 	return status < 0 ? take_listen(options) : status;
 }
 
@@ -223,6 +238,8 @@ static int open_image(struct ingestion *ingestion, struct dioh_error *err)
 	}
 	if (S_ISREG(st.st_mode))
 		ingestion->directory_fd = open_directory(path);
+	else if (ingestion->options->or_raw)
+		return dioh_tool_error_set(err, EINVAL, "is a device: nothing would say where a stream on it ends: not with --or-raw");
 	return 0;
 }
 
@@ -317,20 +334,75 @@ static int attach(struct ingestion *ingestion, struct dioh_session *session, str
 	return r;
 }
 
-static int create(struct ingestion *ingestion, struct dioh_session *session, struct dioh_error *err)
+static int create_as(const struct ingestion *ingestion, struct dioh_session *session, uint32_t layout,
+                     struct dioh_msg_image_reply *ret_reply, struct dioh_error *err)
 {
-	const struct dioh_msg_entry entry = { .kind = DIOH_ENTRY_STREAM, .number = STREAM_ENTRY, .name = "device-state" };
+	const bool raw = layout == DIOH_LAYOUT_RAW;
+	const struct dioh_msg_entry entry = {
+		.kind = DIOH_ENTRY_STREAM,
+		.number = STREAM_ENTRY,
+		.name = "device-state",
+		.image_offset = raw ? ingestion->header_bytes : 0,
+	};
 	const struct dioh_create_options options = {
-		.layout = DIOH_LAYOUT_MAPPED_RAM,
+		.layout = layout,
 		.entry_count = 1,
 		.entries = &entry,
 		.header_bytes = ingestion->header_bytes,
 		.header = ingestion->header,
 		.channels = ingestion->options->channels,
 	};
-	struct dioh_msg_image_reply reply;
-	int r = dioh_create_image(session, &options, &reply, err);
 
+	return dioh_create_image(session, &options, ret_reply, err);
+}
+
+/* It is QEMU's, but has in it what is not understood. Nothing has been touched then. */
+static bool is_not_understood(const struct dioh_error *err)
+{
+	return err->operation == DIOH_OP_PARSE && err->object == DIOH_OBJECT_STREAM &&
+	       (err->code == EOPNOTSUPP || err->code == EFBIG);
+}
+
+static int rename_image(const struct ingestion *ingestion, const char *from, const char *to, struct dioh_error *err)
+{
+	if (rename(from, to) != 0 || fsync(ingestion->directory_fd) != 0)
+		return dioh_tool_error_set(err, errno, "renaming %.80s to %.80s failed: %s", from, to, strerror(errno));
+	return 0;
+}
+
+/* A stream has no mark that would come last: its name does. What stood there is no image any more, durably. */
+static int begin_raw(struct ingestion *ingestion, const struct dioh_error *refusal, struct dioh_error *err)
+{
+	const char *path = ingestion->options->path;
+	int n = snprintf(ingestion->partial_path, sizeof(ingestion->partial_path), "%s.partial", path);
+	int r;
+
+	memcpy(ingestion->refusal, refusal->text, sizeof(ingestion->refusal));
+	if (n < 0 || (size_t)n >= sizeof(ingestion->partial_path))
+		return dioh_tool_error_set(err, ENAMETOOLONG, "its name is too long for --or-raw");
+	r = rename_image(ingestion, path, ingestion->partial_path, err);
+	if (r != 0)
+		return r;
+	ingestion->raw = true;
+	if (ftruncate(ingestion->image_fd, 0) != 0 || fsync(ingestion->image_fd) != 0)
+		return dioh_tool_error_set(err, errno, "emptying it failed: %s", strerror(errno));
+	if (ingestion->header)
+		dioh_tool_libvirt_set_format(ingestion->header, ingestion->header_bytes, DIOH_TOOL_LIBVIRT_RAW);
+	return 0;
+}
+
+static int create(struct ingestion *ingestion, struct dioh_session *session, struct dioh_error *err)
+{
+	struct dioh_msg_image_reply reply;
+	struct dioh_error refusal;
+	int r = create_as(ingestion, session, DIOH_LAYOUT_MAPPED_RAM, &reply, err);
+
+	if (r != 0 && ingestion->options->or_raw && is_not_understood(err)) {
+		refusal = *err;
+		r = begin_raw(ingestion, &refusal, err);
+		if (r == 0)
+			r = create_as(ingestion, session, DIOH_LAYOUT_RAW, &reply, err);
+	}
 	if (r == 0)
 		dioh_tool_progress_start(&ingestion->progress, !ingestion->options->quiet && isatty(STDERR_FILENO),
 		                         reply.image_bytes);
@@ -382,8 +454,9 @@ static int run_session(struct ingestion *ingestion, struct dioh_error *err)
 {
 	struct dioh_session *session;
 	const uint64_t multifd = ingestion->options->channels ? DIOH_FEATURE_MULTIFD : 0;
+	const uint64_t verbatim = ingestion->options->or_raw ? DIOH_FEATURE_VERBATIM | DIOH_FEATURE_LAYOUT_RAW : 0;
 	int r = dioh_tool_spawn(ingestion->options->helper,
-	                        DIOH_FEATURE_LAYOUT_MAPPED_RAM | DIOH_FEATURE_STREAM | multifd, &session, err);
+	                        DIOH_FEATURE_LAYOUT_MAPPED_RAM | DIOH_FEATURE_STREAM | multifd | verbatim, &session, err);
 
 	if (r != 0)
 		return r;
@@ -400,12 +473,25 @@ static int run_session(struct ingestion *ingestion, struct dioh_error *err)
 
 /* ---- the verb ------------------------------------------------------------------------------------------------ */
 
-/* A file of ours that nothing was written to is of no use to anybody. */
-static void remove_empty(const struct ingestion *ingestion)
+/* The whole of it is durable: now it may have its name. */
+static int end_raw(const struct ingestion *ingestion, struct dioh_error *err)
+{
+	int r = rename_image(ingestion, ingestion->partial_path, ingestion->options->path, err);
+
+	if (r == 0)
+		fprintf(stderr, DIOH_TOOL_NAME ": %s: kept verbatim as raw: %s\n", ingestion->options->path,
+		        ingestion->refusal);
+	return r;
+}
+
+/* A file of ours that nothing was written to, or a part of a stream, is of no use to anybody. */
+static void remove_useless(const struct ingestion *ingestion)
 {
 	struct stat st;
 
-	if (ingestion->made && fstat(ingestion->image_fd, &st) == 0 && st.st_size == 0)
+	if (ingestion->made && ingestion->raw)
+		unlink(ingestion->partial_path);
+	else if (ingestion->made && fstat(ingestion->image_fd, &st) == 0 && st.st_size == 0)
 		unlink(ingestion->options->path);
 }
 
@@ -437,7 +523,9 @@ static int run(int argc, char **argv)
 	if (r == 0)
 		r = run_session(&ingestion, &err);
 	if (r != 0)
-		remove_empty(&ingestion);
+		remove_useless(&ingestion);
+	else if (ingestion.raw)
+		r = end_raw(&ingestion, &err);
 	close_all(&ingestion);
 	return r == 0 ? DIOH_TOOL_OK : dioh_tool_fail(options.path, options.base_offset, false, &err);
 }

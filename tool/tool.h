@@ -172,6 +172,18 @@ int dioh_tool_table_read(struct dioh_session *session, uint32_t region_count, ui
 /* Does the image have the record of docs/image-format.md? A raw one has none, nor has a mapped-ram one of QEMU's own. */
 bool dioh_tool_has_record(const struct dioh_msg_open_image_reply *open, const struct dioh_tool_table *table);
 
+/* ---- libvirt's header (libvirt.c) --------------------------------------------------------------------------- */
+
+/* libvirt's numbers of what stands behind it. */
+enum { DIOH_TOOL_LIBVIRT_RAW = 0, DIOH_TOOL_LIBVIRT_SPARSE = 6 };
+
+#define DIOH_TOOL_LIBVIRT_MAGIC_BYTES 16u
+#define DIOH_TOOL_LIBVIRT_PARTIAL "LibvirtQemudPart"
+#define DIOH_TOOL_LIBVIRT_COMPLETE "LibvirtQemudSave"
+
+/* Says what stands behind the header. false: it is none of libvirt's, or of a host of the other byte order. */
+bool dioh_tool_libvirt_set_format(uint8_t *header, uint64_t bytes, uint32_t format);
+
 /* ---- checking everything in an image (check.c) -------------------------------------------------------------- */
 
 #define DIOH_TOOL_DAMAGES_MAX 1000u /* more are of no use to anybody */

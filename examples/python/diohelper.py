@@ -45,9 +45,10 @@ STRAYS_CLOSED, NO_CAPABILITIES, NOT_ROOT, NO_NEW_PRIVS = 1, 2, 4, 8
 REGION, STREAM_ENTRY = 1, 2
 GUEST_ADDRESS, CHECKSUMS, IN_STREAM = 1, 2, 4
 
-# Layouts, states, OPEN_IMAGE's and the transfers' flags.
+# Layouts, states, CREATE_IMAGE's, OPEN_IMAGE's and the transfers' flags.
 DETECT, RAW, CONTAINER, MAPPED_RAM = 0, 1, 2, 3
 UNKNOWN, PARTIAL, COMPLETE_STATE, WRITTEN_STATE = 0, 1, 2, 3
+CONTINUE = 1
 ACCEPT_WRITTEN, INSPECT = 1, 2
 SELECTION_FLAG, FRESH = 1, 2
 
@@ -364,8 +365,8 @@ class Session:
 
     # The image.
 
-    def create_image(self, layout, regions, streams, header_bytes, stream=0):
-        payload = _CREATE_IMAGE.pack(layout, regions, streams, 0, header_bytes, stream, 0)
+    def create_image(self, layout, regions, streams, header_bytes, stream=0, flags=0):
+        payload = _CREATE_IMAGE.pack(layout, regions, streams, flags, header_bytes, stream, 0)
         return _named(CreateReply, _CREATE_IMAGE_REPLY, self.request(CREATE_IMAGE, payload))
 
     def put_table(self, entries):

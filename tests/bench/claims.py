@@ -252,7 +252,9 @@ REMARKS = {
     "qemu-save": "Without multifd, QEMU's parameter direct-io has no effect on the pages. CPU time is QEMU's and the "
                  "helper's together.",
     "ingest-save": "*raw*: the stream as it is; the drop-in is diohelper in the place of libvirt_iohelper. *ingest*: a "
-                   "mapped-ram image. CPU time is QEMU's and the program's together.",
+                   "mapped-ram image. CPU time is QEMU's and the program's together. Each channel is a thread of QEMU's: "
+                   "where they, its main thread and the helper are more than the machine has processors, further channels "
+                   "bring nothing.",
     "ingest-load": "All by QEMU itself: the raw stream through libvirt_iohelper, the ingested image by mapped-ram, "
                    "direct-io and multifd, without diohelper.",
     "convert": "Each conversion has a dd of its own, which alternates with it. dd reads nothing but data; a conversion also "

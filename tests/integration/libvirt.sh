@@ -155,8 +155,9 @@ show_trouble() {
 
 # ---- inside: the guest ---------------------------------------------------------------------------------------------------
 
-# With what memory, as XML; empty: QEMU's own.
+# With what memory and what video, as XML; empty: QEMU's own, and none.
 guest_backing=
+guest_video=
 
 start_guest() { # MIB
 	cp "$BUILD/guest/boot.img" $state/boot.img
@@ -176,6 +177,7 @@ start_guest() { # MIB
 		      <readonly/>
 		    </disk>
 		    <serial type='file'><source path='$guest_log' append='on'/></serial>
+		    $guest_video
 		    <controller type='usb' model='none'/>
 		    <memballoon model='none'/>
 		  </devices>
@@ -209,14 +211,34 @@ wait_for_pass() {
 	done
 }
 
-# It counts on: two passes, so that one of them began after now. One start and each pass once and in order since then,
-# and nothing else said: not that memory is damaged, and not pass 1 again. (A line cut short at the end is left out.)
+# It counts on: two passes, so that one of them began after now.
 guest_goes_on() {
 	wait_for_pass $(($(last_pass) + 1))
+	guest_never_began_anew
+}
+
+# One start and each pass once and in order since then, and nothing else said: not that memory is damaged, and not pass 1
+# again. (A line cut short at the end is left out.)
+guest_never_began_anew() {
 	sed -e '$d' $guest_log | awk '
 		NR == 1 && /^guest: started with [0-9]+ MiB$/ { next }
 		NR > 1 && $0 == "guest: pass " NR - 1 " memory ok" { next }
 		{ exit 1 }' || fail 'the guest has not gone on where it was, with the memory that it had'
+}
+
+# An image is restored more than once: the log is put back to the moment of the save each time.
+log_is_kept() { cp $guest_log "$tmp/log-of-save"; }
+log_is_put_back() { cat "$tmp/log-of-save" >$guest_log; }
+
+# A stock libvirt restores it, and the guest goes on where it was when it was saved.
+restore() { # IMAGE OPTION...
+	log_is_put_back
+	lv restore "$@"
+	run 0 virsh_bounded 60 domstate witness
+	says '^running'
+	guest_goes_on
+	lv destroy witness
+	case_done "virsh restore $*"
 }
 
 # No guest, and no helper that has been forgotten.

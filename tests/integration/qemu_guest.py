@@ -140,7 +140,7 @@ class Guest:
         with open(self.complaints, encoding="utf-8", errors="replace") as complaints:
             return complaints.read().strip()
 
-    def command(self, name, fd=None, **arguments):
+    def command(self, name, /, fd=None, **arguments):
         message = json.dumps({"execute": name, "arguments": {key.replace("_", "-"): value
                                                              for key, value in arguments.items()}}).encode()
         try:

@@ -5,7 +5,8 @@
 The machines in them are none that QEMU would run; their memory and their framing are as QEMU 10.0 and libvirt 11.3 have
 them (QEMU's docs/devel/migration/mapped-ram.rst, libvirt's src/qemu/qemu_saveimage.h).
 
-    qemu_stream.py KIND FILE [BLOCK=MIB...]     writes an example: stream, image, libvirt-FORMAT, libvirt-FORMAT-partial
+    qemu_stream.py KIND FILE [BLOCK=MIB...]     writes an example: stream, bitmaps-stream (with a section of dirty bitmaps),
+                                                image, libvirt-FORMAT, libvirt-FORMAT-partial, libvirt-FORMAT-header
 """
 
 import struct
@@ -94,6 +95,13 @@ def stream(blocks, capability=IGNORE_SHARED, state=None):
     return setup(blocks, capability) + section(2) + sent + SECTION_END + section(3) + SECTION_END + tail
 
 
+def bitmaps_stream(blocks):
+    """The same with a section that only QEMU understands: what follows its start does not matter."""
+    start = struct.pack(">BI", 1, 3) + name("dirty-bitmap") + struct.pack(">II", 0, 1)
+    whole, ram = stream(blocks, None), setup(blocks, None)
+    return ram + start + whole[len(ram):]
+
+
 def residual_stream(blocks, state=None):
     """What is left of that stream when one brings no page of shared memory, and the others' pages all at once."""
     sent = b"".join(pages(block) for block in blocks if block.pages is not None)
@@ -166,6 +174,10 @@ def main():
     if kind == "stream":
         shared = [blocks[0]._replace(pages=None)] + blocks[1:]
         write_pieces(path, [(0, stream(shared))])
+    elif kind == "bitmaps-stream":
+        write_pieces(path, [(0, bitmaps_stream(blocks))])
+    elif words[-1] == "header":
+        write_pieces(path, [(0, libvirt_header(words[1]))])
     elif kind == "image" or kind.startswith("libvirt-sparse"):
         write_pieces(path, image(blocks, header)[0])
     elif header:

@@ -12,10 +12,6 @@ saved=$state/witness.save
 sparse=$state/witness.sparse
 raw=$state/witness.raw
 
-# An image is restored more than once: the log is put back to the moment of the save each time.
-log_is_kept() { cp $guest_log "$tmp/log-of-save"; }
-log_is_put_back() { cat "$tmp/log-of-save" >$guest_log; }
-
 save() { # SAVE-OPTION...
 	rm -f $saved $sparse $raw
 	run 0 virsh_bounded 60 domstate witness
@@ -26,16 +22,6 @@ save() { # SAVE-OPTION...
 }
 
 convert() { run 0 timeout 120 "$DIOHELPER_TOOL" convert "$@"; } # ARGUMENT...
-
-restore() { # IMAGE OPTION...
-	log_is_put_back
-	lv restore "$@"
-	run 0 virsh_bounded 60 domstate witness
-	says '^running'
-	guest_goes_on
-	lv destroy witness
-	case_done "virsh restore $*"
-}
 
 format_is() { # FILE FORMAT
 	run 0 "$DIOHELPER_TOOL" inspect "$1"

@@ -106,6 +106,8 @@ usage_error '\-\-multifd: 0 is not a number from 1 to 63' ingest --listen=unix:s
 usage_error '\-\-multifd: 64 is not a number' ingest --listen=unix:s --multifd=64 a
 usage_error '\-\-multifd: this needs --listen' ingest --multifd=2 a
 usage_error '\-\-engine: fast is not an engine' ingest --engine=fast a
+usage_error '\-\-or-raw: not with --multifd' ingest --or-raw --listen=unix:s --multifd=2 a
+usage_error '\-\-or-raw: not with --base-offset' ingest --or-raw --base-offset=4K a
 usage_error '\-\-base-offset: 4097 is not a multiple of 4096' ingest --base-offset=4097 a
 
 # ---- files that are no images ----
@@ -205,6 +207,33 @@ if command -v python3 >/dev/null; then
 	complains 'it ends too early'
 	run 0 "$tool" inspect made
 	says '^state: *partial'
+	rm made
+
+	# What is not understood is refused; or kept, if that is wanted, in place of what stood there.
+	make_file bitmaps-stream foreign
+	make_file libvirt-sparse-header sparse-header
+	make_file libvirt-raw-header raw-header
+	refused_ingest 'the start of section "dirty-bitmap" .* is not understood' <foreign
+	refused_ingest 'it ends after 0 bytes' --or-raw <empty
+	refused_ingest 'magic' --or-raw <random
+	(ulimit -f 100 && trap '' XFSZ && refused_ingest 'File too large' --or-raw <foreign) || exit 1
+	head -c 100M foreign | "$tool" ingest --or-raw made 2>"$tmp/err" || fail "--or-raw: $(cat "$tmp/err")"
+	complains '^diohelper-tool: made: kept verbatim as raw: .*the start of section "dirty-bitmap"'
+	cmp foreign made || fail 'what was kept is not the stream'
+	head -c 30000000 /dev/urandom >made
+	run 0 "$tool" ingest --or-raw --quiet --fd=5 made 5<foreign
+	complains 'kept verbatim as raw'
+	cmp foreign made || fail 'what was kept is not the stream'
+	run 0 "$tool" inspect made
+	says '^layout: +raw$'
+	run 0 "$tool" ingest --or-raw --header=sparse-header --fd=5 made 5<foreign
+	cat raw-header foreign | cmp - made || fail 'what was kept behind libvirt'\''s header is not the stream'
+	run 0 "$tool" inspect made
+	says 'raw'
+	run 0 "$tool" ingest --or-raw --fd=5 made 5<stream
+	is_content
+	run 0 "$tool" verify made
+	[ ! -e made.partial ] || fail 'made.partial is left'
 	rm made
 fi
 

@@ -692,8 +692,9 @@ static void a_stream_that_ends_early(void **state)
 	for (size_t count = 0; count < g.q.count; count += 1 + count / 3)
 		refused_before(&g, count, EBADMSG, "cut in the setup");
 	refused_before(&g, g.q.count - 1, EBADMSG, "cut before the setup's last byte");
-	refused_behind(&g, g.q.count, EBADMSG, "cut behind the setup");
+	refused_before(&g, g.q.count, EBADMSG, "cut behind the setup");
 	guest_finish_stream(&g, 5000);
+	refused_behind(&g, g.q.setup_bytes + 1, EBADMSG, "cut behind the first byte that tells what follows");
 	pages = g.q.setup_bytes + 9 + 5; /* behind ping and a part's head */
 	refused_behind(&g, pages + 4, EBADMSG, "cut in a record");
 	refused_behind(&g, pages + 3000, EBADMSG, "cut in a page");
@@ -737,6 +738,12 @@ static void what_is_not_known_before(void **state)
 	qemu_put_device(&g.q, 1, 10, 1);
 	refused_before(&g, g.q.count, EOPNOTSUPP, "a device before RAM");
 	g.q.count = 0;
+	qemu_put_setup(&g.q);
+	qemu_put_device(&g.q, 1, 10, 1);
+	refused_before(&g, g.q.count, EOPNOTSUPP, "a device behind RAM's setup");
+	g.q.bytes[g.q.setup_bytes] = 1;
+	refused_before(&g, g.q.count, EOPNOTSUPP, "another section in parts");
+	g.q.count = 0;
 	qemu_put(&g.q, "LibvirtQemudSave", 16);
 	refused_before(&g, g.q.count, EBADMSG, "no magic");
 	guest_free(&g);
@@ -752,6 +759,8 @@ static void what_is_not_known_behind(void **state)
 	make_older();
 	guest_start(&g, RAM);
 	setup = g.q.count;
+	qemu_put_section(&g.q, QEMU_PART);
+	qemu_put_section_end(&g.q);
 	qemu_put_device(&g.q, 1, 10, 1);
 	refused_behind(&g, g.q.count, EOPNOTSUPP, "a device before RAM's end");
 	g.q.count = setup;

@@ -202,10 +202,10 @@ def start_migration(guest, shared):
     return reading
 
 
-def create(helper, memories, header=b""):
+def create(helper, memories, header=b"", flags=0):
     """The image's table: regions are the memories, with their names and numbers; and the one stream."""
     table = [Entry(manager.REGION, number, memory.name.encode(), memory.size) for number, memory in enumerate(memories)]
-    helper.create_image(MAPPED_RAM, len(table), 1, len(header))
+    helper.create_image(MAPPED_RAM, len(table), 1, len(header), flags=flags)
     reply = helper.put_table([*table, Entry(manager.STREAM_ENTRY, 0, b"state")])
     assert reply.ready
     if header:
@@ -626,25 +626,29 @@ def check_cannot_finish(helper):
     raise AssertionError("FINISH after a save that failed")
 
 
-def helper_killed():
-    machine = Machine()
-    good = start_and_compose(machine, path("composed"))
-    with machine.guest(Memory) as guest:
-        guest.run_to_pass(1)
-        guest.command("stop")
-        with session(good.image, manager.SAVE) as helper:
-            attach(helper, guest.memories, start_migration(guest, True))
-            create(helper, guest.memories)
-            helper.complete(helper.save_stream(0, 0))
-            guest.wait_migrated()
-            helper.complete(helper.save_memory(0, 0, guest.memories[0].size))
-            helper.process.kill()
-            helper.process.wait()
-        check_is_partial(good)
-        guest.command("cont")  # and nothing has happened to the guest
-        guest.command("stop")
-        saved = compose(guest, machine, good.image)
-    check_qemu_restores(saved, MULTIFD)
+# `flags` of CREATE_IMAGE: with CONTINUE the older image, which was complete, stays as it is but for its marks.
+def helper_killed(flags):
+    def run():
+        machine = Machine()
+        good = start_and_compose(machine, path("composed"))
+        with machine.guest(Memory) as guest:
+            guest.run_to_pass(1)
+            guest.command("stop")
+            with session(good.image, manager.SAVE) as helper:
+                attach(helper, guest.memories, start_migration(guest, True))
+                create(helper, guest.memories, flags=flags)
+                check_is_partial(good)
+                helper.complete(helper.save_stream(0, 0))
+                guest.wait_migrated()
+                helper.complete(helper.save_memory(0, 0, guest.memories[0].size))
+                helper.process.kill()
+                helper.process.wait()
+            check_is_partial(good)
+            guest.command("cont")  # and nothing has happened to the guest
+            guest.command("stop")
+            saved = compose(guest, machine, good.image)
+        check_qemu_restores(saved, MULTIFD)
+    return run
 
 
 # ---- all of them -----------------------------------------------------------------------------------------------------
@@ -672,7 +676,8 @@ CASES = [
     ("QEMU killed in the pages of its stream", qemu_killed(Machine(), lambda good: 100000)),
     ("QEMU killed in its devices' state", qemu_killed(Machine("pc"), lambda good: good.stream_bytes - 30000)),
     ("QEMU killed at the end of its stream", qemu_killed(Machine(), lambda good: good.stream_bytes - 5000)),
-    ("helper killed before FINISH", helper_killed),
+    ("helper killed before FINISH", helper_killed(0)),
+    ("helper killed before FINISH of a save that is continued", helper_killed(manager.CONTINUE)),
 ]
 
 

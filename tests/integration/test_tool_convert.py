@@ -9,14 +9,11 @@
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-import traceback
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.dont_write_bytecode = True  # no __pycache__ in the source tree
@@ -463,26 +460,5 @@ TESTS = (test_streams, test_qemus_own, test_container, test_headers, test_stdout
          test_no_room, test_consume, test_consume_killed, test_consume_state, test_map, test_map_of_a_large_region)
 
 
-def main():
-    if sys.version_info < (3, 9):
-        print("skip: Python 3.9 is needed (socket.send_fds)")
-        return 77
-    directory = tempfile.mkdtemp(prefix="dioh-tool.", dir=os.environ.get("TMPDIR") or "/var/tmp")
-    failed = 0
-    try:
-        for test in TESTS:
-            if sys.argv[1:] and test.__name__ not in sys.argv[1:]:
-                continue
-            try:
-                test(os.path.join(directory, test.__name__))
-                print(f"ok    {test.__name__}", flush=True)
-            except Exception:
-                failed += 1
-                print(f"FAIL  {test.__name__}: {test.__doc__}\n{traceback.format_exc()}", flush=True)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(images.main(TESTS))

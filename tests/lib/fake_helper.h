@@ -15,7 +15,7 @@
 #include "exchange.h"
 #include "proto.h"
 
-#define FEATURES_ALL (DIOH_FEATURE_MULTIFD * 2 - 1)
+#define FEATURES_ALL (DIOH_FEATURE_VERBATIM * 2 - 1)
 
 /* Minor numbers of well-known devices: descriptors that can be told from one another. */
 #define DEV_NULL 3

@@ -162,6 +162,7 @@ int moves_create(struct moves *m)
 		.header_bytes = m->header_bytes,
 		.header = m->header,
 		.channels = m->channels,
+		.flags = m->create_flags,
 	};
 
 	memcpy(entries, m->entries, sizeof(entries));

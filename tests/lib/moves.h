@@ -45,6 +45,7 @@ struct moves {
 	const void *header;
 	uint64_t header_bytes;
 	uint32_t channels; /* mapped-ram, save: streams 1 and on */
+	uint32_t create_flags; /* enum dioh_create_flag */
 	uint32_t in_flight; /* 0: the default */
 	struct dioh_session *session;
 	struct dioh_error err; /* what failed last */

@@ -1321,6 +1321,7 @@ static void test_names(void **state)
 	assert_string_equal(dioh_feature_name(DIOH_FEATURE_LAYOUT_MAPPED_RAM), "layout-mapped-ram");
 	assert_string_equal(dioh_feature_name(DIOH_FEATURE_CONTINUE), "continue");
 	assert_string_equal(dioh_feature_name(DIOH_FEATURE_MULTIFD), "multifd");
+	assert_string_equal(dioh_feature_name(DIOH_FEATURE_VERBATIM), "verbatim");
 	assert_string_equal(dioh_feature_name(UINT64_C(1) << 63), "unknown");
 	assert_string_equal(dioh_layer_name(0), "none");
 	assert_string_equal(dioh_layer_name(DIOH_LAYER_SECCOMP), "seccomp");

@@ -899,6 +899,31 @@ static void test_refused_sections(void **state)
 	assert_refusals(DIOH_QEMU_STREAM, 0, refusals, COUNT_OF(refusals));
 }
 
+/* Whoever lays an image out of the setup has not begun by then. */
+static void test_other_sections_are_refused_before_the_setup_is_given(void **state)
+{
+	static const enum dioh_qemu_form forms[] = { DIOH_QEMU_STREAM, DIOH_QEMU_MULTIFD, DIOH_QEMU_IMAGE };
+
+	(void)state;
+	for (unsigned i = 0; i < 4 * COUNT_OF(forms); i++) {
+		const enum dioh_qemu_form form = forms[i % COUNT_OF(forms)];
+		struct dioh_qemu_parser *p;
+
+		begin(form, form == DIOH_QEMU_IMAGE ? DIOH_QEMU_MAPPED_RAM : 0);
+		stream.without_footers = i / COUNT_OF(forms) & 1 && form != DIOH_QEMU_MULTIFD;
+		lay_down(&stream);
+		splice(&stream, stream.at[AT_PART], 5, i / COUNT_OF(forms) & 2 ? "\4\0\0\0\1\5other" : "\1\0\0\0\1\5other", 11);
+		for (size_t step = 1; step <= ROOM; step *= ROOM) {
+			p = new_parser(&stream);
+			assert_false(dioh_qemu_parser_configured(p));
+			assert_int_equal(parse(p, &stream, stream.count, step, 0, &transcript, NULL), -EOPNOTSUPP);
+			assert_true(dioh_qemu_parser_configured(p));
+			assert_int_equal(dioh_qemu_parser_setup(p) == NULL, form == DIOH_QEMU_STREAM);
+			dioh_qemu_parser_free(p);
+		}
+	}
+}
+
 static void test_refused_records(void **state)
 {
 	static const struct refusal refusals[] = {
@@ -1136,6 +1161,7 @@ int main(void)
 		cmocka_unit_test(test_refused_blocks),
 		cmocka_unit_test(test_blocks_beyond_what_is_possible),
 		cmocka_unit_test(test_refused_sections),
+		cmocka_unit_test(test_other_sections_are_refused_before_the_setup_is_given),
 		cmocka_unit_test(test_refused_records),
 		cmocka_unit_test(test_refused_images),
 		cmocka_unit_test(test_the_other_form_is_refused),

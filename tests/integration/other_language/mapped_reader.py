@@ -115,52 +115,36 @@ class MappedImage(Image):
         rule(29, end == self.head.image_bytes, "image_bytes")
 
 
+def _check_counts(head):
+    reader.check_counts(head)
+    rule(9, head.region_count >= 1 and head.stream_count == 1, "counts")
+
+
 def check_head(data, available):
-    rule(1, data[:16] == reader.MAGIC, "no record")
-    rule(2, crc32c(data[:4092]) == struct.unpack_from("<I", data, 4092)[0], "the head is damaged")
-    head = Head.unpack(data)
-    rule(3, head.version == reader.VERSION, "a version that this reader does not know")
-    rule(4, head.incompatible == 0, "a feature that this reader does not know")
-    rule(5, head.layout == LAYOUT_MAPPED_RAM, "not a mapped-ram record")
-    areas = (head.header, head.regions, head.streams, head.extents)
-    rule(6, not any(head.reserved) and not any(area.reserved for area in areas), "reserved bytes")
-    rule(7, head.state in (reader.PARTIAL, reader.COMPLETE, reader.WRITTEN), "an unknown state")
-    rule(8, (head.page_bytes, head.chunk_bytes) == (PAGE, reader.CHUNK), "sizes of page and chunk")
-    rule(9, 1 <= head.region_count <= reader.REGIONS_MAX and head.stream_count == 1
-         and head.extent_count <= reader.EXTENTS_MAX, "counts")
-    rule(10, reader.HEAD_BYTES <= head.image_bytes <= reader.OFFSET_MAX, "image_bytes")
-    rule(11, head.state == reader.PARTIAL or head.image_bytes <= available, "the image is truncated")
-    rule(12, head.header.bytes <= reader.HEADER_BYTES_MAX
-         and head.regions.bytes == head.region_count * reader.REGION.size
-         and head.streams.bytes == head.stream_count * reader.STREAM.size
-         and head.extents.bytes == head.extent_count * reader.EXTENT.size, "the size of an area")
-    for area in areas:
-        reader._check_head_area(head, area)
+    head = reader.check_head(data, available, LAYOUT_MAPPED_RAM, _check_counts)
     rule(13, head.header.crc32c == 0, "the header's CRC")
     return head
 
 
 def check_tables(head, head_offset, regions, streams, extents):
     for region in regions:
-        reader._check_name_flags_reserved(head, region, 3 | IN_STREAM, (region.bitmap, region.checksums))
+        reader.check_name_flags_reserved(head, region, 3 | IN_STREAM, (region.bitmap, region.checksums))
         _check_region(head, region)
     for stream in streams:
-        reader._check_name_flags_reserved(head, stream, reader.HAS_CHECKSUMS, ())
+        reader.check_name_flags_reserved(head, stream, reader.HAS_CHECKSUMS, ())
     for extent in extents:
         _check_extent(head, extent)
     stream = streams[0]
     rule(24, lies_in(stream.first_extent, stream.extent_count, len(extents)), "a stream's extents")
     rule(25, stream.first_extent == 0 and stream.extent_count == len(extents), "an extent without a stream")
     rule(26, sum(extent.bytes for extent in extents) == stream.bytes, "the stream's length")
-    reader._check_unique(regions)
-    _check_overlaps(head, head_offset, regions, extents)
+    reader.check_unique(regions)
+    rule(28, lies_in(head_offset, reader.HEAD_BYTES, head.image_bytes), "the head's place")
+    reader.check_overlaps(head, regions, extents, head_offset)
 
 
 def _check_region(head, region):
-    rule(17, region.bytes % PAGE == 0 and PAGE <= region.bytes <= reader.REGION_BYTES_MAX, "a region's size")
-    rule(18, region.present_pages <= region.bytes // PAGE, "present_pages")
-    rule(19, region.bitmap.bytes == bitmap_bytes(region.bytes), "a bitmap's length")
-    rule(19, region.checksums.bytes == checksum_bytes(region.bytes), "the length of a region's checksums")
+    reader.check_region_sizes(region)
     rule(20, lies_in(region.bitmap.offset, region.bitmap.bytes, head.image_bytes), "a bitmap's place")
     rule(20, reader.well_placed(region.checksums.offset, region.checksums.bytes, head.image_bytes), "checksums' place")
     rule(21, reader.well_placed(region.pages_offset, region.bytes, head.image_bytes), "the page area's place")
@@ -172,22 +156,6 @@ def _check_extent(head, extent):
          "an extent")
     rule(23, extent.checksums.bytes == checksum_bytes(extent.bytes) and extent.checksums.offset % 4 == 0
          and lies_in(extent.checksums.offset, extent.checksums.bytes, head.image_bytes), "an extent's checksums")
-
-
-def _check_overlaps(head, head_offset, regions, extents):
-    rule(28, lies_in(head_offset, reader.HEAD_BYTES, head.image_bytes), "the head's place")
-    ranges = [(head_offset, reader.HEAD_BYTES)]
-    areas = [head.header, head.regions, head.streams, head.extents]
-    for region in regions:
-        areas += (region.bitmap, region.checksums)
-        ranges.append((region.pages_offset, region.bytes))
-    for extent in extents:
-        areas.append(extent.checksums)
-        ranges.append((extent.offset, extent.bytes))
-    ranges += [(area.offset, area.bytes) for area in areas if area.bytes]
-    ranges.sort()
-    for (offset, size), (following, _) in zip(ranges, ranges[1:]):
-        rule(28, offset + size <= following, "parts that overlap")
 
 
 def reseal(image, head_offset):

@@ -173,21 +173,27 @@ def well_placed(offset, size, limit):
 # The head: rules 1 to 13.
 
 
-def check_head(data, available):
+def check_counts(head):
+    rule(9, head.region_count <= REGIONS_MAX and head.stream_count <= STREAMS_MAX
+         and head.extent_count <= EXTENTS_MAX, "too many entries")
+    rule(9, head.stream_count or not head.extent_count, "extents without streams")
+
+
+def check_head(data, available, layout=LAYOUT_CONTAINER, check_counts=check_counts):
     """The head, checked. `available` is what the file or device has from the base offset on."""
     rule(1, data[:16] == MAGIC, "not an image")
     rule(2, crc32c(data[:4092]) == struct.unpack_from("<I", data, 4092)[0], "the head is damaged")
     head = Head.unpack(data)
     rule(3, head.version == VERSION, "a version that this reader does not know")
     rule(4, head.incompatible == 0, "a feature that this reader does not know")
-    rule(5, head.layout == LAYOUT_CONTAINER, "a layout that this reader does not know")
+    rule(5, head.layout == layout, "a layout that this reader does not know")
     areas = (head.header, head.regions, head.streams, head.extents)
     # A compatible feature may give meaning to bytes that are reserved today.
     if not head.compatible:
         rule(6, not any(head.reserved) and not any(area.reserved for area in areas), "reserved bytes")
     rule(7, head.state in (PARTIAL, COMPLETE, WRITTEN), "an unknown state")
     rule(8, (head.page_bytes, head.chunk_bytes) == (PAGE, CHUNK), "sizes of page and chunk")
-    _check_counts(head)
+    check_counts(head)
     rule(10, HEAD_BYTES <= head.image_bytes <= OFFSET_MAX, "image_bytes")
     rule(11, head.state == PARTIAL or head.image_bytes <= available, "the image is truncated")
     rule(12, head.header.bytes <= HEADER_BYTES_MAX
@@ -197,12 +203,6 @@ def check_head(data, available):
     for area in areas:
         _check_head_area(head, area)
     return head
-
-
-def _check_counts(head):
-    rule(9, head.region_count <= REGIONS_MAX and head.stream_count <= STREAMS_MAX
-         and head.extent_count <= EXTENTS_MAX, "too many entries")
-    rule(9, head.stream_count or not head.extent_count, "extents without streams")
 
 
 def _check_head_area(head, area):
@@ -219,31 +219,35 @@ def _check_head_area(head, area):
 
 def check_tables(head, regions, streams, extents):
     for region in regions:
-        _check_name_flags_reserved(head, region, GUEST_ADDRESS_KNOWN | HAS_CHECKSUMS,
+        check_name_flags_reserved(head, region, GUEST_ADDRESS_KNOWN | HAS_CHECKSUMS,
                                    (region.bitmap, region.checksums))
         _check_region(head, region)
     for stream in streams:
-        _check_name_flags_reserved(head, stream, HAS_CHECKSUMS, ())
+        check_name_flags_reserved(head, stream, HAS_CHECKSUMS, ())
     for extent in extents:
         _check_extent(head, extent)
     _check_streams(streams, extents)
-    _check_unique(regions)
-    _check_unique(streams)
-    _check_overlaps(head, regions, extents)
+    check_unique(regions)
+    check_unique(streams)
+    check_overlaps(head, regions, extents)
 
 
-def _check_name_flags_reserved(head, entry, known_flags, areas):
+def check_name_flags_reserved(head, entry, known_flags, areas):
     rule(14, 0 < entry.name.find(b"\0"), "a name")
     rule(15, not entry.flags & ~known_flags, "an unknown flag")
     if not head.compatible:
         rule(16, not any(entry.reserved) and not any(area.reserved for area in areas), "reserved bytes")
 
 
-def _check_region(head, region):
+def check_region_sizes(region):
     rule(17, region.bytes % PAGE == 0 and PAGE <= region.bytes <= REGION_BYTES_MAX, "a region's size")
     rule(18, region.present_pages <= region.bytes // PAGE, "present_pages")
     rule(19, region.bitmap.bytes == bitmap_bytes(region.bytes), "a bitmap's length")
     rule(19, region.checksums.bytes == checksum_bytes(region.bytes), "the length of a region's checksums")
+
+
+def _check_region(head, region):
+    check_region_sizes(region)
     for area in (region.bitmap, region.checksums):
         rule(20, well_placed(area.offset, area.bytes, head.image_bytes), "the place of bitmap or checksums")
     rule(21, lies_in(region.pages_offset, region.bytes, head.image_bytes) and region.pages_offset % CHUNK == 0,
@@ -272,13 +276,13 @@ def _check_streams(streams, extents):
     rule(25, all(count == 1 for count in owners), "an extent without a stream, or with two")
 
 
-def _check_unique(entries):
+def check_unique(entries):
     rule(27, len({entry.number for entry in entries}) == len(entries), "a number twice")
     rule(27, len({name_of(entry) for entry in entries}) == len(entries), "a name twice")
 
 
-def _check_overlaps(head, regions, extents):
-    ranges = [(0, HEAD_BYTES)]
+def check_overlaps(head, regions, extents, head_offset=0):
+    ranges = [(head_offset, HEAD_BYTES)]
     areas = [head.header, head.regions, head.streams, head.extents]
     for region in regions:
         areas += (region.bitmap, region.checksums)

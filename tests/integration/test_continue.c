@@ -1,0 +1,342 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * test_continue.c - images that a save goes on with (CREATE_IMAGE's CONTINUE, KEEP_REGION): until FINISH nobody takes one for
+ * complete, whatever it was before; what is kept is as good as it was, with checksums or without; what comes anew leaves
+ * nothing of what stood there. `convert --consume`, which uses all this: test_tool_convert.py.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "guest_image.h"
+
+#define SAVE DIOH_DIRECTION_SAVE
+#define LOAD DIOH_DIRECTION_LOAD
+#define RAM GUEST_IN(GUEST_RAM)
+
+/* ---- a container ---- */
+
+#define REGION 3u
+#define REGION_BYTES (5 * MIB + 3 * (uint64_t)PAGE)
+
+static void begin(struct moves *m, int memory, uint32_t create_flags)
+{
+	*m = (struct moves)MOVES(WAY_CONTAINER, fixture_path("container"));
+	m->create_flags = create_flags;
+	moves_add_region(m, REGION, REGION_BYTES);
+	moves_start(m, SAVE);
+	moves_attach(m, REGION, memory, -1);
+	must(moves_create(m), &m->err);
+}
+
+static int save_range(struct moves *m, uint64_t from, uint64_t to, uint32_t flags)
+{
+	return moves_piece(m, &(struct dioh_msg_memory_transfer){ .memory = REGION, .region = REGION, .memory_offset = from,
+	                                                          .region_offset = from, .length = to - from, .flags = flags });
+}
+
+static void keep(struct moves *m, uint64_t from, uint64_t to)
+{
+	must(dioh_keep_region(m->session, REGION, from, to - from, &m->err), &m->err);
+}
+
+static void finish(struct moves *m)
+{
+	must(moves_finish(m, DIOH_FINISH_DURABLE), &m->err);
+	moves_end(m, 0);
+}
+
+/* The image can be loaded, and is `memory`. */
+static void expect(int memory, bool checksums)
+{
+	struct moves m = MOVES(WAY_CONTAINER, fixture_path("container"));
+	int loaded = must_memfd("loaded", REGION_BYTES, 0);
+	struct dioh_msg_entry entry;
+	uint32_t count;
+
+	moves_add_region(&m, REGION, REGION_BYTES);
+	moves_start(&m, LOAD);
+	moves_attach(&m, REGION, loaded, -1);
+	must(moves_open(&m, 0), &m.err);
+	must(dioh_get_table(m.session, 0, 1, &entry, &count, &m.err), &m.err);
+	assert_int_equal(!!(entry.flags & DIOH_ENTRY_CHECKSUMS), checksums);
+	must(moves_region(&m, REGION, 0), &m.err);
+	moves_end(&m, 0);
+	assert_true(same_bytes(memory, loaded));
+	close(loaded);
+}
+
+static int some_memory(uint64_t seed)
+{
+	int memory = must_memfd("memory", REGION_BYTES, 0);
+
+	must_fill_mixed(memory, REGION_BYTES, 1, 40, seed);
+	return memory;
+}
+
+static void kept_without_checksums(void **state)
+{
+	int memory = some_memory(test_seed());
+	struct moves m;
+
+	(void)state;
+	begin(&m, memory, 0);
+	must(save_range(&m, 0, REGION_BYTES, DIOH_TRANSFER_NO_CHECKSUM), &m.err);
+	finish(&m);
+	expect(memory, false);
+	begin(&m, memory, DIOH_CREATE_CONTINUE);
+	keep(&m, 0, REGION_BYTES);
+	finish(&m);
+	expect(memory, false);
+	/* A part of it with checksums makes no difference: an entry has them, or not. */
+	begin(&m, memory, DIOH_CREATE_CONTINUE);
+	keep(&m, 0, 2 * MIB);
+	must(save_range(&m, 2 * MIB, REGION_BYTES, 0), &m.err);
+	finish(&m);
+	expect(memory, false);
+	close(memory);
+}
+
+/* The save that made none did not come to its end, nor did the one after it. */
+static void kept_without_checksums_of_an_interrupted_save(void **state)
+{
+	int memory = some_memory(test_seed() + 1);
+	struct moves m;
+
+	(void)state;
+	begin(&m, memory, 0);
+	must(save_range(&m, 0, MIB, 0), &m.err);
+	must(save_range(&m, MIB, 2 * MIB, DIOH_TRANSFER_NO_CHECKSUM), &m.err);
+	moves_end(&m, 1);
+	begin(&m, memory, DIOH_CREATE_CONTINUE);
+	keep(&m, 0, 2 * MIB);
+	moves_end(&m, 1);
+	begin(&m, memory, DIOH_CREATE_CONTINUE);
+	keep(&m, 0, 2 * MIB);
+	must(save_range(&m, 2 * MIB, REGION_BYTES, 0), &m.err);
+	finish(&m);
+	expect(memory, false);
+	close(memory);
+}
+
+static void kept_with_checksums(void **state)
+{
+	int memory = some_memory(test_seed() + 2);
+	struct moves m;
+
+	(void)state;
+	begin(&m, memory, 0);
+	must(save_range(&m, 0, 3 * MIB, 0), &m.err);
+	moves_end(&m, 1);
+	begin(&m, memory, DIOH_CREATE_CONTINUE);
+	keep(&m, 0, 3 * MIB);
+	must(save_range(&m, 3 * MIB, REGION_BYTES, 0), &m.err);
+	finish(&m);
+	expect(memory, true);
+	close(memory);
+}
+
+/* ---- the marks ---- */
+
+static int open_state(const char *path, uint32_t flags, uint32_t *ret_state)
+{
+	struct moves m = MOVES(WAY_CONTAINER, path);
+	int r;
+
+	moves_start(&m, LOAD);
+	r = moves_open(&m, flags);
+	*ret_state = r == 0 ? m.opened.state : DIOH_STATE_UNKNOWN;
+	moves_end(&m, 0);
+	return r;
+}
+
+static void expect_partial(const char *path)
+{
+	uint32_t state;
+
+	assert_int_equal(open_state(path, 0, &state), -ENODATA);
+	assert_int_equal(open_state(path, DIOH_OPEN_ACCEPT_WRITTEN, &state), -ENODATA);
+	assert_int_equal(open_state(path, DIOH_OPEN_INSPECT, &state), 0);
+	assert_int_equal(state, DIOH_STATE_PARTIAL);
+}
+
+static void a_continued_container_is_partial(void **state)
+{
+	int memory = some_memory(test_seed() + 3);
+	struct moves m;
+
+	(void)state;
+	begin(&m, memory, 0);
+	must(save_range(&m, 0, REGION_BYTES, 0), &m.err);
+	finish(&m);
+	for (unsigned finishes = 0; finishes < 2; finishes++) {
+		begin(&m, memory, DIOH_CREATE_CONTINUE);
+		expect_partial(m.path);
+		keep(&m, 0, REGION_BYTES);
+		expect_partial(m.path);
+		if (finishes)
+			finish(&m);
+		else
+			moves_end(&m, 1);
+	}
+	expect(memory, true);
+	close(memory);
+}
+
+static void expect_qemus_magic(const char *path, const char *magic)
+{
+	int fd = must_open(path, O_RDONLY);
+	char there[4];
+
+	assert_int_equal(pread(fd, there, sizeof(there), 0), sizeof(there));
+	assert_memory_equal(there, magic, sizeof(there));
+	close(fd);
+}
+
+/* Goes on with the guest's image up to where it is ready. */
+static void guest_continue(struct moves *m, const struct guest *g, struct qemu_feeder *feeder)
+{
+	*m = (struct moves)MOVES(WAY_MAPPED_RAM, fixture_path("mapped-ram"));
+	m->create_flags = DIOH_CREATE_CONTINUE;
+	must(guest_create(m, g, qemu_feed(feeder, g->q.bytes, g->q.count, 0)), &m->err);
+}
+
+static void keep_ram(struct moves *m)
+{
+	must(dioh_keep_region(m->session, GUEST_REGION(GUEST_RAM), 0, GUEST_RAM_BYTES, &m->err), &m->err);
+}
+
+static void a_continued_mapped_ram_image_is_partial(void **state)
+{
+	struct qemu_feeder feeder;
+	struct guest g;
+	struct moves m;
+
+	(void)state;
+	guest_make(&g, RAM);
+	must_guest_image(&g, fixture_path("mapped-ram"));
+	expect_qemus_magic(fixture_path("mapped-ram"), "QEVM");
+	for (unsigned finishes = 0; finishes < 2; finishes++) {
+		guest_continue(&m, &g, &feeder);
+		expect_partial(m.path);
+		expect_qemus_magic(m.path, "\0\0\0\0"); /* so no QEMU takes it for a migration */
+		must(moves_wait(&m, guest_begin_stream(&m)), &m.err);
+		keep_ram(&m);
+		expect_partial(m.path);
+		expect_qemus_magic(m.path, "\0\0\0\0");
+		if (finishes)
+			finish(&m);
+		else
+			moves_end(&m, 1);
+		qemu_feeder_join(&feeder);
+	}
+	expect_qemus_magic(fixture_path("mapped-ram"), "QEVM");
+	must_guest_load(&g, &WAY_MAPPED_RAM, fixture_path("mapped-ram"), 0, RAM);
+	guest_free(&g);
+}
+
+/*
+ * QEMU's magic is away whatever happens. But the record has to say partial by itself: what is behind a header of libvirt's
+ * is looked at by others, and a magic may come back with an old sector.
+ */
+static void the_record_says_so_itself(void **state)
+{
+	struct qemu_feeder feeder;
+	struct guest g;
+	struct moves m;
+	int fd;
+
+	(void)state;
+	guest_make(&g, RAM);
+	must_guest_image(&g, fixture_path("mapped-ram"));
+	guest_continue(&m, &g, &feeder);
+	moves_end(&m, 1);
+	qemu_feeder_join(&feeder);
+	fd = must_open(fixture_path("mapped-ram"), O_RDWR);
+	assert_int_equal(pwrite(fd, "QEVM", 4, 0), 4);
+	close(fd);
+	expect_partial(fixture_path("mapped-ram"));
+	guest_free(&g);
+}
+
+/* ---- what comes anew ---- */
+
+static bool has_data(const char *path, uint64_t from, uint64_t bytes)
+{
+	int fd = must_open(path, O_RDONLY);
+	off_t data = lseek(fd, (off_t)from, SEEK_DATA);
+
+	close(fd);
+	return data >= 0 && (uint64_t)data < from + bytes;
+}
+
+static uint64_t place_of(struct moves *m, const char *name)
+{
+	struct dioh_msg_entry entries[GUEST_BLOCKS + 1];
+	uint32_t count;
+
+	must(dioh_get_table(m->session, 0, GUEST_BLOCKS + 1, entries, &count, &m->err), &m->err);
+	for (unsigned i = 0; i < count; i++)
+		if (strcmp(entries[i].name, name) == 0)
+			return entries[i].image_offset;
+	fail_msg("there is no %s", name);
+	return 0;
+}
+
+/* The video memory was data, and is zeros now: nothing of it stays in the file. (RAM is the same in both.) */
+static void pages_that_come_no_more(void **state)
+{
+	struct qemu_feeder feeder;
+	struct guest data, zeros;
+	struct moves m;
+	uint64_t vga;
+
+	(void)state;
+	guest_start(&data, RAM);
+	qemu_put_section(&data.q, QEMU_END);
+	for (uint64_t page = 0; page < GUEST_VGA_BYTES / PAGE; page++)
+		qemu_put_page(&data.q, GUEST_VGA, page, page + 1);
+	qemu_put_section_end(&data.q);
+	qemu_put_end(&data.q);
+	must_guest_image(&data, fixture_path("mapped-ram"));
+	guest_start(&zeros, RAM);
+	qemu_put_section(&zeros.q, QEMU_END);
+	qemu_put_page(&zeros.q, GUEST_VGA, 0, 0);
+	qemu_put_section_end(&zeros.q);
+	qemu_put_end(&zeros.q);
+	guest_continue(&m, &zeros, &feeder);
+	vga = place_of(&m, data.q.blocks[GUEST_VGA].name);
+	must(moves_wait(&m, guest_begin_stream(&m)), &m.err);
+	keep_ram(&m);
+	finish(&m);
+	qemu_feeder_join(&feeder);
+	assert_false(has_data(fixture_path("mapped-ram"), vga, GUEST_VGA_BYTES));
+	must_guest_load(&zeros, &WAY_MAPPED_RAM, fixture_path("mapped-ram"), 0, RAM);
+	guest_free(&data);
+	guest_free(&zeros);
+}
+
+int main(void)
+{
+	static const struct CMUnitTest tests[] = {
+		cmocka_unit_test(kept_without_checksums),
+		cmocka_unit_test(kept_without_checksums_of_an_interrupted_save),
+		cmocka_unit_test(kept_with_checksums),
+		cmocka_unit_test(a_continued_container_is_partial),
+		cmocka_unit_test(a_continued_mapped_ram_image_is_partial),
+		cmocka_unit_test(the_record_says_so_itself),
+		cmocka_unit_test(pages_that_come_no_more),
+	};
+
+	signal(SIGPIPE, SIG_IGN);
+	return cmocka_run_group_tests_name("continue", tests, NULL, NULL);
+}
