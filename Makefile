@@ -8,6 +8,7 @@
 #   SANITIZE=address,undefined  a build with sanitizers, in a directory of its own
 #   BUILD=DIR                   another build directory
 #   V=1                         show the commands; tests show their output
+#   JOBS=N                      so many tests at once, where they share nothing; as many as there are processors
 #   TESTS="..."                 `make check` runs these only (build/tests/unit/test_x tests/integration/test-y.sh)
 #   TIME=60                     how many seconds `make fuzz` runs each fuzzer, `make soak` all
 #   ROWS="memory qemu" ROUNDS=9 DIR=/var/tmp QUICK=1         what `make bench` measures, how often, where; a trial
@@ -264,6 +265,9 @@ RUN_ENV += TSAN_OPTIONS=exitcode=99
 RUN_ENV += TIMEOUT_FACTOR=3
 endif
 run_tests = $(RUN_ENV) tests/run
+# What shares no devices, mounts or QEMU with others runs beside them.
+JOBS := $(shell nproc)
+run_tests_beside = $(RUN_ENV) JOBS=$(JOBS) tests/run
 
 .PHONY: deps
 deps: ## install what building and testing needs (Debian, Ubuntu)
@@ -276,7 +280,7 @@ demo: all $(GUEST_IMAGE) | $(FIRST) ## save, kill and restore a real guest under
 
 .PHONY: check
 check: all tests | $(FIRST) ## unit and integration tests: no privileges, no network, no QEMU
-	@$(run_tests) $(or $(TESTS),$(UNIT_TESTS) $(FUZZ_TESTS) $(PLAIN_TESTS) tests/check-layers tests/check-format)
+	@$(run_tests_beside) $(or $(TESTS),$(UNIT_TESTS) $(FUZZ_TESTS) $(PLAIN_TESTS) tests/check-layers tests/check-format)
 
 .PHONY: format-check
 format-check: ## what a program can see of the house style: blanks, tabs, line lengths, licences
@@ -284,7 +288,7 @@ format-check: ## what a program can see of the house style: blanks, tabs, line l
 
 .PHONY: check-fuzz
 check-fuzz: $(FUZZ_TESTS) | $(FIRST) ## the fuzzers' corpora, each input once (`make check` has them, too)
-	@$(run_tests) $(FUZZ_TESTS)
+	@$(run_tests_beside) $(FUZZ_TESTS)
 
 # What a search finds stays in $(FUZZ_BUILD); a crash is named crash-*. FUZZ_CC=afl-clang-fast makes AFL++'s. What a harness
 # prints is thrown away: run the fuzzer with a crash's file to see it.
@@ -323,8 +327,8 @@ check-fs: all tests | $(FIRST) ## file systems, devices and kinds of memory: a t
 .PHONY: check-masked
 check-masked: all tests | $(FIRST) ## the tests that move bytes, with the features of Linux 5.15, and without io_uring
 	@failed=; \
-	DIOHELPER='$(abspath $(BUILD))/tests/masks/diohelper-5.15' $(run_tests) $(MASK_TESTS) $(MASKED_TESTS) || failed=5.15; \
-	VG='$(abspath $(BUILD))/tests/masks/without_io_uring' $(run_tests) $(MASKED_TESTS) || failed="$$failed io_uring"; \
+	DIOHELPER='$(abspath $(BUILD))/tests/masks/diohelper-5.15' $(run_tests_beside) $(MASK_TESTS) $(MASKED_TESTS) || failed=5.15; \
+	VG='$(abspath $(BUILD))/tests/masks/without_io_uring' $(run_tests_beside) $(MASKED_TESTS) || failed="$$failed io_uring"; \
 	[ -z "$$failed" ] || { echo "check-masked: failed without: $$failed" >&2; exit 1; }
 
 # The long forms of tests that `make check-root` and `make check` run in short.
@@ -382,7 +386,7 @@ coverage: | $(FIRST) ## line coverage by unit tests and corpora, by directory, a
 
 .PHONY: check-valgrind
 check-valgrind: tests | $(FIRST) ## the unit tests under valgrind
-	@VG='valgrind --quiet --leak-check=full --error-exitcode=99' TIMEOUT_FACTOR=5 $(run_tests) $(UNIT_TESTS)
+	@VG='valgrind --quiet --leak-check=full --error-exitcode=99' TIMEOUT_FACTOR=5 $(run_tests_beside) $(UNIT_TESTS)
 
 .PHONY: check-clang
 check-clang: | $(FIRST) ## compile everything with clang, warnings being errors
