@@ -142,7 +142,6 @@ struct dioh_session_state {
 	bool finished;
 	uint64_t progress_ns; /* when the last tick was */
 	uint64_t stuck_ns;    /* when STUCK was last due */
-	bool stuck_waiting;
 	uint64_t left_ns; /* when the session was hung up or began to end */
 	bool half_built; /* the seal failed in its middle: end without taking anything down */
 };
