@@ -8,7 +8,7 @@
 #   SANITIZE=address,undefined  a build with sanitizers, in a directory of its own
 #   BUILD=DIR                   another build directory
 #   V=1                         show the commands; tests show their output
-#   JOBS=N                      so many tests at once, where they share nothing; as many as there are processors
+#   JOBS=N                      so many tests at once, where they share nothing; twice as many as there are processors
 #   TESTS="..."                 `make check` runs these only (build/tests/unit/test_x tests/integration/test-y.sh)
 #   TIME=60                     how many seconds `make fuzz` runs each fuzzer, `make soak` all
 #   ROWS="memory qemu" ROUNDS=9 DIR=/var/tmp QUICK=1         what `make bench` measures, how often, where; a trial
@@ -265,8 +265,9 @@ RUN_ENV += TSAN_OPTIONS=exitcode=99
 RUN_ENV += TIMEOUT_FACTOR=3
 endif
 run_tests = $(RUN_ENV) tests/run
-# What shares no devices, mounts or QEMU with others runs beside them.
-JOBS := $(shell nproc)
+# What shares no devices, mounts or QEMU with others runs beside them. Such tests mostly wait: for disks, and for processes
+# to end.
+JOBS := $(shell echo $$((2 * $$(nproc))))
 run_tests_beside = $(RUN_ENV) JOBS=$(JOBS) tests/run
 
 .PHONY: deps
