@@ -317,7 +317,7 @@ soak: all tests | $(FIRST) ## 64 helpers at once for TIME=60 seconds, many of th
 .PHONY: check-root
 check-root: all tests | $(FIRST) ## the tests that need root
 	@[ "$$(id -u)" = 0 ] || { echo 'check-root: this needs root' >&2; exit 1; }
-	@$(run_tests) $(ROOT_TESTS)
+	@$(run_tests_beside) $(ROOT_TESTS)
 
 .PHONY: check-fs
 check-fs: all tests | $(FIRST) ## file systems, devices and kinds of memory: a table; needs root
