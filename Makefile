@@ -8,6 +8,7 @@
 #   SANITIZE=address,undefined  a build with sanitizers, in a directory of its own
 #   BUILD=DIR                   another build directory
 #   V=1                         show the commands; tests show their output
+#   JOBS=N                      so many tests at once, where they share nothing; twice as many as there are processors
 #   TESTS="..."                 `make check` runs these only (build/tests/unit/test_x tests/integration/test-y.sh)
 #   TIME=60                     how many seconds `make fuzz` runs each fuzzer, `make soak` all
 #   ROWS="memory qemu" ROUNDS=9 DIR=/var/tmp QUICK=1         what `make bench` measures, how often, where; a trial
@@ -75,8 +76,8 @@ TEST_LIBS = -lcmocka $(HELPER_LIBS) $(TOOL_LIBS)
 # ---- sources ----------------------------------------------------------------------------------------------------------
 
 # The private codecs read and compute image bytes: for the helper and tests only. The rest of common/ is the library.
-CODEC_SRC := $(addprefix common/,container_format.c libvirt_header.c mapped_ram_format.c multifd_format.c pages.c qemu_stream.c \
-	record.c record_span.c record_tables.c)
+CODEC_SRC := $(addprefix common/,container_format.c libvirt_header.c mapped_ram_format.c multifd_format.c pages.c \
+	qemu_ending.c qemu_stream.c qemu_stream_put.c record.c record_span.c record_tables.c)
 LIB_SRC := $(filter-out $(CODEC_SRC),$(wildcard common/*.c))
 HELPER_SRC := $(wildcard helper/*.c)
 TOOL_SRC := $(wildcard tool/*.c)
@@ -264,6 +265,10 @@ RUN_ENV += TSAN_OPTIONS=exitcode=99
 RUN_ENV += TIMEOUT_FACTOR=3
 endif
 run_tests = $(RUN_ENV) tests/run
+# What shares no devices, mounts or QEMU with others runs beside them. Such tests mostly wait: for disks, and for processes
+# to end.
+JOBS := $(shell echo $$((2 * $$(nproc))))
+run_tests_beside = $(RUN_ENV) JOBS=$(JOBS) tests/run
 
 .PHONY: deps
 deps: ## install what building and testing needs (Debian, Ubuntu)
@@ -276,7 +281,7 @@ demo: all $(GUEST_IMAGE) | $(FIRST) ## save, kill and restore a real guest under
 
 .PHONY: check
 check: all tests | $(FIRST) ## unit and integration tests: no privileges, no network, no QEMU
-	@$(run_tests) $(or $(TESTS),$(UNIT_TESTS) $(FUZZ_TESTS) $(PLAIN_TESTS) tests/check-layers tests/check-format)
+	@$(run_tests_beside) $(or $(TESTS),$(UNIT_TESTS) $(FUZZ_TESTS) $(PLAIN_TESTS) tests/check-layers tests/check-format)
 
 .PHONY: format-check
 format-check: ## what a program can see of the house style: blanks, tabs, line lengths, licences
@@ -284,7 +289,7 @@ format-check: ## what a program can see of the house style: blanks, tabs, line l
 
 .PHONY: check-fuzz
 check-fuzz: $(FUZZ_TESTS) | $(FIRST) ## the fuzzers' corpora, each input once (`make check` has them, too)
-	@$(run_tests) $(FUZZ_TESTS)
+	@$(run_tests_beside) $(FUZZ_TESTS)
 
 # What a search finds stays in $(FUZZ_BUILD); a crash is named crash-*. FUZZ_CC=afl-clang-fast makes AFL++'s. What a harness
 # prints is thrown away: run the fuzzer with a crash's file to see it.
@@ -312,7 +317,7 @@ soak: all tests | $(FIRST) ## 64 helpers at once for TIME=60 seconds, many of th
 .PHONY: check-root
 check-root: all tests | $(FIRST) ## the tests that need root
 	@[ "$$(id -u)" = 0 ] || { echo 'check-root: this needs root' >&2; exit 1; }
-	@$(run_tests) $(ROOT_TESTS)
+	@$(run_tests_beside) $(ROOT_TESTS)
 
 .PHONY: check-fs
 check-fs: all tests | $(FIRST) ## file systems, devices and kinds of memory: a table; needs root
@@ -323,8 +328,8 @@ check-fs: all tests | $(FIRST) ## file systems, devices and kinds of memory: a t
 .PHONY: check-masked
 check-masked: all tests | $(FIRST) ## the tests that move bytes, with the features of Linux 5.15, and without io_uring
 	@failed=; \
-	DIOHELPER='$(abspath $(BUILD))/tests/masks/diohelper-5.15' $(run_tests) $(MASK_TESTS) $(MASKED_TESTS) || failed=5.15; \
-	VG='$(abspath $(BUILD))/tests/masks/without_io_uring' $(run_tests) $(MASKED_TESTS) || failed="$$failed io_uring"; \
+	DIOHELPER='$(abspath $(BUILD))/tests/masks/diohelper-5.15' $(run_tests_beside) $(MASK_TESTS) $(MASKED_TESTS) || failed=5.15; \
+	VG='$(abspath $(BUILD))/tests/masks/without_io_uring' $(run_tests_beside) $(MASKED_TESTS) || failed="$$failed io_uring"; \
 	[ -z "$$failed" ] || { echo "check-masked: failed without: $$failed" >&2; exit 1; }
 
 # The long forms of tests that `make check-root` and `make check` run in short.
@@ -370,8 +375,8 @@ check-tsan: | $(FIRST) ## unit tests, and those that move bytes, in a build with
 	@$(MAKE) --no-print-directory SANITIZE=thread BUILD=build-tsan TESTS='$(TSAN_TESTS)' check
 
 # Line coverage by what runs inside one process: a sealed helper may not write counters (docs/testing.md).
-PARSERS = $(addprefix common/,channel proto proto_reply container_format mapped_ram_format qemu_stream libvirt_header \
-	record record_span record_tables pages) helper/layout_record_open helper/layout_mapped_ram_open
+PARSERS = $(addprefix common/,channel proto proto_reply container_format mapped_ram_format qemu_ending qemu_stream \
+	libvirt_header record record_span record_tables pages) helper/layout_record_open helper/layout_mapped_ram_open
 COVERAGE_TESTS = $(patsubst %.c,build-coverage/%,$(UNIT_SRC) $(FUZZ_SRC))
 .PHONY: coverage
 coverage: | $(FIRST) ## line coverage by unit tests and corpora, by directory, and of the parsers, which want 90 %
@@ -382,7 +387,7 @@ coverage: | $(FIRST) ## line coverage by unit tests and corpora, by directory, a
 
 .PHONY: check-valgrind
 check-valgrind: tests | $(FIRST) ## the unit tests under valgrind
-	@VG='valgrind --quiet --leak-check=full --error-exitcode=99' TIMEOUT_FACTOR=5 $(run_tests) $(UNIT_TESTS)
+	@VG='valgrind --quiet --leak-check=full --error-exitcode=99' TIMEOUT_FACTOR=5 $(run_tests_beside) $(UNIT_TESTS)
 
 .PHONY: check-clang
 check-clang: | $(FIRST) ## compile everything with clang, warnings being errors

@@ -77,24 +77,6 @@ int dioh_error_errno(struct dioh_error *err, int code, const struct dioh_place *
 	return -code;
 }
 
-int dioh_error_wrap(struct dioh_error *err, const char *format, ...)
-{
-	char context[DIOH_TEXT_BYTES] = "";
-	char joined[2 * DIOH_TEXT_BYTES + 2];
-	va_list args;
-
-	if (!err)
-		return -EIO;
-
-	va_start(args, format);
-	vsnprintf(context, sizeof(context), format, args);
-	va_end(args);
-	snprintf(joined, sizeof(joined), "%s: %s", context, err->text);
-	joined[DIOH_TEXT_BYTES - 1] = '\0';
-	memcpy(err->text, joined, sizeof(err->text));
-	return -positive(err->code);
-}
-
 void dioh_error_encode(const struct dioh_error *err, struct dioh_msg_error *wire)
 {
 	*wire = (struct dioh_msg_error){

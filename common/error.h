@@ -25,9 +25,6 @@ int dioh_error_set(struct dioh_error *err, int code, const struct dioh_place *pl
 int dioh_error_errno(struct dioh_error *err, int code, const struct dioh_place *place, const char *format, ...)
 	__attribute__((format(printf, 4, 5)));
 
-/* Puts "context: " in front of the text. Returns the negative code; -EIO if `err` is NULL, since nobody knows it then. */
-int dioh_error_wrap(struct dioh_error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
 /* To and from the wire. Decoding forces a NUL into the text and makes control characters printable. */
 void dioh_error_encode(const struct dioh_error *err, struct dioh_msg_error *wire);
 void dioh_error_decode(const struct dioh_msg_error *wire, struct dioh_error *err);

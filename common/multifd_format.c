@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* multifd_format.c - reading and writing what multifd's channels begin with, and their packets' heads. */
+/* multifd_format.c - reading what multifd's channels begin with, and their packets' heads. */
 #include "multifd_format.h"
 
 #include <endian.h>
@@ -165,34 +165,4 @@ int dioh_multifd_get_packet(const uint8_t bytes[DIOH_MULTIFD_PACKET_BYTES], uint
 	if (r == 0)
 		*ret_packet = answer;
 	return r;
-}
-
-void dioh_multifd_put_init(uint8_t to[DIOH_MULTIFD_INIT_BYTES], const struct dioh_multifd_init *from)
-{
-	struct init init = { .magic = htobe32(MAGIC), .version = htobe32(VERSION), .channel = from->channel };
-
-	memcpy(init.uuid, from->uuid, sizeof(init.uuid));
-	memcpy(to, &init, sizeof(init));
-}
-
-void dioh_multifd_put_packet(uint8_t to[DIOH_MULTIFD_PACKET_BYTES], const struct dioh_qemu_setup *setup,
-                             const struct dioh_multifd_packet *from, uint64_t number)
-{
-	const unsigned count = from->data_pages + from->zero_pages;
-	struct packet packet = {
-		.magic = htobe32(MAGIC),
-		.version = htobe32(VERSION),
-		.flags = htobe32(from->sync ? FLAG_SYNC : 0),
-		.pages_room = htobe32(count ? DIOH_MULTIFD_PAGES_MAX : 0),
-		.data_pages = htobe32(from->data_pages),
-		.data_bytes = htobe32(from->data_pages * DIOH_PAGE_BYTES),
-		.number = htobe64(number),
-		.zero_pages = htobe32(from->zero_pages),
-	};
-
-	if (count)
-		memcpy(packet.block, setup->blocks[from->block].name, sizeof(setup->blocks[0].name));
-	for (unsigned i = 0; i < count; i++)
-		packet.offsets[i] = htobe64(from->pages[i] * DIOH_PAGE_BYTES);
-	memcpy(to, &packet, sizeof(packet));
 }

@@ -20,7 +20,6 @@
 #define DIOH_MULTIFD_INIT_BYTES 64u
 #define DIOH_MULTIFD_PAGES_MAX 128u /* of a packet: 512 KiB of pages of 4 KiB */
 #define DIOH_MULTIFD_PACKET_BYTES (320u + 8u * DIOH_MULTIFD_PAGES_MAX)
-#define DIOH_MULTIFD_CHANNELS_MAX 63u /* attached streams but one; QEMU has up to 255 */
 
 struct dioh_multifd_init {
 	uint8_t uuid[16]; /* the machine's */
@@ -44,10 +43,5 @@ int dioh_multifd_get_init(const uint8_t bytes[DIOH_MULTIFD_INIT_BYTES], uint64_t
 int dioh_multifd_get_packet(const uint8_t bytes[DIOH_MULTIFD_PACKET_BYTES], uint64_t at,
                             const struct dioh_qemu_setup *setup, struct dioh_multifd_packet *ret_packet,
                             struct dioh_error *err);
-
-/* The same pieces as QEMU 10 sends them. */
-void dioh_multifd_put_init(uint8_t to[DIOH_MULTIFD_INIT_BYTES], const struct dioh_multifd_init *init);
-void dioh_multifd_put_packet(uint8_t to[DIOH_MULTIFD_PACKET_BYTES], const struct dioh_qemu_setup *setup,
-                             const struct dioh_multifd_packet *packet, uint64_t number);
 
 #endif

@@ -50,19 +50,6 @@ static const char *const layouts[] = {
 	[DIOH_LAYOUT_MAPPED_RAM] = "mapped-ram",
 };
 
-static const char *const states[] = {
-	[DIOH_STATE_UNKNOWN] = "unknown",
-	[DIOH_STATE_PARTIAL] = "partial",
-	[DIOH_STATE_COMPLETE] = "complete",
-	[DIOH_STATE_WRITTEN] = "written",
-};
-
-static const char *const phases[] = {
-	[DIOH_PHASE_ATTACH] = "attach",     [DIOH_PHASE_READY] = "ready",
-	[DIOH_PHASE_TRANSFER] = "transfer", [DIOH_PHASE_SYNC] = "sync",
-	[DIOH_PHASE_FINISHED] = "finished",
-};
-
 /* By the number of the bit. */
 static const char *const features[] = {
 	"layout-raw", "layout-container", "stream", "selection",
@@ -104,16 +91,6 @@ const char *dioh_engine_name(uint32_t engine)
 const char *dioh_layout_name(uint32_t layout)
 {
 	return pick(layouts, COUNT(layouts), layout);
-}
-
-const char *dioh_state_name(uint32_t state)
-{
-	return pick(states, COUNT(states), state);
-}
-
-const char *dioh_phase_name(uint32_t phase)
-{
-	return pick(phases, COUNT(phases), phase);
 }
 
 const char *dioh_feature_name(uint64_t bits)

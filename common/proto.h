@@ -17,8 +17,6 @@
 const char *dioh_msg_name(uint32_t type);
 const char *dioh_engine_name(uint32_t engine);
 const char *dioh_layout_name(uint32_t layout);
-const char *dioh_state_name(uint32_t state);
-const char *dioh_phase_name(uint32_t phase);
 /* The name of the lowest bit set; "none" for 0, "unknown" for a bit without a name. */
 const char *dioh_feature_name(uint64_t bits);
 const char *dioh_layer_name(uint32_t bits);

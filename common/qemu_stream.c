@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * qemu_stream.c - reading and writing what QEMU's migration streams say of guest memory.
+ * qemu_stream.c - reading what QEMU's migration streams say of guest memory. (Writing: qemu_stream_put.c.)
  *
  * A parser owns its setup and one page; it trusts no byte of its input. The input is a sequence of items
  * whose lengths are known before they come: expect() says how long the next one is and who handles it,
@@ -12,7 +12,7 @@
  *      section -> part -> record -> [page_name] -> page | zero_page -> record ... -> part_footer -> section ...
  *      section -> command -> section
  *
- * Behind RAM's last section nothing is looked at but for one thing: how such a stream may end.
+ * Behind RAM's last section nothing is looked at but for one thing: how such a stream may end (qemu_ending.c).
  *
  * Called by the mapped-ram layout and the payloads in the sealed helper, by the tests and by fuzzers.
  */
@@ -25,12 +25,12 @@
 #include <string.h>
 
 #include "align.h"
+#include "qemu_ending.h"
+#include "qemu_wire.h"
 
 #define MAGIC 0x5145564du /* "QEVM" */
 #define STREAM_VERSION 3u
 #define RAM_VERSION 4u
-#define SUBSECTION_VERSION 1u
-#define MAPPED_VERSION_MAX 1u
 #define MAPPED_HEADER_BYTES 28u
 #define TARGET_PAGE_BITS 12u
 #define UUID_BYTES 16u
@@ -39,33 +39,9 @@
 #define NAME_SHOWN_BYTES 64   /* of a name in a sentence */
 #define CONFIGURATION_ROOM 512 /* the fixed part, a machine's name, and each known subsection once: 349 at most */
 #define BLOCKS_ROOM_FIRST 16u
-#define ENDINGS 4u /* a description's first 6 bytes may look like another's: no more than that overlap */
-#define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
 
 _Static_assert(CONFIGURATION_ROOM <= DIOH_QEMU_CONFIGURATION_BYTES_MAX, "configuration");
 _Static_assert(DIOH_PAGE_BYTES == 1u << TARGET_PAGE_BITS, "a page is QEMU's page");
-
-enum section_type {
-	SECTION_EOF = 0x00,
-	SECTION_START = 0x01,
-	SECTION_PART = 0x02,
-	SECTION_END = 0x03,
-	SECTION_FULL = 0x04,
-	SUBSECTION = 0x05,
-	SECTION_DESCRIPTION = 0x06,
-	SECTION_CONFIGURATION = 0x07,
-	SECTION_COMMAND = 0x08,
-	SECTION_FOOTER = 0x7e,
-};
-
-enum record_flag {
-	RECORD_ZERO = 0x02,
-	RECORD_MEM_SIZE = 0x04,
-	RECORD_PAGE = 0x08,
-	RECORD_EOS = 0x10,
-	RECORD_CONTINUE = 0x20, /* the block is that of the record before */
-	RECORD_FLUSH = 0x200,   /* multifd: a sync point */
-};
 
 static const struct {
 	uint32_t flag;
@@ -75,15 +51,6 @@ static const struct {
 	{ 0x100, "COMPRESS_PAGE" }, { RECORD_FLUSH, "MULTIFD_FLUSH" },
 };
 
-/* In the order in which QEMU lists them. */
-static const struct {
-	uint32_t capability;
-	const char *name;
-} capabilities[] = {
-	{ DIOH_QEMU_IGNORE_SHARED, "x-ignore-shared" },
-	{ DIOH_QEMU_MAPPED_RAM, "mapped-ram" },
-};
-
 enum subsection { PAGE_BITS, CAPABILITIES, UUID };
 
 static const struct {
@@ -91,7 +58,7 @@ static const struct {
 	size_t bytes; /* version and the content's fixed part */
 } subsections[] = {
 	[PAGE_BITS] = { "configuration/target-page-bits", 8 },
-	[CAPABILITIES] = { "configuration/capabilities", 8 },
+	[CAPABILITIES] = { CAPABILITIES_NAME, 8 },
 	[UUID] = { "configuration/uuid", 4 + UUID_BYTES },
 };
 
@@ -112,17 +79,6 @@ static const struct {
 	[9] = { "POSTCOPY_RESUME", false },
 	[10] = { "RECV_BITMAP", false },
 	[11] = { "SWITCHOVER_START", true },
-};
-
-/* Where the device state may end: what looks like the start of a description of devices says how long it is. */
-struct ending {
-	struct {
-		uint64_t start; /* of the JSON */
-		uint64_t end;
-	} candidates[ENDINGS];
-	unsigned next;
-	uint64_t zero_end; /* behind the last 0 byte: JSON has none */
-	uint8_t last[6];   /* bytes, the newest at the end: a footer and a 0 byte; 0, 0x06 and a length */
 };
 
 /* 0: go on; 1: a piece is there; negative: the error. */
@@ -157,7 +113,7 @@ struct dioh_qemu_parser {
 	bool page_is_zero;
 	unsigned block; /* of the last record */
 	uint64_t page;
-	struct ending ending;
+	struct dioh_qemu_ending ending;
 
 	struct dioh_error error; /* final; code 0: none so far */
 	uint8_t configuration[CONFIGURATION_ROOM];
@@ -171,54 +127,6 @@ static handler start_head, start, memory_size, block_name_bytes, block, setup_re
 static handler setup_footer_type, setup_footer_id, setup_footer, behind_setup;
 static handler section, part_head, record, page_name_bytes, page_name, page, zero_page, part_footer;
 static handler command, foreign_head, foreign_name;
-
-/* ---- big-endian fields --------------------------------------------------------------------------- */
-
-static uint32_t get_be16(const uint8_t *from)
-{
-	return (uint32_t)from[0] << 8 | from[1];
-}
-
-static uint32_t get_be32(const uint8_t *from)
-{
-	return get_be16(from) << 16 | get_be16(&from[2]);
-}
-
-static uint64_t get_be64(const uint8_t *from)
-{
-	return (uint64_t)get_be32(from) << 32 | get_be32(&from[4]);
-}
-
-static uint8_t *put_u8(uint8_t *to, uint8_t value)
-{
-	*to = value;
-	return to + 1;
-}
-
-static uint8_t *put_be32(uint8_t *to, uint32_t value)
-{
-	for (int shift = 24; shift >= 0; shift -= 8)
-		to = put_u8(to, (uint8_t)(value >> shift));
-	return to;
-}
-
-static uint8_t *put_be64(uint8_t *to, uint64_t value)
-{
-	return put_be32(put_be32(to, (uint32_t)(value >> 32)), (uint32_t)value);
-}
-
-static uint8_t *put_bytes(uint8_t *to, const void *from, size_t count)
-{
-	memcpy(to, from, count);
-	return to + count;
-}
-
-static uint8_t *put_name(uint8_t *to, const char *name)
-{
-	size_t count = strnlen(name, DIOH_NAME_BYTES - 1);
-
-	return put_bytes(put_u8(to, (uint8_t)count), name, count);
-}
 
 /* ---- refusing ------------------------------------------------------------------------------------ */
 
@@ -1057,60 +965,6 @@ static int zero_page(struct dioh_qemu_parser *p, const uint8_t *item, struct dio
 	return hand_out_page(p, NULL, piece);
 }
 
-/* ---- how the device state ends ------------------------------------------------------------------- */
-
-/* The byte that stands `back` before bytes[i], perhaps in an earlier piece. */
-static uint8_t byte_before(const struct ending *ending, const uint8_t *bytes, size_t i, size_t back)
-{
-	return back <= i ? bytes[i - back] : ending->last[sizeof(ending->last) + i - back];
-}
-
-/* bytes[i], at `offset`, is a '{': do a 0 byte, 0x06 and a length stand before it? */
-static void consider_ending(struct ending *ending, const uint8_t *bytes, size_t i, uint64_t offset)
-{
-	uint64_t length = 0;
-
-	if (byte_before(ending, bytes, i, 6) != SECTION_EOF ||
-	    byte_before(ending, bytes, i, 5) != SECTION_DESCRIPTION)
-		return;
-	for (size_t back = 4; back > 0; back--)
-		length = length << 8 | byte_before(ending, bytes, i, back);
-	ending->candidates[ending->next].start = offset;
-	ending->candidates[ending->next].end = offset + length;
-	ending->next = (ending->next + 1) % ENDINGS;
-}
-
-static void watch_ending(struct ending *ending, const uint8_t *bytes, size_t count, uint64_t offset)
-{
-	const uint8_t *end = bytes + count;
-	const uint8_t *zero = memrchr(bytes, 0, count);
-	uint8_t last[sizeof(ending->last)];
-
-	for (const uint8_t *brace = bytes;; brace++) {
-		brace = brace < end ? memchr(brace, '{', (size_t)(end - brace)) : NULL;
-		if (!brace)
-			break;
-		consider_ending(ending, bytes, (size_t)(brace - bytes), offset + (uint64_t)(brace - bytes));
-	}
-	if (zero)
-		ending->zero_end = offset + (uint64_t)(zero - bytes) + 1;
-	for (size_t back = 1; back <= sizeof(last); back++)
-		last[sizeof(last) - back] = byte_before(ending, bytes, count, back);
-	memcpy(ending->last, last, sizeof(last));
-}
-
-/* Most bytes of a device state are 0: one alone says little, but behind a footer it ends a stream. */
-static bool may_end(const struct ending *ending, bool footers, uint64_t offset)
-{
-	if (ending->zero_end == offset && (!footers || ending->last[0] == SECTION_FOOTER))
-		return true;
-	for (unsigned i = 0; i < ENDINGS; i++) {
-		if (ending->candidates[i].end == offset && ending->candidates[i].start >= ending->zero_end)
-			return true;
-	}
-	return false;
-}
-
 /* ---- the parser ---------------------------------------------------------------------------------- */
 
 struct dioh_qemu_parser *dioh_qemu_parser_new(enum dioh_qemu_form form, uint64_t start_offset,
@@ -1129,8 +983,7 @@ struct dioh_qemu_parser *dioh_qemu_parser_new(enum dioh_qemu_form form, uint64_t
 	p->offset = start_offset;
 	p->stage = "in the configuration";
 	p->setup.configuration = p->configuration;
-	/* No byte in front of the device state belongs to its end. */
-	memset(p->ending.last, 0xff, sizeof(p->ending.last));
+	dioh_qemu_ending_init(&p->ending);
 	expect(p, magic, 8);
 	return p;
 }
@@ -1180,7 +1033,7 @@ static int pass_verbatim(struct dioh_qemu_parser *p, struct input *input,
 	size_t count = input->count;
 
 	if (p->in_tail) {
-		watch_ending(&p->ending, input->bytes, count, p->offset);
+		dioh_qemu_ending_watch(&p->ending, input->bytes, count, p->offset);
 	} else {
 		count = (size_t)dioh_min(count, p->verbatim_left);
 		p->verbatim_left -= count;
@@ -1250,7 +1103,7 @@ int dioh_qemu_parser_end(const struct dioh_qemu_parser *parser, struct dioh_erro
 {
 	if (parser->error.code != 0)
 		return give_error(&parser->error, err);
-	if (parser->in_tail && may_end(&parser->ending, parser->setup.footers, parser->offset))
+	if (parser->in_tail && dioh_qemu_ending_may_be(&parser->ending, parser->setup.footers, parser->offset))
 		return 0;
 	return REFUSE(parser, err, -EBADMSG, parser->offset, "it ends too early, %s", parser->stage);
 }
@@ -1273,85 +1126,4 @@ bool dioh_qemu_parser_in_tail(const struct dioh_qemu_parser *parser)
 uint64_t dioh_qemu_parser_offset(const struct dioh_qemu_parser *parser)
 {
 	return parser->offset;
-}
-
-/* ---- encoders ------------------------------------------------------------------------------------ */
-
-static uint8_t *put_capabilities(uint8_t *to, uint32_t declared)
-{
-	uint32_t count = 0;
-
-	for (unsigned i = 0; i < COUNT_OF(capabilities); i++)
-		count += (declared & capabilities[i].capability) != 0;
-	if (count == 0)
-		return to;
-	to = put_name(put_u8(to, SUBSECTION), subsections[CAPABILITIES].name);
-	to = put_be32(put_be32(to, SUBSECTION_VERSION), count);
-	for (unsigned i = 0; i < COUNT_OF(capabilities); i++) {
-		if (declared & capabilities[i].capability)
-			to = put_name(to, capabilities[i].name);
-	}
-	return to;
-}
-
-size_t dioh_qemu_put_configuration(uint8_t *to, const struct dioh_qemu_setup *setup,
-                                   uint32_t declared)
-{
-	size_t at = setup->capabilities_at;
-	uint8_t *end = put_bytes(to, setup->configuration, at);
-
-	end = put_capabilities(end, declared);
-	end = put_bytes(end, &setup->configuration[at], setup->configuration_bytes - at);
-	return (size_t)(end - to);
-}
-
-size_t dioh_qemu_put_ram_start(uint8_t *to, const struct dioh_qemu_setup *setup)
-{
-	uint8_t *end = put_be32(put_u8(to, SECTION_START), setup->ram_section);
-
-	end = put_be32(put_name(end, "ram"), 0);
-	end = put_be32(end, setup->ram_version);
-	end = put_be64(end, setup->total_bytes | RECORD_MEM_SIZE);
-	return (size_t)(end - to);
-}
-
-size_t dioh_qemu_put_block(uint8_t *to, const struct dioh_qemu_block *entry, uint32_t declared)
-{
-	uint8_t *end = put_be64(put_name(to, entry->name), entry->bytes);
-
-	if (declared & DIOH_QEMU_IGNORE_SHARED)
-		end = put_be64(end, entry->guest_address);
-	if (declared & DIOH_QEMU_MAPPED_RAM) {
-		end = put_be32(end, MAPPED_VERSION_MAX);
-		end = put_be64(end, DIOH_PAGE_BYTES);
-		end = put_be64(end, entry->bitmap_offset);
-		end = put_be64(end, entry->pages_offset);
-	}
-	return (size_t)(end - to);
-}
-
-size_t dioh_qemu_put_section_end(uint8_t *to, const struct dioh_qemu_setup *setup)
-{
-	uint8_t *end = put_be64(to, RECORD_EOS);
-
-	if (setup->footers)
-		end = put_be32(put_u8(end, SECTION_FOOTER), setup->ram_section);
-	return (size_t)(end - to);
-}
-
-size_t dioh_qemu_put_part_start(uint8_t *to, const struct dioh_qemu_setup *setup)
-{
-	return (size_t)(put_be32(put_u8(to, SECTION_PART), setup->ram_section) - to);
-}
-
-size_t dioh_qemu_put_page(uint8_t *to, const char *name, uint64_t number, bool zero)
-{
-	uint64_t flags = (zero ? RECORD_ZERO : RECORD_PAGE) | (name ? 0 : RECORD_CONTINUE);
-	uint8_t *end = put_be64(to, number * DIOH_PAGE_BYTES | flags);
-
-	if (name)
-		end = put_name(end, name);
-	if (zero)
-		end = put_u8(end, 0);
-	return (size_t)(end - to);
 }

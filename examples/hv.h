@@ -17,8 +17,6 @@
 
 #include "diohelper.h"
 
-#define HV_PAGE_BYTES 4096u
-
 /* Fills `err` (may be NULL) and returns -code. */
 int hv_fail(struct dioh_error *err, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 

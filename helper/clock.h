@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* clock.h - time that only goes forward. */
 #ifndef DIOH_CLOCK_H
 #define DIOH_CLOCK_H
 

@@ -7,10 +7,10 @@
  *      session_out.c        what is sent: replies, events, backpressure
  *      session_attach.c     HELLO, ATTACH_*, SEAL
  *      session_image.c      CREATE_IMAGE ... READ_HEADER: carried out by the control-I/O thread
- *      session_transfer.c   SAVE_*, LOAD_*, STATUS, CANCEL
+ *      session_transfer.c   SAVE_*, LOAD_*, KEEP_REGION, CANCEL
  *      session_running.c    transfers handed to the workers, and their ends
  *      session_finish.c     FINISH
- *      session_progress.c   PROGRESS, STUCK
+ *      session_progress.c   STATUS, PROGRESS, STUCK
  */
 #ifndef DIOH_SESSION_H
 #define DIOH_SESSION_H
@@ -22,7 +22,7 @@
 #include "payload.h"
 #include "worker.h"
 
-enum dioh_session_phase { /* a bit each: the door's table has masks of them */
+enum dioh_door_phase { /* what is permitted: a bit each, the table in session.c has masks of them */
 	PHASE_START = 1 << 0, /* nothing but HELLO */
 	PHASE_ATTACH = 1 << 1,
 	PHASE_TRANSFER = 1 << 2, /* sealed */
@@ -48,7 +48,7 @@ struct dioh_session_stream {
 };
 
 /* A request that the control-I/O thread carries out: one at a time. */
-struct dioh_request {
+struct dioh_image_request {
 	struct dioh_job job;
 	struct dioh_session_state *session;
 	bool active;
@@ -107,7 +107,7 @@ struct dioh_session_state {
 	const struct dioh_options *options;
 	int fd;
 	int manager_pidfd; /* or -1 */
-	uint32_t phase;
+	uint32_t phase; /* enum dioh_door_phase; what goes on, enum dioh_phase, STATUS tells */
 	bool hung_up;
 	bool ending; /* leave once everything has been sent */
 	int exit_status;
@@ -137,7 +137,7 @@ struct dioh_session_state {
 	bool opening; /* the table belongs to OPEN_IMAGE */
 	uint32_t open_flags;
 	struct dioh_image_layout layout;
-	struct dioh_request *request;
+	struct dioh_image_request *request;
 
 	struct dioh_running *running;
 	unsigned running_count;
@@ -146,7 +146,6 @@ struct dioh_session_state {
 	bool finished;
 	uint64_t progress_ns; /* when the last tick was */
 	uint64_t stuck_ns;    /* when STUCK was last due */
-	bool stuck_waiting;
 	uint64_t left_ns; /* when the session was hung up or began to end */
 	bool half_built; /* the seal failed in its middle: end without taking anything down */
 };

@@ -16,12 +16,11 @@
 
 #define PLACE DIOH_PLACE(PROTOCOL, SESSION, 0, DIOH_OFFSET_NONE)
 
-
 /* ---- there and back ---- */
 
 static void answered(struct dioh_job *job) /* session thread */
 {
-	struct dioh_request *request = dioh_container_of(job, struct dioh_request, job);
+	struct dioh_image_request *request = dioh_container_of(job, struct dioh_image_request, job);
 	struct dioh_session_state *session = request->session;
 
 	request->active = false;
@@ -31,7 +30,7 @@ static void answered(struct dioh_job *job) /* session thread */
 		dioh_session_reply(session, request->type, request->id, request->reply, request->reply_size);
 }
 
-static void answer(struct dioh_request *request, int result) /* control-I/O thread */
+static void answer(struct dioh_image_request *request, int result) /* control-I/O thread */
 {
 	request->result = result;
 	request->job.handle = answered;
@@ -40,7 +39,7 @@ static void answer(struct dioh_request *request, int result) /* control-I/O thre
 
 static int ask(struct dioh_session_state *session, const struct dioh_message *message, void (*work)(struct dioh_job *))
 {
-	struct dioh_request *request = session->request;
+	struct dioh_image_request *request = session->request;
 
 	atomic_store(&session->stream_abandoned, false); /* a CANCEL before it was not for it */
 	request->active = true;
@@ -191,7 +190,7 @@ static int begin_layout(struct dioh_session_state *session, uint32_t id, uint32_
 
 static void do_create(struct dioh_job *job)
 {
-	struct dioh_request *request = dioh_container_of(job, struct dioh_request, job);
+	struct dioh_image_request *request = dioh_container_of(job, struct dioh_image_request, job);
 	struct dioh_session_state *session = request->session;
 	const struct dioh_msg_create_image *message = (const struct dioh_msg_create_image *)request->payload;
 	int r = begin_layout(session, message->layout, message->region_count, message->stream_count,
@@ -213,7 +212,7 @@ static void do_create(struct dioh_job *job)
 
 static void do_open(struct dioh_job *job)
 {
-	struct dioh_request *request = dioh_container_of(job, struct dioh_request, job);
+	struct dioh_image_request *request = dioh_container_of(job, struct dioh_image_request, job);
 	struct dioh_session_state *session = request->session;
 	const struct dioh_msg_open_image *message = (const struct dioh_msg_open_image *)request->payload;
 	uint32_t id = message->layout;
@@ -258,7 +257,7 @@ static int check_stream_lengths(const struct dioh_session_state *session, const 
 
 static void do_put_table(struct dioh_job *job)
 {
-	struct dioh_request *request = dioh_container_of(job, struct dioh_request, job);
+	struct dioh_image_request *request = dioh_container_of(job, struct dioh_image_request, job);
 	struct dioh_session_state *session = request->session;
 	const struct dioh_msg_put_table *message = (const struct dioh_msg_put_table *)request->payload;
 	const struct dioh_msg_entry *entries = (const struct dioh_msg_entry *)(message + 1);
@@ -280,7 +279,7 @@ static void do_put_table(struct dioh_job *job)
 
 static int write_header(struct dioh_session_state *session, struct dioh_error *err)
 {
-	const struct dioh_request *request = session->request;
+	const struct dioh_image_request *request = session->request;
 	const struct dioh_msg_write_header *message = (const struct dioh_msg_write_header *)request->payload;
 	struct dioh_image_layout *layout = &session->layout;
 	int r = dioh_layout_write_header(layout, message + 1, request->size - sizeof(*message), message->offset, err);
@@ -298,7 +297,7 @@ static int write_header(struct dioh_session_state *session, struct dioh_error *e
 
 static void do_write_header(struct dioh_job *job)
 {
-	struct dioh_request *request = dioh_container_of(job, struct dioh_request, job);
+	struct dioh_image_request *request = dioh_container_of(job, struct dioh_image_request, job);
 	struct dioh_session_state *session = request->session;
 	int r = write_header(session, &request->error);
 
@@ -311,7 +310,7 @@ static void do_write_header(struct dioh_job *job)
 
 static void do_get_table(struct dioh_job *job)
 {
-	struct dioh_request *request = dioh_container_of(job, struct dioh_request, job);
+	struct dioh_image_request *request = dioh_container_of(job, struct dioh_image_request, job);
 	struct dioh_session_state *session = request->session;
 	const struct dioh_msg_get_table *message = (const struct dioh_msg_get_table *)request->payload;
 	struct dioh_msg_get_table_reply *reply = (struct dioh_msg_get_table_reply *)request->reply;
@@ -329,7 +328,7 @@ static void do_get_table(struct dioh_job *job)
 
 static void do_read_header(struct dioh_job *job)
 {
-	struct dioh_request *request = dioh_container_of(job, struct dioh_request, job);
+	struct dioh_image_request *request = dioh_container_of(job, struct dioh_image_request, job);
 	struct dioh_session_state *session = request->session;
 	const struct dioh_msg_read_header *message = (const struct dioh_msg_read_header *)request->payload;
 	uint64_t count;
@@ -343,7 +342,7 @@ static void do_read_header(struct dioh_job *job)
 
 static void do_read_bitmap(struct dioh_job *job)
 {
-	struct dioh_request *request = dioh_container_of(job, struct dioh_request, job);
+	struct dioh_image_request *request = dioh_container_of(job, struct dioh_image_request, job);
 	struct dioh_session_state *session = request->session;
 	const struct dioh_msg_read_bitmap *message = (const struct dioh_msg_read_bitmap *)request->payload;
 	uint32_t count = message->bytes;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * session_transfer.c - transfers from the door's side: what may begin, STATUS and CANCEL. session_running.c has what happens
- * to it then.
+ * session_transfer.c - transfers from the door's side: what may begin, and CANCEL. session_running.c has what happens to it
+ * then.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 #include "align.h"
-#include "clock.h"
 #include "proto.h"
 #include "session.h"
 
@@ -33,23 +32,6 @@ static struct dioh_running *find_running(const struct dioh_session_state *sessio
 bool dioh_session_busy(const struct dioh_session_state *session)
 {
 	return session->running || (session->request && session->request->active) || session->finish.active;
-}
-
-unsigned dioh_session_in_flight(const struct dioh_session_state *session, uint64_t *ret_oldest_ns)
-{
-	uint64_t now = dioh_now_ns();
-	uint64_t oldest = 0;
-	unsigned in_flight = 0;
-
-	for (unsigned i = 0; i < session->worker_count; i++) {
-		uint64_t since = atomic_load(&session->workers[i].oldest_ns);
-
-		in_flight += atomic_load(&session->workers[i].in_flight);
-		if (since)
-			oldest = dioh_max(oldest, now - dioh_min(since, now));
-	}
-	*ret_oldest_ns = oldest;
-	return in_flight;
 }
 
 /* ---- beginning ---- */
@@ -443,31 +425,7 @@ void dioh_session_broken(struct dioh_job *job)
 	abort();
 }
 
-/* ---- STATUS, CANCEL ---- */
-
-static uint32_t phase_of(const struct dioh_session_state *session)
-{
-	if (session->finished)
-		return DIOH_PHASE_FINISHED;
-	if (!session->sealed)
-		return DIOH_PHASE_ATTACH;
-	if (session->finish.active || session->request->active)
-		return DIOH_PHASE_SYNC;
-	return session->running ? DIOH_PHASE_TRANSFER : DIOH_PHASE_READY;
-}
-
-int dioh_on_status(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
-{
-	struct dioh_msg_status_reply reply = { .phase = phase_of(session), .transfers = session->running_count };
-
-	(void)err;
-	reply.in_flight = dioh_session_in_flight(session, &reply.oldest_ns);
-	reply.done_bytes = session->done_bytes;
-	for (const struct dioh_running *running = session->running; running; running = running->next)
-		reply.done_bytes += dioh_running_done_bytes(running);
-	dioh_session_reply(session, DIOH_MSG_STATUS, message->header.id, &reply, sizeof(reply));
-	return 0;
-}
+/* ---- CANCEL ---- */
 
 void dioh_session_cancel_all(struct dioh_session_state *session)
 {

@@ -17,6 +17,5 @@
 	})
 #define dioh_error_set(...) DIOH_NEGATIVE(dioh_error_set(__VA_ARGS__))
 #define dioh_error_errno(...) DIOH_NEGATIVE(dioh_error_errno(__VA_ARGS__))
-#define dioh_error_wrap(...) DIOH_NEGATIVE(dioh_error_wrap(__VA_ARGS__))
 
 #endif

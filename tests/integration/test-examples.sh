@@ -14,8 +14,10 @@ run 0 "$DIOHELPER_TOOL" verify "$tmp/c.img"
 
 run 1 "$BUILD/dioh-minimal" "$tmp"
 complains 'directory'
+run 1 "$BUILD/dioh-minimal"
+complains 'usage: minimal IMAGE'
 run 1 env PATH=/nowhere "$BUILD/dioh-minimal" "$tmp/other.img"
-complains '^minimal: .*diohelper'
+complains '^dioh-minimal: .*diohelper'
 
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))' || skip "Python 3.9 is needed for the second example"
 export PYTHONDONTWRITEBYTECODE=1

@@ -81,7 +81,7 @@ compile -o "$work/shared" "$work/main.o" "$work/save.o" $(pkg-config --libs libd
 compile -o "$work/static" "$work/main.o" "$work/save.o" "$stage/opt/dioh/lib/libdiohelper.a"
 
 # shellcheck disable=SC2046,SC2086
-cc -Wall -Wextra -Werror $sanitize -D_GNU_SOURCE -o "$work/minimal" examples/minimal.c $(pkg-config --cflags --libs libdiohelper)
+cc -Wall -Wextra -Werror $sanitize -o "$work/minimal" examples/minimal.c $(pkg-config --cflags --libs libdiohelper)
 
 # diohelper is found through PATH, and finds diohelper-tool beside itself.
 PATH=$stage/opt/dioh/bin:$PATH

@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 #include "guest_image.h"
-#include "multifd_format.h"
+#include "multifd_maker.h"
 #include "pattern.h"
 
 #define CHANNELS 3u
@@ -59,7 +59,7 @@ static void put_init(struct channel *channel, uint8_t number, uint8_t machine)
 {
 	const struct dioh_multifd_init init = { .uuid = { machine }, .channel = number };
 
-	dioh_multifd_put_init(extend(channel, DIOH_MULTIFD_INIT_BYTES), &init);
+	multifd_put_init(extend(channel, DIOH_MULTIFD_INIT_BYTES), &init);
 }
 
 /* What has been gathered. */
@@ -69,7 +69,7 @@ static void put_packet(struct migration *mig, struct channel *channel, bool sync
 	const unsigned data = packet->data_pages;
 
 	packet->sync = sync;
-	dioh_multifd_put_packet(extend(channel, DIOH_MULTIFD_PACKET_BYTES), &mig->g.q.setup, packet, 0);
+	multifd_put_packet(extend(channel, DIOH_MULTIFD_PACKET_BYTES), &mig->g.q.setup, packet, 0);
 	for (unsigned i = 0; i < data; i++)
 		memcpy(extend(channel, PAGE), mig->g.q.memory[packet->block] + packet->pages[i] * PAGE, PAGE);
 	memset(packet, 0, sizeof(*packet));

@@ -4,6 +4,7 @@
  * destination has already, and in the cgroup that it names (docs/protocol.md, ATTACH_MEMORY; dioh_spawn()). Root, for the
  * kernel's settings and a cgroup.
  */
+/* alone: it changes the kernel's settings of huge pages */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -3,6 +3,7 @@
  * test_root_hugetlb.c - guest memory of 2 MiB pages. It shows no holes, and both reading it through a mapping and asking
  * io_uring for it would allocate what the guest never had. Root, to let the kernel make such pages.
  */
+/* alone: it changes how many huge pages the kernel has */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -75,7 +75,6 @@ static void test_null(void **state)
 	(void)state;
 	assert_int_equal(dioh_error_set(NULL, -EINVAL, PLACE, "%s", long_word()), -EINVAL);
 	assert_int_equal(dioh_error_errno(NULL, EINVAL, PLACE, "%s", long_word()), -EINVAL);
-	assert_int_equal(dioh_error_wrap(NULL, "%s", long_word()), -EIO);
 }
 
 static void test_too_long(void **state)
@@ -89,9 +88,6 @@ static void test_too_long(void **state)
 	dioh_error_errno(&err, ENOSPC, PLACE, "%s", long_word());
 	assert_int_equal(strlen(err.text), DIOH_TEXT_BYTES - 1);
 	assert_string_equal(&err.text[DIOH_TEXT_BYTES - sizeof(reason)], reason);
-	dioh_error_set(&err, EIO, PLACE, "short");
-	dioh_error_wrap(&err, "%s", long_word());
-	assert_int_equal(strlen(err.text), DIOH_TEXT_BYTES - 1);
 }
 
 static void test_own_text_as_argument(void **state)
@@ -102,20 +98,6 @@ static void test_own_text_as_argument(void **state)
 	dioh_error_set(&err, EIO, PLACE, "first");
 	dioh_error_errno(&err, EIO, PLACE, "then %s", err.text);
 	assert_string_equal(err.text, "then first: Input/output error");
-	dioh_error_wrap(&err, "%.4s", err.text);
-	assert_string_equal(err.text, "then: then first: Input/output error");
-}
-
-static void test_wrap(void **state)
-{
-	struct dioh_error err;
-
-	(void)state;
-	dioh_error_set(&err, ENODATA, PLACE, "chunk 5 is missing");
-	assert_int_equal(dioh_error_wrap(&err, "region %d", 3), -ENODATA);
-	assert_int_equal(err.code, ENODATA);
-	assert_place(&err);
-	assert_string_equal(err.text, "region 3: chunk 5 is missing");
 }
 
 static void test_wire(void **state)
@@ -200,7 +182,6 @@ int main(void)
 		cmocka_unit_test(test_null),
 		cmocka_unit_test(test_too_long),
 		cmocka_unit_test(test_own_text_as_argument),
-		cmocka_unit_test(test_wrap),
 		cmocka_unit_test(test_wire),
 		cmocka_unit_test(test_wire_unterminated),
 		cmocka_unit_test(test_wire_control_characters),

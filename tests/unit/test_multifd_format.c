@@ -12,7 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "multifd_format.h"
+#include "multifd_maker.h"
 
 #define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
 #define PAGE ((uint64_t)DIOH_PAGE_BYTES)
@@ -37,7 +37,7 @@ static void test_inits(void **state)
 	struct dioh_error err = { 0 };
 
 	(void)state;
-	dioh_multifd_put_init(bytes, &init);
+	multifd_put_init(bytes, &init);
 	assert_memory_equal(bytes, "\x11\x22\x33\x44\0\0\0\1" "0123456789abcde\0\x07", 25);
 	assert_int_equal(dioh_multifd_get_init(bytes, 0, &read, &err), 0);
 	assert_memory_equal(&read, &init, sizeof(init));
@@ -59,7 +59,7 @@ static void test_packets(void **state)
 	struct dioh_error err = { 0 };
 
 	(void)state;
-	dioh_multifd_put_packet(bytes, &setup, &packet, 5);
+	multifd_put_packet(bytes, &setup, &packet, 5);
 	assert_memory_equal(bytes + AT_DATA, "\0\0\0\2\0\0\x20\0\0\0\0\0\0\0\0\5\0\0\0\1", 20);
 	assert_memory_equal(bytes + AT_BLOCK, "pc.ram2", 8);
 	assert_memory_equal(bytes + AT_OFFSETS, "\0\0\0\0\0\0\x20\0", 8);
@@ -70,13 +70,13 @@ static void test_packets(void **state)
 	packet = (struct dioh_multifd_packet){ .sync = true, .data_pages = 100, .zero_pages = 28 };
 	for (unsigned i = 0; i < DIOH_MULTIFD_PAGES_MAX; i++)
 		packet.pages[i] = 999 - i;
-	dioh_multifd_put_packet(bytes, &setup, &packet, 0);
+	multifd_put_packet(bytes, &setup, &packet, 0);
 	assert_int_equal(dioh_multifd_get_packet(bytes, 0, &setup, &read, &err), 0);
 	assert_memory_equal(&read, &packet, sizeof(packet));
 
 	/* Nothing but a sync: QEMU leaves the size of an earlier packet in it. */
 	packet = (struct dioh_multifd_packet){ .sync = true };
-	dioh_multifd_put_packet(bytes, &setup, &packet, 0);
+	multifd_put_packet(bytes, &setup, &packet, 0);
 	bytes[AT_BYTES + 1] = 8;
 	assert_int_equal(dioh_multifd_get_packet(bytes, 0, &setup, &read, &err), 0);
 	assert_memory_equal(&read, &packet, sizeof(packet));
@@ -122,7 +122,7 @@ static void test_refused_packets(void **state)
 		struct dioh_error err = { 0 };
 		char byte[40];
 
-		dioh_multifd_put_packet(bytes, &setup, &packet, 0);
+		multifd_put_packet(bytes, &setup, &packet, 0);
 		memcpy(bytes + refusals[i].at, refusals[i].bytes, refusals[i].count);
 		assert_int_equal(dioh_multifd_get_packet(bytes, 1000, &setup, &read, &err), -refusals[i].code);
 		snprintf(byte, sizeof(byte), "(byte %u)", at);
@@ -143,7 +143,7 @@ static void test_a_name_without_an_end(void **state)
 
 	(void)state;
 	memset(blocks[1].name, 'x', sizeof(blocks[1].name) - 1);
-	dioh_multifd_put_packet(bytes, &setup, &packet, 0);
+	multifd_put_packet(bytes, &setup, &packet, 0);
 	memset(bytes + AT_BLOCK, 'x', 256);
 	assert_int_equal(dioh_multifd_get_packet(bytes, 0, &setup, &read, &err), -EBADMSG);
 	bytes[AT_BLOCK + 255] = 0;

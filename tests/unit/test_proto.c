@@ -1311,11 +1311,6 @@ static void test_names(void **state)
 	assert_string_equal(dioh_engine_name(DIOH_ENGINE_SYNC + 1), "unknown");
 	assert_string_equal(dioh_layout_name(DIOH_LAYOUT_CONTAINER), "container");
 	assert_string_equal(dioh_layout_name(UINT32_MAX), "unknown");
-	assert_string_equal(dioh_state_name(DIOH_STATE_PARTIAL), "partial");
-	assert_string_equal(dioh_state_name(4), "unknown");
-	assert_string_equal(dioh_phase_name(DIOH_PHASE_ATTACH), "attach");
-	assert_string_equal(dioh_phase_name(0), "unknown");
-	assert_string_equal(dioh_phase_name(6), "unknown");
 	assert_string_equal(dioh_feature_name(0), "none");
 	assert_string_equal(dioh_feature_name(DIOH_FEATURE_STREAM | DIOH_FEATURE_LABEL), "stream");
 	assert_string_equal(dioh_feature_name(DIOH_FEATURE_LAYOUT_MAPPED_RAM), "layout-mapped-ram");
