@@ -286,7 +286,7 @@ static int open_threads(struct dropin *d, struct dioh_error *err)
 		.direct = d->image.direct,
 		.fill_buffers = d->image.reads_present_only,
 		.cache = keeps_cache() ? DIOH_CACHE_KEEP : DIOH_CACHE_NONE,
-		.sync_failed = &d->image.sync_failed,
+		.sync_error = &d->image.sync_error,
 		.control = &d->control,
 		.session = &d->mailbox,
 		.broken = broken,

@@ -37,7 +37,7 @@ struct dioh_image {
 	uint64_t device_bytes; /* capacity of a block device */
 	pthread_mutex_t flag_lock;
 	atomic_bool metadata_changed; /* size, owner, mode or label changed since the last full sync */
-	atomic_bool sync_failed;      /* the kernel may have dropped dirty data: never call this image complete */
+	atomic_int sync_error;        /* errno: the kernel may have dropped dirty data: never call this image complete */
 };
 
 void dioh_image_init(struct dioh_image *image);

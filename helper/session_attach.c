@@ -191,7 +191,7 @@ static int open_threads(struct dioh_session_state *session, struct dioh_error *e
 		.in_flight = session->image.in_flight,
 		.direct = session->image.direct,
 		.fill_buffers = session->image.reads_present_only,
-		.sync_failed = &session->image.sync_failed,
+		.sync_error = &session->image.sync_error,
 		.control = &session->control,
 		.session = &session->mailbox,
 		.broken = dioh_session_broken,

@@ -267,16 +267,16 @@ static void look_for_cancel(struct dioh_worker *worker)
 	}
 }
 
-/* Write-back failed: nobody will be told again, so every transfer that may have been hit must be. */
-static void look_for_writeback_error(struct dioh_worker *worker)
+/* Whoever found it: the image is lost, and there is nothing left to save into it. */
+static void look_for_sync_error(struct dioh_worker *worker)
 {
+	const int code = atomic_load_explicit(worker->config.sync_error, memory_order_relaxed);
 	struct dioh_error err;
 
-	if (worker->writeback.result == 0)
+	if (code == 0 || !worker->transfers)
 		return;
-	dioh_error_errno(&err, worker->writeback.result, DIOH_PLACE(SYNC, IMAGE, 0, DIOH_OFFSET_NONE),
+	dioh_error_errno(&err, code, DIOH_PLACE(SYNC, IMAGE, 0, DIOH_OFFSET_NONE),
 	                 "image: writing it back failed, what was written may be lost");
-	atomic_store(worker->config.sync_failed, true);
 	for (struct dioh_transfer *transfer = worker->transfers; transfer; transfer = transfer->next)
 		dioh_transfer_fail(transfer, &err);
 }
@@ -436,7 +436,7 @@ static void *worker_main(void *argument)
 
 		dioh_mailbox_handle(&worker->mailbox);
 		look_for_cancel(worker);
-		look_for_writeback_error(worker);
+		look_for_sync_error(worker);
 		more = step_all(worker);
 		abandon_failed(worker);
 		/* What has ended may have freed blocks that others wait for. */
@@ -487,6 +487,7 @@ int dioh_worker_open(struct dioh_worker *worker, const struct dioh_worker_config
 		.drop = config->cache == DIOH_CACHE_NONE,
 		.control = &config->control->mailbox,
 		.worker = &worker->mailbox,
+		.sync_error = config->sync_error,
 	};
 	r = dioh_mailbox_open(&worker->mailbox, err);
 	if (r == 0)

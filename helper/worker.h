@@ -27,7 +27,7 @@ struct dioh_worker_config {
 	bool direct;
 	bool fill_buffers; /* they are to be there before the first I/O */
 	enum dioh_cache cache;
-	atomic_bool *sync_failed; /* set when write-back has failed */
+	atomic_int *sync_error; /* the image's: of all workers */
 	struct dioh_control *control;
 	struct dioh_mailbox *session; /* where a broken engine is reported */
 	void (*broken)(struct dioh_job *job);

@@ -9,9 +9,13 @@
  *   nothing  it is not done, and the engine tells of 0 bytes
  *   reorder  from here on completions are kept until nothing else is under way, and come last one first
  *
+ * Or what the kernel may answer beside it:
+ *
+ *   writeback  sync_file_range(2) number INDEX tells of ENOSPC; that the bytes are gone nobody is told again
+ *
  * That it came to that is said on standard error.
  */
-/* LDFLAGS: -Wl,--wrap=dioh_engine_choose */
+/* LDFLAGS: -Wl,--wrap=dioh_engine_choose,--wrap=sync_file_range */
 int helper_main(int argc, char **argv);
 
 #define main helper_main
@@ -26,8 +30,8 @@ int helper_main(int argc, char **argv);
 const struct dioh_engine_ops *__wrap_dioh_engine_choose(uint32_t wanted, struct dioh_error *err);
 const struct dioh_engine_ops *__real_dioh_engine_choose(uint32_t wanted, struct dioh_error *err);
 
-static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "nothing", "reorder" };
-enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, KINDS };
+static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "nothing", "reorder", "writeback" };
+enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, WRITEBACK, KINDS };
 
 static struct {
 	enum kind kind;
@@ -131,7 +135,7 @@ static bool faulty_queue(struct dioh_io_engine *engine, struct dioh_io *io)
 {
 	static const int64_t results[KINDS] = { [AGAIN] = -EAGAIN, [INTERRUPTED] = -EINTR, [FAILED] = -EIO, [NOTHING] = 0 };
 	struct faulty *f = (struct faulty *)engine;
-	const bool hit = !io->stream && f->count == fault.index;
+	const bool hit = fault.kind <= REORDER && !io->stream && f->count == fault.index;
 
 	if (hit && fault.kind >= AGAIN && fault.kind <= NOTHING) {
 		f->count++;
@@ -146,7 +150,7 @@ static bool faulty_queue(struct dioh_io_engine *engine, struct dioh_io *io)
 	}
 	if (hit && fault.kind == ODD)
 		f->odd = io;
-	if (hit && fault.kind != KINDS)
+	if (hit)
 		say_hit();
 	f->count += !io->stream;
 	f->under_way++;
@@ -239,6 +243,22 @@ const struct dioh_engine_ops *__wrap_dioh_engine_choose(uint32_t wanted, struct 
 		.close = faulty_close,
 	};
 	return &faulty_ops;
+}
+
+/* ---- beside the engine ---- */
+
+int __real_sync_file_range(int fd, off64_t offset, off64_t bytes, unsigned flags);
+int __wrap_sync_file_range(int fd, off64_t offset, off64_t bytes, unsigned flags);
+
+int __wrap_sync_file_range(int fd, off64_t offset, off64_t bytes, unsigned flags)
+{
+	static unsigned long calls; /* by one thread, the control-I/O thread */
+
+	if (fault.kind != WRITEBACK || calls++ != fault.index)
+		return __real_sync_file_range(fd, offset, bytes, flags);
+	say_hit();
+	errno = ENOSPC;
+	return -1;
 }
 
 int main(int argc, char **argv)
