@@ -29,7 +29,8 @@ struct dioh_image {
 	uint32_t notes;
 	uint32_t memory_alignment;
 	uint32_t offset_alignment;
-	uint32_t engine; /* asked for, then chosen */
+	uint32_t engine; /* chosen at attach */
+	bool any_engine; /* another may take its place */
 	uint32_t block_bytes;
 	uint32_t in_flight;
 	uint32_t workers;

@@ -473,7 +473,7 @@ void dioh_worker_begin(struct dioh_worker *worker, struct dioh_transfer *transfe
 
 int dioh_worker_open(struct dioh_worker *worker, const struct dioh_worker_config *config, struct dioh_error *err)
 {
-	struct dioh_engine_config slots = config->slots;
+	struct dioh_engine_config *slots = &worker->config.slots;
 	void *discard;
 	int r;
 
@@ -500,11 +500,44 @@ int dioh_worker_open(struct dioh_worker *worker, const struct dioh_worker_config
 	if (discard == MAP_FAILED)
 		return dioh_error_errno(err, errno, DIOH_PLACE(SEAL, SESSION, 0, DIOH_OFFSET_NONE), "helper: a buffer");
 	worker->discard = discard;
-	slots.fds[DIOH_SLOT_WAKE] = worker->mailbox.event_fd;
-	slots.depth = (unsigned)dioh_min(dioh_bufpool_ios_max(&worker->pool), 512);
+	slots->fds[DIOH_SLOT_WAKE] = worker->mailbox.event_fd;
+	slots->depth = (unsigned)dioh_min(dioh_bufpool_ios_max(&worker->pool), 512);
 	/* Reads of streams may wait for ever: page I/O must not have to wait behind them. */
-	slots.depth = dioh_max(slots.depth, 2 * DIOH_STREAMS_MAX);
-	return config->engine->open(&slots, &worker->engine, err);
+	slots->depth = dioh_max(slots->depth, 2 * DIOH_STREAMS_MAX);
+	return 0;
+}
+
+static void close_engine(struct dioh_worker *worker)
+{
+	if (worker->engine)
+		worker->engine->ops->close(worker->engine);
+	worker->engine = NULL;
+}
+
+static int open_engines(struct dioh_worker *workers, unsigned count, const struct dioh_engine_ops *engine,
+                        struct dioh_error *err)
+{
+	int r = 0;
+
+	for (unsigned i = 0; i < count && r == 0; i++)
+		r = engine->open(&workers[i].config.slots, &workers[i].engine, err);
+	for (unsigned i = 0; i < count && r < 0; i++)
+		close_engine(&workers[i]);
+	return r;
+}
+
+int dioh_workers_open_engines(struct dioh_worker *workers, unsigned count, const struct dioh_engine_ops *engine, bool any,
+                              struct dioh_error *err)
+{
+	struct dioh_error why;
+	int r;
+
+	do
+		r = open_engines(workers, count, engine, &why);
+	while (r < 0 && any && (engine = dioh_engine_fall_back(engine, workers->config.direct)));
+	if (r < 0)
+		*err = why;
+	return r;
 }
 
 int dioh_worker_start(struct dioh_worker *worker, pthread_barrier_t *barrier, struct dioh_error *err)
@@ -528,9 +561,7 @@ void dioh_worker_stop(struct dioh_worker *worker)
 		pthread_join(worker->thread, NULL);
 		worker->running = false;
 	}
-	if (worker->engine)
-		worker->engine->ops->close(worker->engine);
-	worker->engine = NULL;
+	close_engine(worker);
 	if (worker->discard)
 		munmap(worker->discard, sizeof(dioh_zero_pages));
 	worker->discard = NULL;
