@@ -35,7 +35,7 @@ static void make_memories(struct random_guest *guest, const char *name, uint64_t
 		guest->bytes[i] = some_bytes(random);
 		guest->memories[i] = must_memfd("guest", guest->bytes[i], 0);
 		must_fill_mixed(guest->memories[i], guest->bytes[i], 1, 30, test_random(random));
-		(void)snprintf(guest->name[i], sizeof(guest->name[i]), "%.24s.%u", name, i);
+		(void)snprintf(guest->name[i], sizeof(guest->name[i]), "%.20s.%u", name, i);
 	}
 }
 
