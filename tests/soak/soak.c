@@ -278,6 +278,8 @@ static void end(struct worker *w, struct dioh_session *session, bool killed)
 		wrong(w, "the helper does not end", strerror(-r));
 	if (WIFSIGNALED(status) && !(killed && WTERMSIG(status) == SIGKILL))
 		wrong(w, "the helper died of a signal", strsignal(WTERMSIG(status)));
+	if (WIFEXITED(status) && WEXITSTATUS(status) > 1)
+		wrong(w, "the helper ended", "with a status of its own");
 }
 
 /* What the disk does to the save at a moment drawn by chance. LATE alone does no harm. */
