@@ -82,9 +82,10 @@ static void lose(uint32_t workers)
 	assert_int_equal(write(stream, "some", 4), 4);
 	must(moves_region(&m, SMALL, 0), &m.err);
 	expect_lost(&m, moves_region(&m, LARGE, 0));
-	(void)!write(stream, "more", 4); /* it may be closed by now */
+	expect_lost(&m, moves_wait(&m, transfer)); /* though nobody has said anything more */
+	assert_int_equal(write(stream, "more", 4), -1);
+	assert_int_equal(errno, EPIPE);
 	close(stream);
-	expect_lost(&m, moves_wait(&m, transfer));
 	expect_lost(&m, moves_region(&m, SMALL, 0));
 	expect_lost(&m, moves_region(&m, LARGE, 0));
 	expect_lost(&m, moves_finish(&m, DIOH_FINISH_WRITTEN));
