@@ -57,6 +57,8 @@ int hv_helper_start(struct hv_helper *helper, const struct hv_helper_options *op
 		rc = attach(helper, direction, image, memory_fd, stream_fd, err);
 	if (rc == 0)
 		rc = dioh_seal(helper->session, REQUIRED_LAYERS, &sealed, err);
+	if (rc == 0)
+		helper->image.engine = sealed.engine; /* there may have been no room for the one chosen before */
 	return rc;
 }
 

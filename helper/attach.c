@@ -318,7 +318,8 @@ static int choose_engine(const struct dioh_msg_attach_image *request, struct dio
 	if (!engine)
 		return -EOPNOTSUPP;
 	image->engine = engine->id;
-	if (request->engine == DIOH_ENGINE_ANY && engine->id != DIOH_ENGINE_IO_URING)
+	image->any_engine = request->engine == DIOH_ENGINE_ANY;
+	if (image->any_engine && engine->id != DIOH_ENGINE_IO_URING)
 		image->notes |= DIOH_IMAGE_NOTE_ENGINE_FALLBACK;
 	return 0;
 }
@@ -361,7 +362,7 @@ int dioh_examine_image(const struct dioh_msg_attach_image *request, const int *f
 		return r;
 	image.reads_present_only = image.direct && image.direction == DIOH_DIRECTION_LOAD && on_btrfs(&image);
 	/* Buffered, libaio does all of an I/O while it is submitted, one after the other. */
-	if (request->engine == DIOH_ENGINE_ANY && image.engine == DIOH_ENGINE_LIBAIO && !image.direct)
+	if (image.any_engine && image.engine == DIOH_ENGINE_LIBAIO && !image.direct)
 		image.engine = DIOH_ENGINE_SYNC;
 	*ret_image = image;
 	return 0;

@@ -281,13 +281,12 @@ static uint32_t wanted_engine(const struct dropin *d)
 static int open_threads(struct dropin *d, struct dioh_error *err)
 {
 	struct dioh_worker_config config = {
-		.engine = dioh_engine_choose(wanted_engine(d), err),
 		.block_bytes = d->image.block_bytes,
 		.in_flight = d->image.in_flight,
 		.direct = d->image.direct,
 		.fill_buffers = d->image.reads_present_only,
 		.cache = keeps_cache() ? DIOH_CACHE_KEEP : DIOH_CACHE_NONE,
-		.sync_failed = &d->image.sync_failed,
+		.sync_error = &d->image.sync_error,
 		.control = &d->control,
 		.session = &d->mailbox,
 		.broken = broken,
@@ -299,9 +298,9 @@ static int open_threads(struct dropin *d, struct dioh_error *err)
 	config.slots.fds[DIOH_SLOT_PAGE] = d->image.page_fd;
 	config.slots.fds[DIOH_SLOT_STREAM] = d->stream_fd;
 	config.slots.fd_count = DIOH_SLOTS_MAX;
-	if (r == 0 && !config.engine)
-		r = -EOPNOTSUPP;
-	return r < 0 ? r : dioh_worker_open(&d->worker, &config, err);
+	if (r == 0)
+		r = dioh_worker_open(&d->worker, &config, err);
+	return r < 0 ? r : dioh_workers_open_engines(&d->worker, 1, dioh_engine_find(wanted_engine(d)), d->image.any_engine, err);
 }
 
 static int start_threads(struct dropin *d, struct dioh_error *err)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* engine.c - which engine runs: the one asked for, else the first that this machine permits. */
+/* engine.c - which engine runs: the one asked for, else the first that this machine permits and has room for. */
 #include <errno.h>
 #include <stddef.h>
 
@@ -10,9 +10,11 @@
 static const struct dioh_engine_ops *const engines[] = { &dioh_engine_uring, &dioh_engine_libaio,
 	                                                &dioh_engine_sync };
 
+#define ENGINES (sizeof(engines) / sizeof(engines[0]))
+
 const struct dioh_engine_ops *dioh_engine_choose(uint32_t wanted, struct dioh_error *err)
 {
-	for (size_t i = 0; i < sizeof(engines) / sizeof(engines[0]); i++) {
+	for (size_t i = 0; i < ENGINES; i++) {
 		int r;
 
 		if (wanted != DIOH_ENGINE_ANY && wanted != engines[i]->id)
@@ -29,5 +31,31 @@ const struct dioh_engine_ops *dioh_engine_choose(uint32_t wanted, struct dioh_er
 	}
 	dioh_error_set(err, EOPNOTSUPP, DIOH_PLACE(ATTACH, SESSION, 0, DIOH_OFFSET_NONE),
 	               "helper: engine %s is not in this build", dioh_engine_name(wanted));
+	return NULL;
+}
+
+static size_t place_of(uint32_t id)
+{
+	size_t i = 0;
+
+	while (engines[i]->id != id)
+		i++;
+	return i;
+}
+
+const struct dioh_engine_ops *dioh_engine_find(uint32_t id)
+{
+	return engines[place_of(id)];
+}
+
+const struct dioh_engine_ops *dioh_engine_fall_back(const struct dioh_engine_ops *failed, bool direct)
+{
+	for (size_t i = place_of(failed->id) + 1; i < ENGINES; i++) {
+		/* Buffered, libaio does all of an I/O while it is submitted, one after the other. */
+		if (!direct && engines[i]->id == DIOH_ENGINE_LIBAIO)
+			continue;
+		if (engines[i]->probe() == 0)
+			return engines[i];
+	}
 	return NULL;
 }

@@ -100,4 +100,10 @@ extern const struct dioh_engine_ops dioh_engine_sync;
 /* The engine to use when `wanted` (enum dioh_engine) is asked for; NULL: not to be had, err says why. */
 const struct dioh_engine_ops *dioh_engine_choose(uint32_t wanted, struct dioh_error *err);
 
+/* The one of that id (IO_URING to SYNC), whether it is to be had or not. */
+const struct dioh_engine_ops *dioh_engine_find(uint32_t id);
+
+/* The next best one if that one could not be opened, though its probe had room; NULL: there is none left. */
+const struct dioh_engine_ops *dioh_engine_fall_back(const struct dioh_engine_ops *failed, bool direct);
+
 #endif

@@ -222,7 +222,7 @@ int dioh_image_sync(struct dioh_image *image, struct dioh_error *err)
 
 	if (r == 0)
 		return 0;
-	atomic_store(&image->sync_failed, true);
+	atomic_store(&image->sync_error, -r);
 	return dioh_error_errno(err, r, PLACE(SYNC, DIOH_OFFSET_NONE), "image: %s failed, what was written may be lost",
 	                        whole ? "fsync" : "fdatasync");
 }

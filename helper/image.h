@@ -29,7 +29,8 @@ struct dioh_image {
 	uint32_t notes;
 	uint32_t memory_alignment;
 	uint32_t offset_alignment;
-	uint32_t engine; /* asked for, then chosen */
+	uint32_t engine; /* chosen at attach */
+	bool any_engine; /* another may take its place */
 	uint32_t block_bytes;
 	uint32_t in_flight;
 	uint32_t workers;
@@ -37,7 +38,7 @@ struct dioh_image {
 	uint64_t device_bytes; /* capacity of a block device */
 	pthread_mutex_t flag_lock;
 	atomic_bool metadata_changed; /* size, owner, mode or label changed since the last full sync */
-	atomic_bool sync_failed;      /* the kernel may have dropped dirty data: never call this image complete */
+	atomic_int sync_error;        /* errno: the kernel may have dropped dirty data: never call this image complete */
 };
 
 void dioh_image_init(struct dioh_image *image);

@@ -187,24 +187,22 @@ static void forget_streams(struct dioh_engine_config *slots)
 static int open_threads(struct dioh_session_state *session, struct dioh_error *err)
 {
 	struct dioh_worker_config config = {
-		.engine = dioh_engine_choose(session->image.engine, err),
 		.block_bytes = session->image.block_bytes,
 		.in_flight = session->image.in_flight,
 		.direct = session->image.direct,
 		.fill_buffers = session->image.reads_present_only,
-		.sync_failed = &session->image.sync_failed,
+		.sync_error = &session->image.sync_error,
 		.control = &session->control,
 		.session = &session->mailbox,
 		.broken = dioh_session_broken,
 	};
-	int r = config.engine ? 0 : -EOPNOTSUPP;
+	int r;
 
 	config.slots.fd_count = DIOH_SLOTS_MAX;
 	config.slots.fds[DIOH_SLOT_PAGE] = session->image.page_fd;
 	for (unsigned i = 0; i < DIOH_STREAMS_MAX; i++)
 		config.slots.fds[DIOH_SLOT_STREAM + i] = session->streams[i].fd;
-	if (r == 0)
-		r = dioh_control_open(&session->control, err);
+	r = dioh_control_open(&session->control, err);
 	session->workers = calloc(session->image.workers, sizeof(*session->workers));
 	session->request = calloc(1, sizeof(*session->request));
 	if (r == 0 && (!session->workers || !session->request))
@@ -216,6 +214,9 @@ static int open_threads(struct dioh_session_state *session, struct dioh_error *e
 		r = dioh_worker_open(&session->workers[i], &config, err);
 		forget_streams(&config.slots);
 	}
+	if (r == 0)
+		r = dioh_workers_open_engines(session->workers, session->worker_count, dioh_engine_find(session->image.engine),
+		                              session->image.any_engine, err);
 	return r;
 }
 

@@ -51,6 +51,10 @@ static int check_complete(const struct dioh_session_state *session, struct dioh_
 
 	if (session->stage != IMAGE_READY)
 		return dioh_error_set(err, ENODATA, PLACE, "FINISH: there is no image yet");
+	if (atomic_load(&session->image.sync_error)) /* what is missing is missing because of that */
+		return dioh_error_errno(err, atomic_load(&session->image.sync_error),
+		                        DIOH_PLACE(SYNC, IMAGE, 0, DIOH_OFFSET_NONE),
+		                        "FINISH: a sync has failed before, what was written may be lost");
 	r = check_regions(layout, err);
 	if (r == 0)
 		r = check_streams(layout, err);
@@ -58,9 +62,6 @@ static int check_complete(const struct dioh_session_state *session, struct dioh_
 		r = dioh_error_set(err, ENODATA, DIOH_PLACE(FINISH, IMAGE, 0, layout->header_written),
 		                   "FINISH: of the header's %" PRIu64 " bytes only %" PRIu64 " have come", layout->header_bytes,
 		                   layout->header_written);
-	if (r == 0 && atomic_load(&session->image.sync_failed))
-		r = dioh_error_set(err, EIO, DIOH_PLACE(SYNC, IMAGE, 0, DIOH_OFFSET_NONE),
-		                   "FINISH: a sync has failed before, so what was written may be lost");
 	return r;
 }
 

@@ -131,11 +131,21 @@ static void end(struct dioh_running *running)
 	free(running);
 }
 
+/* What a worker has found out all look at, also who waits for a stream that is silent. */
+static void tell_of_sync_error(struct dioh_session_state *session)
+{
+	if (!atomic_load(&session->image.sync_error))
+		return;
+	for (unsigned i = 0; i < session->worker_count; i++)
+		dioh_mailbox_wake(&session->workers[i].mailbox);
+}
+
 static void completed(struct dioh_job *job)
 {
 	struct dioh_transfer *part = dioh_container_of(job, struct dioh_transfer, job);
 	struct dioh_running *running = part->owner;
 
+	tell_of_sync_error(running->session);
 	add_figures(&running->figures, &part->figures);
 	if (part->failed && !running->failed) {
 		running->failed = true;

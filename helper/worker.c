@@ -267,16 +267,16 @@ static void look_for_cancel(struct dioh_worker *worker)
 	}
 }
 
-/* Write-back failed: nobody will be told again, so every transfer that may have been hit must be. */
-static void look_for_writeback_error(struct dioh_worker *worker)
+/* Whoever found it: the image is lost, and there is nothing left to save into it. */
+static void look_for_sync_error(struct dioh_worker *worker)
 {
+	const int code = atomic_load_explicit(worker->config.sync_error, memory_order_relaxed);
 	struct dioh_error err;
 
-	if (worker->writeback.result == 0)
+	if (code == 0 || !worker->transfers)
 		return;
-	dioh_error_errno(&err, worker->writeback.result, DIOH_PLACE(SYNC, IMAGE, 0, DIOH_OFFSET_NONE),
+	dioh_error_errno(&err, code, DIOH_PLACE(SYNC, IMAGE, 0, DIOH_OFFSET_NONE),
 	                 "image: writing it back failed, what was written may be lost");
-	atomic_store(worker->config.sync_failed, true);
 	for (struct dioh_transfer *transfer = worker->transfers; transfer; transfer = transfer->next)
 		dioh_transfer_fail(transfer, &err);
 }
@@ -436,7 +436,7 @@ static void *worker_main(void *argument)
 
 		dioh_mailbox_handle(&worker->mailbox);
 		look_for_cancel(worker);
-		look_for_writeback_error(worker);
+		look_for_sync_error(worker);
 		more = step_all(worker);
 		abandon_failed(worker);
 		/* What has ended may have freed blocks that others wait for. */
@@ -473,7 +473,7 @@ void dioh_worker_begin(struct dioh_worker *worker, struct dioh_transfer *transfe
 
 int dioh_worker_open(struct dioh_worker *worker, const struct dioh_worker_config *config, struct dioh_error *err)
 {
-	struct dioh_engine_config slots = config->slots;
+	struct dioh_engine_config *slots = &worker->config.slots;
 	void *discard;
 	int r;
 
@@ -487,6 +487,7 @@ int dioh_worker_open(struct dioh_worker *worker, const struct dioh_worker_config
 		.drop = config->cache == DIOH_CACHE_NONE,
 		.control = &config->control->mailbox,
 		.worker = &worker->mailbox,
+		.sync_error = config->sync_error,
 	};
 	r = dioh_mailbox_open(&worker->mailbox, err);
 	if (r == 0)
@@ -499,11 +500,44 @@ int dioh_worker_open(struct dioh_worker *worker, const struct dioh_worker_config
 	if (discard == MAP_FAILED)
 		return dioh_error_errno(err, errno, DIOH_PLACE(SEAL, SESSION, 0, DIOH_OFFSET_NONE), "helper: a buffer");
 	worker->discard = discard;
-	slots.fds[DIOH_SLOT_WAKE] = worker->mailbox.event_fd;
-	slots.depth = (unsigned)dioh_min(dioh_bufpool_ios_max(&worker->pool), 512);
+	slots->fds[DIOH_SLOT_WAKE] = worker->mailbox.event_fd;
+	slots->depth = (unsigned)dioh_min(dioh_bufpool_ios_max(&worker->pool), 512);
 	/* Reads of streams may wait for ever: page I/O must not have to wait behind them. */
-	slots.depth = dioh_max(slots.depth, 2 * DIOH_STREAMS_MAX);
-	return config->engine->open(&slots, &worker->engine, err);
+	slots->depth = dioh_max(slots->depth, 2 * DIOH_STREAMS_MAX);
+	return 0;
+}
+
+static void close_engine(struct dioh_worker *worker)
+{
+	if (worker->engine)
+		worker->engine->ops->close(worker->engine);
+	worker->engine = NULL;
+}
+
+static int open_engines(struct dioh_worker *workers, unsigned count, const struct dioh_engine_ops *engine,
+                        struct dioh_error *err)
+{
+	int r = 0;
+
+	for (unsigned i = 0; i < count && r == 0; i++)
+		r = engine->open(&workers[i].config.slots, &workers[i].engine, err);
+	for (unsigned i = 0; i < count && r < 0; i++)
+		close_engine(&workers[i]);
+	return r;
+}
+
+int dioh_workers_open_engines(struct dioh_worker *workers, unsigned count, const struct dioh_engine_ops *engine, bool any,
+                              struct dioh_error *err)
+{
+	struct dioh_error why;
+	int r;
+
+	do
+		r = open_engines(workers, count, engine, &why);
+	while (r < 0 && any && (engine = dioh_engine_fall_back(engine, workers->config.direct)));
+	if (r < 0)
+		*err = why;
+	return r;
 }
 
 int dioh_worker_start(struct dioh_worker *worker, pthread_barrier_t *barrier, struct dioh_error *err)
@@ -527,9 +561,7 @@ void dioh_worker_stop(struct dioh_worker *worker)
 		pthread_join(worker->thread, NULL);
 		worker->running = false;
 	}
-	if (worker->engine)
-		worker->engine->ops->close(worker->engine);
-	worker->engine = NULL;
+	close_engine(worker);
 	if (worker->discard)
 		munmap(worker->discard, sizeof(dioh_zero_pages));
 	worker->discard = NULL;

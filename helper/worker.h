@@ -20,14 +20,13 @@ enum dioh_cache { /* what page I/O may leave in the page cache */
 };
 
 struct dioh_worker_config {
-	const struct dioh_engine_ops *engine;
 	struct dioh_engine_config slots; /* depth and the wake slot are filled in by open */
 	uint32_t block_bytes;
 	uint32_t in_flight;
 	bool direct;
 	bool fill_buffers; /* they are to be there before the first I/O */
 	enum dioh_cache cache;
-	atomic_bool *sync_failed; /* set when write-back has failed */
+	atomic_int *sync_error; /* the image's: of all workers */
 	struct dioh_control *control;
 	struct dioh_mailbox *session; /* where a broken engine is reported */
 	void (*broken)(struct dioh_job *job);
@@ -65,6 +64,14 @@ struct dioh_worker {
 extern const uint8_t dioh_zero_pages[DIOH_GAP_PAGES_MAX * DIOH_PAGE_BYTES];
 
 int dioh_worker_open(struct dioh_worker *worker, const struct dioh_worker_config *config, struct dioh_error *err);
+
+/*
+ * Gives all of them the same engine: SEAL's reply names one, and the system call filter is made for one. There may be no
+ * room for it where a probe had some (memory that may be locked, a cgroup's, fs.aio-max-nr): if `any` will do the next best
+ * one is taken then.
+ */
+int dioh_workers_open_engines(struct dioh_worker *workers, unsigned count, const struct dioh_engine_ops *engine, bool any,
+                              struct dioh_error *err);
 
 /* Starts the thread; it starts its engine and then waits at the barrier, where start_result is valid. */
 int dioh_worker_start(struct dioh_worker *worker, pthread_barrier_t *barrier, struct dioh_error *err);

@@ -13,12 +13,13 @@ static void written(struct dioh_job *job) /* worker thread */
 }
 
 /*
- * sync_file_range(2). Its errors are the file's write-back errors, and having been told here they are not told to
- * fdatasync(2) on the same descriptor. Where the file system knows no such call, nothing is lost but the even pace.
+ * sync_file_range(2). Its errors are the file's write-back errors, whoever wrote the bytes, and having been told here they
+ * are not told to fdatasync(2) on the same descriptor: all workers and FINISH must know. Where the file system knows no
+ * such call, nothing is lost but the even pace.
  */
 static void sync_window(struct dioh_writeback *writeback, const struct dioh_writeback_window *window, unsigned flags)
 {
-	int r;
+	int none = 0, r;
 
 	if (window->start == window->end) /* none yet; to the system call it would be all of the file */
 		return;
@@ -26,7 +27,7 @@ static void sync_window(struct dioh_writeback *writeback, const struct dioh_writ
 		r = sync_file_range(writeback->fd, (off_t)window->start, (off_t)(window->end - window->start), flags);
 	while (r < 0 && errno == EINTR);
 	if (r < 0 && errno != ENOSYS && errno != EINVAL && errno != ESPIPE && errno != EOPNOTSUPP)
-		writeback->result = -errno;
+		(void)atomic_compare_exchange_strong(writeback->sync_error, &none, errno);
 }
 
 /* Starts this window, and only then waits for the one before: the disk has something to do at any time. */

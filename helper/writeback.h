@@ -7,6 +7,7 @@
 #ifndef DIOH_WRITEBACK_H
 #define DIOH_WRITEBACK_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "mailbox.h"
@@ -24,6 +25,7 @@ struct dioh_writeback {
 	bool drop; /* what is clean leaves the cache */
 	struct dioh_mailbox *control;
 	struct dioh_mailbox *worker;
+	atomic_int *sync_error; /* the image's */
 	uint64_t dirty_bytes; /* written since the window before was sent off */
 	struct dioh_writeback_window filling;
 	/* The control-I/O thread's while `running`. */
@@ -31,7 +33,6 @@ struct dioh_writeback {
 	struct dioh_writeback_window before;
 	bool running;
 	struct dioh_job job;
-	int result; /* the first error: it is not told again, so whoever sees it must fail */
 };
 
 /* Counts a write that has completed; sends a full window off. */

@@ -207,7 +207,7 @@ enum dioh_image_note {
 struct dioh_msg_attach_image_reply {
 	uint32_t kind;             /* enum dioh_image_kind */
 	uint32_t direct;           /* 1: page I/O is direct */
-	uint32_t engine;           /* enum dioh_engine: the one chosen */
+	uint32_t engine;           /* enum dioh_engine: the one chosen; with ANY SEAL may take another */
 	uint32_t notes;            /* enum dioh_image_note */
 	uint32_t memory_alignment; /* bytes, for direct I/O; 0 where there is none */
 	uint32_t offset_alignment; /* bytes */

@@ -9,25 +9,36 @@
  *   nothing  it is not done, and the engine tells of 0 bytes
  *   reorder  from here on completions are kept until nothing else is under way, and come last one first
  *
+ * Or what the kernel may answer beside it:
+ *
+ *   writeback  sync_file_range(2) number INDEX tells of ENOSPC; that the bytes are gone nobody is told again
+ *   ring       there is no memory for io_uring number INDEX, nor for any behind it; a probe's is smaller
+ *   aio        the same, and the kernel has not so many I/Os left for libaio either
+ *
  * That it came to that is said on standard error.
  */
-/* LDFLAGS: -Wl,--wrap=dioh_engine_choose */
+/* LDFLAGS: -Wl,--wrap=dioh_engine_find,--wrap=sync_file_range,--wrap=io_uring_queue_init_params,--wrap=io_setup */
 int helper_main(int argc, char **argv);
 
 #define main helper_main
 #include "main.c"
 #undef main
 
+#include <libaio.h>
+#include <liburing.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine.h"
 
-const struct dioh_engine_ops *__wrap_dioh_engine_choose(uint32_t wanted, struct dioh_error *err);
-const struct dioh_engine_ops *__real_dioh_engine_choose(uint32_t wanted, struct dioh_error *err);
+const struct dioh_engine_ops *__wrap_dioh_engine_find(uint32_t id);
+const struct dioh_engine_ops *__real_dioh_engine_find(uint32_t id);
 
-static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "nothing", "reorder" };
-enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, KINDS };
+#define PROBE_DEPTH_MAX 4
+
+static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "nothing", "reorder", "writeback", "ring",
+	                             "aio" };
+enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, WRITEBACK, RING, AIO, KINDS };
 
 static struct {
 	enum kind kind;
@@ -131,7 +142,7 @@ static bool faulty_queue(struct dioh_io_engine *engine, struct dioh_io *io)
 {
 	static const int64_t results[KINDS] = { [AGAIN] = -EAGAIN, [INTERRUPTED] = -EINTR, [FAILED] = -EIO, [NOTHING] = 0 };
 	struct faulty *f = (struct faulty *)engine;
-	const bool hit = !io->stream && f->count == fault.index;
+	const bool hit = fault.kind <= REORDER && !io->stream && f->count == fault.index;
 
 	if (hit && fault.kind >= AGAIN && fault.kind <= NOTHING) {
 		f->count++;
@@ -146,7 +157,7 @@ static bool faulty_queue(struct dioh_io_engine *engine, struct dioh_io *io)
 	}
 	if (hit && fault.kind == ODD)
 		f->odd = io;
-	if (hit && fault.kind != KINDS)
+	if (hit)
 		say_hit();
 	f->count += !io->stream;
 	f->under_way++;
@@ -221,11 +232,9 @@ static void faulty_close(struct dioh_io_engine *engine)
 	free(f);
 }
 
-const struct dioh_engine_ops *__wrap_dioh_engine_choose(uint32_t wanted, struct dioh_error *err)
+const struct dioh_engine_ops *__wrap_dioh_engine_find(uint32_t id)
 {
-	real_ops = __real_dioh_engine_choose(wanted, err);
-	if (!real_ops)
-		return NULL;
+	real_ops = __real_dioh_engine_find(id);
 	faulty_ops = (struct dioh_engine_ops){
 		.id = real_ops->id,
 		.probe = real_ops->probe,
@@ -239,6 +248,50 @@ const struct dioh_engine_ops *__wrap_dioh_engine_choose(uint32_t wanted, struct 
 		.close = faulty_close,
 	};
 	return &faulty_ops;
+}
+
+/* ---- beside the engine ---- */
+
+int __real_sync_file_range(int fd, off64_t offset, off64_t bytes, unsigned flags);
+int __wrap_sync_file_range(int fd, off64_t offset, off64_t bytes, unsigned flags);
+
+int __wrap_sync_file_range(int fd, off64_t offset, off64_t bytes, unsigned flags)
+{
+	static unsigned long calls; /* by one thread, the control-I/O thread */
+
+	if (fault.kind != WRITEBACK || calls++ != fault.index)
+		return __real_sync_file_range(fd, offset, bytes, flags);
+	say_hit();
+	errno = ENOSPC;
+	return -1;
+}
+
+int __real_io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *params);
+int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *params);
+
+int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *params)
+{
+	static unsigned long rings;
+	int r;
+
+	if (fault.kind < RING || fault.kind > AIO || entries <= PROBE_DEPTH_MAX || rings < fault.index) {
+		r = __real_io_uring_queue_init_params(entries, ring, params);
+		rings += r == 0 && entries > PROBE_DEPTH_MAX;
+		return r;
+	}
+	say_hit();
+	return -ENOMEM;
+}
+
+int __real_io_setup(int depth, io_context_t *ret_context);
+int __wrap_io_setup(int depth, io_context_t *ret_context);
+
+int __wrap_io_setup(int depth, io_context_t *ret_context)
+{
+	if (fault.kind != AIO || depth <= PROBE_DEPTH_MAX)
+		return __real_io_setup(depth, ret_context);
+	say_hit();
+	return -EAGAIN;
 }
 
 int main(int argc, char **argv)

@@ -44,6 +44,7 @@ struct plan {
 	int signal_number;
 	unsigned step;   /* at which, NO_STEP: counted from the start */
 	unsigned delay_us;
+	uint32_t workers;
 };
 
 static struct shared { /* by the manager, which is a child */
@@ -100,8 +101,8 @@ static void reached(enum specimen_step step, pid_t pid, void *context)
 static _Noreturn void manage(void)
 {
 	const struct sigaction action = { .sa_handler = strike, .sa_flags = SA_RESTART };
-	struct specimen s = { .way = { .layout = plan->layout }, .path = image, .content = SPECIMEN_NEW,
-		              .watch = reached };
+	struct specimen s = { .way = { .layout = plan->layout, .workers = plan->workers }, .path = image,
+		              .content = SPECIMEN_NEW, .watch = reached };
 
 	sigaction(SIGALRM, &action, NULL);
 	if (plan->step == NO_STEP)
@@ -253,6 +254,7 @@ static void at_random(void **state)
 			.signal_number = test_random(&random) % 2 ? SIGTERM : SIGKILL,
 			.step = (unsigned)(test_random(&random) % SPECIMEN_FINISHED),
 			.delay_us = 1 + (unsigned)(test_random(&random) % DELAY_US_MAX),
+			.workers = 1 + (unsigned)(test_random(&random) % 3),
 		};
 
 		if (test_random(&random) % 4 == 0) {

@@ -23,10 +23,11 @@
 
 #define START_MS 5000
 #define STOP_MS 100
-#define LIFE_S 300 /* should everything else that ends it fail */
+#define LIFE_S 300
 #define DIRECTORY_BYTES 400
 
 struct fuse_file {
+	bool taken;
 	struct fuse_control *control;
 	size_t control_bytes;
 	char directory[DIRECTORY_BYTES];
@@ -36,7 +37,7 @@ struct fuse_file {
 	pid_t owner;
 };
 
-static struct fuse_file the_file;
+static struct fuse_file files[FUSE_FILES_MAX];
 
 static void sleep_ms(unsigned ms)
 {
@@ -66,7 +67,7 @@ static _Noreturn void become_server(struct fuse_file *file, const struct fuse_fi
 	if (getppid() != file->owner)
 		_exit(1);
 	signal(SIGALRM, SIG_DFL);
-	alarm(LIFE_S);
+	alarm(options->life_s ? options->life_s : LIFE_S);
 	/* A socket or a pipe that a server kept open would never end for its reader. */
 	if (memfd > STDERR_FILENO + 1)
 		(void)syscall(SYS_close_range, STDERR_FILENO + 1, memfd - 1, 0);
@@ -105,8 +106,9 @@ static const char *learn_flush(const struct fuse_file *file)
 
 static void stop_at_exit(void)
 {
-	if (getpid() == the_file.owner)
-		fuse_file_stop(&the_file);
+	for (unsigned i = 0; i < FUSE_FILES_MAX; i++)
+		if (files[i].taken && getpid() == files[i].owner)
+			fuse_file_stop(&files[i]);
 }
 
 static const char *start(struct fuse_file *file, const char *name, const struct fuse_file_options *options)
@@ -141,10 +143,14 @@ static const char *start(struct fuse_file *file, const char *name, const struct 
 
 struct fuse_file *fuse_file_start(const char *name, const struct fuse_file_options *options, const char **ret_why)
 {
-	struct fuse_file *file = &the_file;
+	struct fuse_file *file = files;
 
-	memset(file, 0, sizeof(*file));
-	file->memfd = -1;
+	while (file < files + FUSE_FILES_MAX && file->taken)
+		file++;
+	*ret_why = "too many FUSE files";
+	if (file == files + FUSE_FILES_MAX)
+		return NULL;
+	*file = (struct fuse_file){ .taken = true, .memfd = -1 };
 	*ret_why = start(file, name, options);
 	if (!*ret_why)
 		return file;
@@ -181,6 +187,7 @@ void fuse_file_stop(struct fuse_file *file)
 	if (file->memfd >= 0)
 		close(file->memfd);
 	file->memfd = -1;
+	file->taken = false;
 }
 
 const char *fuse_file_path(const struct fuse_file *file)

@@ -5,7 +5,7 @@
  *
  * The server is a forked child that talks to /dev/fuse and keeps the file in a memfd; what the test tells it goes
  * through shared memory. It dies with the test program, and the mount stands in a mount namespace of the program's own:
- * nothing is left over however the program ends. Needs root. One at a time.
+ * nothing is left over however the program ends. Needs root. There may be several, each with a server of its own.
  */
 #ifndef DIOH_FUSE_FILE_H
 #define DIOH_FUSE_FILE_H
@@ -22,7 +22,10 @@ struct fuse_file_options {
 	bool direct_all; /* direct_io for descriptors without O_DIRECT, too: every I/O is one request */
 	bool fallocate; /* known; else it is refused with EOPNOTSUPP */
 	bool record; /* what the file was told is kept: fuse_file_record() */
+	unsigned life_s; /* the server's, should everything else that ends it fail; 0: 300 */
 };
+
+#define FUSE_FILES_MAX 256u
 
 struct fuse_file;
 

@@ -525,7 +525,7 @@ static _Noreturn void serve(struct server *s)
 		struct pollfd device = { .fd = frozen ? -1 : s->device, .events = POLLIN };
 
 		look_for_release(s);
-		if (poll(&device, 1, TICK_MS) > 0)
+		if (poll(&device, 1, frozen || s->held_count ? TICK_MS : -1) > 0)
 			read_one(s);
 	}
 }

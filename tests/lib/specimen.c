@@ -178,6 +178,7 @@ static int attach_image(struct specimen *s, uint32_t direction, struct dioh_sess
 	options.direction = direction;
 	options.engine = s->way.engine;
 	options.block_bytes = s->way.block_bytes;
+	options.workers = s->way.workers;
 	return dioh_attach_image(session, &options, &info, &s->err);
 }
 
