@@ -6,7 +6,9 @@ import harness
 from harness import OURS, Experiment, Fio, Memory
 
 MIB_DEFAULT = 4096
+ALLOCATED = "diohelper, memory allocated before"
 FIO_SMALL = "fio, buffers in 4 KiB pages"
+NO_DISK = "dd from /dev/zero, no disk"
 FD = "/proc/self/fd/{}"
 
 
@@ -27,6 +29,11 @@ def dd_load(image, memory):
     return dd(image, memory, "iflag=direct", "conv=notrunc")
 
 
+def zeros(memory, mib):
+    """How fast pages can be made at all."""
+    return ["dd", "if=/dev/zero", f"of={memory}", "bs=1M", f"count={mib}", "conv=notrunc"]
+
+
 def qemu_img_save(memory, image):
     return qemu_img(memory, image, "writeback", "none")
 
@@ -45,16 +52,21 @@ class Copier:
 
     def save(self):
         harness.remove(self.path)
-        return self._sample(self.save_words(self.fd, self.path))
+        return sample(self.memory, self.save_words(self.fd, self.path))
 
     def load(self):
         harness.uncache(self.path)
-        os.truncate(self.memory.fd, 0)
-        os.truncate(self.memory.fd, self.memory.size)
-        return self._sample(self.load_words(self.path, self.fd))
+        return into_fresh(self.memory, self.load_words(self.path, self.fd))
 
-    def _sample(self, words):
-        return harness.sample(self.memory.size / harness.MIB, *harness.timed(words, [self.memory.fd]))
+
+def sample(memory, words):
+    return harness.sample(memory.size / harness.MIB, *harness.timed(words, [memory.fd]))
+
+
+def into_fresh(memory, words):
+    os.truncate(memory.fd, 0)
+    os.truncate(memory.fd, memory.size)
+    return sample(memory, words)
 
 
 def copiers(bench, memory, experiments):
@@ -73,7 +85,11 @@ def turns(bench, memory, fios, save, load):
     for program in programs:
         save.command(program.name, program.save_words("MEMORY", f"$DIR/{program.name}"))
         load.command(program.name, program.load_words(f"$DIR/{program.name}", "MEMORY"))
-    saves, loads = [lambda: save.add(OURS, memory.save(image))], [lambda: load.add(OURS, memory.load(image))]
+    load.command(NO_DISK, zeros("MEMORY", memory.size >> 20))
+    saves = [lambda: save.add(OURS, memory.save(image))]
+    loads = [lambda: load.add(OURS, memory.load(image)),
+             lambda: load.add(ALLOCATED, memory.load(image, options=["--allocated"])),
+             lambda: load.add(NO_DISK, into_fresh(memory, zeros(FD.format(memory.fd), memory.size >> 20)))]
     for name, fio in fios.items():
         fio.describe(save, "write", name)
         fio.describe(load, "read", name)
@@ -92,6 +108,7 @@ def measure(bench):
     load = Experiment(f"Load of {mib} MiB of incompressible memory", mib=mib)
     save.command(OURS, f"build/bench/memory save FD {size} $DIR/image")
     load.command(OURS, f"build/bench/memory load FD {size} $DIR/image {harness.MIB} {harness.MIB}")
+    load.command(ALLOCATED, f"build/bench/memory load FD {size} $DIR/image {harness.MIB} {harness.MIB} --allocated")
     with Memory(size) as memory, Fio(bench.path("fio"), mib) as fio:
         fios = {"fio": fio} if fio.not_huge else {"fio": fio, FIO_SMALL: Fio(fio.path, mib)}
         bench.repeat(*turns(bench, memory, fios, save, load))
