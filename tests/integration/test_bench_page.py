@@ -76,14 +76,16 @@ class Statistics(unittest.TestCase):
 class Page(unittest.TestCase):
     def test_ratio_floor_and_verdict(self):
         text = page.page(results(memory=memory_row([900, 1900, 500], [1000, 2000, 1000])))
-        self.assertIn("| save, of fio's rate | 0.900 (0.500 to 0.950) | ≥ 0.9 | ≥ 0.97 | floor reached, aim not |", text)
+        self.assertIn("| save from 4 KiB pages, of fio's rate "
+                      "| 0.900 (0.500 to 0.950) | ≥ 0.9 | ≥ 0.97 | floor reached, aim not |", text)
         self.assertIn("| diohelper | 900 (500 to 1900) |", text)
         self.assertIn("| fio, of the disk (memory) | 0.90 (0.50 to 0.95) | 0.90 (0.50 to 0.95) |", text)
         self.assertNotIn("BELOW", text)
 
     def test_below_the_floor_is_visible(self):
         text = page.page(results(memory=memory_row([899], [1000])))
-        self.assertIn("| save, of fio's rate | 0.899 (0.899 to 0.899) | ≥ 0.9 | ≥ 0.97 | **BELOW THE FLOOR** |", text)
+        self.assertIn("| save from 4 KiB pages, of fio's rate "
+                      "| 0.899 (0.899 to 0.899) | ≥ 0.9 | ≥ 0.97 | **BELOW THE FLOOR** |", text)
 
     def test_what_was_not_measured_says_so(self):
         text = page.page(results(memory=memory_row([1], [1]), qemu=row({}, unavailable="there is no QEMU")))
