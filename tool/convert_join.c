@@ -438,7 +438,8 @@ static void look_at_other_side(struct join *join, struct dioh_error *err)
 	const enum dioh_join_side other = join->failed == DIOH_JOIN_IN ? DIOH_JOIN_OUT : DIOH_JOIN_IN;
 	struct dioh_error ignored;
 
-	if (!join->sides[other].session || !comes_of_other_side(err, join->failed))
+	/* With all its streams at their end it has nothing more to say. */
+	if (!join->sides[other].session || join->sides[other].streams_left == 0 || !comes_of_other_side(err, join->failed))
 		return;
 	while (dioh_poll(join->sides[other].session, &join->event, OTHER_SIDE_MS, &ignored) > 0) {
 		if (join->event.type != DIOH_EVENT_COMPLETE)

@@ -359,6 +359,7 @@ static pid_t ordinary_process(void)
 	if (pid == 0) {
 		if (geteuid() == 0 && (setresgid(USER, USER, USER) < 0 || setresuid(USER, USER, USER) < 0))
 			_exit(99);
+		prctl(PR_SET_PDEATHSIG, SIGKILL); /* a failed test leaves nobody behind */
 		prctl(PR_SET_DUMPABLE, 1);
 		prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY); /* where Yama is */
 		(void)!write(ready[1], "", 1);
@@ -375,12 +376,13 @@ static pid_t ordinary_process(void)
 static void nobody_of_the_same_user_traces_it(void **state)
 {
 	struct raw_options options = RAW_OPTIONS_INIT;
-	pid_t other = ordinary_process();
 	struct raw_manager m;
+	pid_t other;
 
 	(void)state;
 	if (is_sanitized())
 		skip();
+	other = ordinary_process();
 	assert_int_equal(trace_as_user(other), 0); /* else this test would show nothing */
 	kill(other, SIGKILL);
 	waitpid(other, NULL, 0);
