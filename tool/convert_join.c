@@ -425,6 +425,11 @@ static int move_all(struct join *join, struct dioh_error *err)
 
 /* ---- from beginning to end ---------------------------------------------------------------------------------- */
 
+static uint64_t now_ms(void)
+{
+	return dioh_tool_now_ns() / 1000000;
+}
+
 /* A stream that ended too early, or has no reader any more: the other side knows why. */
 static bool comes_of_other_side(const struct dioh_error *err, enum dioh_join_side side)
 {
@@ -433,15 +438,23 @@ static bool comes_of_other_side(const struct dioh_error *err, enum dioh_join_sid
 	return err->object == DIOH_OBJECT_STREAM;
 }
 
+/* PROGRESS goes on for as long as a side waits, so it is all in all that it has so long. */
 static void look_at_other_side(struct join *join, struct dioh_error *err)
 {
 	const enum dioh_join_side other = join->failed == DIOH_JOIN_IN ? DIOH_JOIN_OUT : DIOH_JOIN_IN;
+	struct side *side = &join->sides[other], *failed = &join->sides[join->failed];
 	struct dioh_error ignored;
+	uint64_t until_ms;
 
-	/* With all its streams at their end it has nothing more to say. */
-	if (!join->sides[other].session || join->sides[other].streams_left == 0 || !comes_of_other_side(err, join->failed))
+	if (!side->session || side->streams_left == 0 || !comes_of_other_side(err, join->failed))
 		return;
-	while (dioh_poll(join->sides[other].session, &join->event, OTHER_SIDE_MS, &ignored) > 0) {
+	/* Whoever waits for it sees that it is gone. */
+	(void)dioh_tool_session_end(failed->session, &ignored);
+	failed->session = NULL;
+	until_ms = now_ms() + OTHER_SIDE_MS;
+	for (uint64_t now = now_ms(); now < until_ms; now = now_ms()) {
+		if (dioh_poll(side->session, &join->event, (int)(until_ms - now), &ignored) <= 0)
+			return;
 		if (join->event.type != DIOH_EVENT_COMPLETE)
 			continue;
 		if (join->event.error.code != 0 && !comes_of_other_side(&join->event.error, other)) {

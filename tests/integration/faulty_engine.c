@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * faulty_engine.c - the helper, its own main and all, with a fault in front of its engine: what no disk of ours can do to
- * it. test_engine_faults.c starts it and judges. $DIOH_FAULT, KIND:INDEX, says what becomes of the image's I/O number INDEX:
+ * it. test_engine_faults.c and others start it and judge. $DIOH_FAULT, KIND:INDEX, says what becomes of the image's I/O
+ * number INDEX:
  *
  *   short    no more than a page of it is asked of the kernel
  *   odd      all is done, but 1000 bytes are told of

@@ -250,6 +250,30 @@ def test_broken(path):
     check(saved is not None, "the image was there")
 
 
+def test_state_is_not_qemus(path):
+    """A container whose device state is not QEMU's, and more than a pipe holds: OUT refuses it while IN still writes."""
+    memory, (read_end, write_end) = os.memfd_create("memory"), os.pipe()
+    os.truncate(memory, MIB)
+    threading.Thread(target=images.feed, args=(write_end, b"no stream of QEMU's".ljust(8 * MIB)), daemon=True).start()
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    with Session(HELPER) as session:
+        session.hello(offered=0xFF)
+        session.attach_image(manager.SAVE, fd)
+        session.attach_memory(0, memory)
+        session.attach_stream(0, read_end)
+        os.close(read_end)
+        session.seal()
+        session.create_image(manager.CONTAINER, 1, 1, 0)
+        session.put_table([Entry(manager.REGION, 7, b"pc.ram", MIB), Entry(manager.STREAM_ENTRY, 0, b"state")])
+        session.complete(session.save_stream(0, 0))
+        session.complete(session.save_memory(0, 7, MIB))
+        session.complete(session.finish())
+    os.close(fd)
+    os.close(memory)
+    has(convert(1, "--to", "mapped-ram", path, path + ".out"), "QEMU stream: ")
+    check(not os.path.exists(path + ".out"), "nothing is left")
+
+
 def inspect_state(path):
     done = subprocess.run([TOOL, "inspect", "--json", path], capture_output=True, timeout=60, check=False)
     return json.loads(done.stdout).get("state")
@@ -457,7 +481,8 @@ def test_map_of_a_large_region(path):
 
 
 TESTS = (test_streams, test_qemus_own, test_container, test_headers, test_stdout, test_options, test_refusals, test_broken,
-         test_no_room, test_consume, test_consume_killed, test_consume_state, test_map, test_map_of_a_large_region)
+         test_state_is_not_qemus, test_no_room, test_consume, test_consume_killed, test_consume_state, test_map,
+         test_map_of_a_large_region)
 
 
 if __name__ == "__main__":

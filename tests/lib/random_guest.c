@@ -20,12 +20,15 @@ static unsigned below(uint64_t *random, unsigned n)
 	return (unsigned)(test_random(random) % n);
 }
 
-/* Mostly small, on each side of a chunk's end; now and then some that take a while. */
+/* Mostly small, on each side of a chunk's end; some that take a while; now and then one that workers share (protocol.md). */
 static uint64_t some_bytes(uint64_t *random)
 {
 	static const unsigned pages[] = { 1, 7, 256, 257, 300, 1024, 2000 };
+	const unsigned n = below(random, 300);
 
-	return (below(random, 40) ? pages[below(random, 7)] : 8192 + below(random, 8192)) * PAGE;
+	if (n == 0)
+		return 128 * MIB + (1 + below(random, 8192)) * PAGE;
+	return (n < 8 ? 8192 + below(random, 8192) : pages[below(random, 7)]) * PAGE;
 }
 
 static void make_memories(struct random_guest *guest, const char *name, uint64_t *random)
