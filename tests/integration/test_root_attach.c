@@ -11,7 +11,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/loop.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -20,40 +19,26 @@
 #include <unistd.h>
 
 #include "fixture.h"
+#include "loop_device.h"
 #include "raw_manager.h"
 
 #define SAVE DIOH_DIRECTION_SAVE
 #define LOAD DIOH_DIRECTION_LOAD
 #define DEVICE_BYTES (32 * MIB)
 
-struct loop {
-	char path[32];
-	int fd; /* keeps it attached */
-};
+static struct loop_device loop, other;
 
-static struct loop loop, other;
-
-/* A loop device over a file of its own. false: there are none to be had here. */
-static bool loop_open(struct loop *ret, const char *name)
+/* Over a file of its own. NULL, or why there is none. */
+static const char *make_device(struct loop_device *device, const char *name)
 {
-	int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
 	int file = open(fixture_path(name), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	int number = control >= 0 ? ioctl(control, LOOP_CTL_GET_FREE) : -1;
-	struct loop_info64 info = { .lo_flags = LO_FLAGS_AUTOCLEAR };
+	const char *why;
 
-	if (control >= 0)
-		close(control);
-	ret->fd = -1;
-	snprintf(ret->path, sizeof(ret->path), "/dev/loop%d", number);
-	if (number >= 0 && file >= 0 && ftruncate(file, DEVICE_BYTES) == 0)
-		ret->fd = open(ret->path, O_RDWR | O_CLOEXEC);
-	if (ret->fd >= 0 && (ioctl(ret->fd, LOOP_SET_FD, file) < 0 || ioctl(ret->fd, LOOP_SET_STATUS64, &info) < 0)) {
-		close(ret->fd);
-		ret->fd = -1;
-	}
-	if (file >= 0)
-		close(file);
-	return ret->fd >= 0;
+	if (file < 0 || ftruncate(file, DEVICE_BYTES) < 0)
+		fixture_die(__FILE__, __LINE__, name, strerror(errno));
+	why = loop_device_open(device, file);
+	close(file);
+	return why;
 }
 
 static int open_device(const char *path, int flags)
@@ -163,18 +148,19 @@ int main(void)
 		cmocka_unit_test(device_of_wrong_access),
 		cmocka_unit_test(device_holds_an_image),
 	};
+	const char *why;
 	int failed;
 
 	if (geteuid() != 0) {
 		printf("this needs root\n");
 		return 77;
 	}
-	if (!loop_open(&loop, "disk") || !loop_open(&other, "other-disk")) {
-		printf("no loop device is to be had here: %s\n", strerror(errno));
+	if ((why = make_device(&loop, "disk")) || (why = make_device(&other, "other-disk"))) {
+		puts(why);
 		return 77;
 	}
 	failed = cmocka_run_group_tests_name("attach, block devices", tests, NULL, NULL);
-	close(loop.fd);
-	close(other.fd);
+	loop_device_close(&loop);
+	loop_device_close(&other);
 	return failed;
 }
