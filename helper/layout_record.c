@@ -125,7 +125,8 @@ int dioh_record_check_kept(struct dioh_image_layout *layout, struct dioh_error *
 		                     dioh_layout_at(layout, head.regions.offset + i * sizeof(there)), err);
 		if (r == 0 && !is_same_region(&there, &layout->regions[i].record))
 			r = refuse_kept("an image of other regions", err);
-		if (r == 0 && !(there.flags & (DIOH_REGION_CHECKSUMS | DIOH_REGION_IN_STREAM))) {
+		if (r == 0 && !(there.flags & DIOH_REGION_CHECKSUMS) &&
+		    !(layout->regions[i].record.flags & DIOH_REGION_IN_STREAM)) {
 			layout->regions[i].unsummed = true;
 			layout->regions[i].record.flags &= ~(uint32_t)DIOH_REGION_CHECKSUMS; /* should this save be interrupted, too */
 		}
