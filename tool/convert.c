@@ -62,7 +62,7 @@ struct conversion {
 	/* OUT */
 	char out_path[DIOH_TOOL_PATH_BYTES]; /* as it is written: not OUT's name, if only that says that it is complete */
 	bool out_created;
-	int out_fd, direct_fd, directory_fd;
+	int out_fd, direct_fd, directory_fd, sync_fd;
 	uint8_t *out_header;
 	uint64_t out_header_bytes;
 	uint8_t patch[DIOH_HEADER_PATCH_BYTES_MAX];
@@ -355,6 +355,8 @@ static int open_out(struct conversion *c, struct dioh_error *err)
 	c->direct_fd = open(c->out_path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_DIRECT);
 	if (c->direct_fd >= 0)
 		(void)fcntl(c->direct_fd, F_SETFL, O_DIRECT);
+	if (c->options->consume && (c->sync_fd = open(c->out_path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)) < 0)
+		return dioh_tool_error_set(err, errno, "cannot be opened once more: %s", strerror(errno));
 	/* Layout raw makes no file shorter. */
 	if (is_raw(c->to) && fstat(c->out_fd, &st) == 0 && S_ISREG(st.st_mode) && ftruncate(c->out_fd, 0) != 0)
 		return dioh_tool_error_set(err, errno, "cannot be emptied: %s", strerror(errno));
@@ -410,7 +412,7 @@ static int join_files(struct conversion *c, struct dioh_error *err)
 		.helper = c->options->helper, .stream_count = c->table.stream_count, .region_count = c->table.region_count,
 		.progress = wants_progress(c), .place = c->consume.place,
 		.out = { .buffered_fd = c->out_fd, .direct_fd = c->direct_fd, .directory_fd = c->directory_fd,
-		         .layout = formats[c->to].layout, .header_bytes = c->out_header_bytes, .header = c->out_header,
+		         .sync_fd = c->sync_fd, .layout = formats[c->to].layout, .header_bytes = c->out_header_bytes, .header = c->out_header,
 		         .patch = c->patch, .patch_bytes = c->patch_bytes,
 		         .keep = c->consume.place.index > 0 || c->consume.place.offset > 0 },
 		.durable = c->options->consume ? dioh_consume_durable : NULL, .owner = &c->consume,
@@ -483,6 +485,7 @@ static void close_all(struct conversion *c)
 	dioh_cleanup_fd(&c->out_fd);
 	dioh_cleanup_fd(&c->direct_fd);
 	dioh_cleanup_fd(&c->directory_fd);
+	dioh_cleanup_fd(&c->sync_fd);
 	dioh_tool_image_close(&c->in);
 	free(c->table.entries);
 	free(c->header);
@@ -492,7 +495,7 @@ static void close_all(struct conversion *c)
 static int convert(const struct options *options)
 {
 	struct conversion c = { .options = options, .in = { .buffered_fd = -1, .direct_fd = -1 }, .out_fd = -1,
-		                .direct_fd = -1, .directory_fd = -1, .consume = { .in_fd = -1 } };
+		                .direct_fd = -1, .directory_fd = -1, .sync_fd = -1, .consume = { .in_fd = -1 } };
 	struct dioh_error err;
 	int status = DIOH_TOOL_OK;
 	int r = open_in(&c, &err);

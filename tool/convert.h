@@ -24,6 +24,7 @@ struct dioh_join_out {
 	int buffered_fd;
 	int direct_fd;    /* -1: not to be had */
 	int directory_fd; /* -1, or synced in the end */
+	int sync_fd;      /* -1, or OUT opened once more, which the helper does not get: for `durable` */
 	uint32_t layout;  /* enum dioh_layout */
 	uint64_t header_bytes;
 	const uint8_t *header; /* as it is to stand there while OUT is partial */

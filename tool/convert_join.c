@@ -315,8 +315,11 @@ static int make_durable(struct join *join, struct dioh_error *err)
 			place = join->windows[i].place;
 	if (!join->options->durable || distance(join, &join->synced, &place) < DURABLE_EVERY_BYTES)
 		return 0;
-	/* Bitmaps and checksums of what has been completed are in the page cache, pages on the disk or in its cache. */
-	if (fdatasync(join->options->out.buffered_fd) != 0)
+	/*
+	 * Bitmaps and checksums of what has been completed are in the page cache, pages on the disk or in its cache. The kernel
+	 * tells of lost writes once for each time a file was opened: not to us, by a descriptor that the helper has, too.
+	 */
+	if (fdatasync(join->options->out.sync_fd) != 0)
 		return fail_at(join, DIOH_JOIN_OUT, dioh_tool_error_set(err, errno, "fdatasync failed: %s", strerror(errno)));
 	r = join->options->durable(join->options->owner, join->regions, &place, err);
 	join->synced = place;
