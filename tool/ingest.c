@@ -216,6 +216,31 @@ static int open_directory(const char *path)
 	return copy ? open(dirname(copy), O_RDONLY | O_CLOEXEC | O_DIRECTORY) : -1;
 }
 
+/* The file that is open, and no link to it, must be what has the name: the name is to be taken from it. */
+static int check_name(const struct ingestion *ingestion, const char *path, struct dioh_error *err)
+{
+	struct stat named, st;
+
+	if (lstat(path, &named) != 0 || fstat(ingestion->image_fd, &st) != 0)
+		return dioh_tool_error_set(err, errno, "looking at %.80s failed: %s", path, strerror(errno));
+	if (named.st_dev != st.st_dev || named.st_ino != st.st_ino || st.st_nlink != 1)
+		return dioh_tool_error_set(err, EINVAL, "is a link, has further names, or was replaced: not with --or-raw");
+	return 0;
+}
+
+/* What would keep a stream from being kept is told before a byte of it is taken. */
+static int prepare_for_raw(struct ingestion *ingestion, struct dioh_error *err)
+{
+	const char *path = ingestion->options->path;
+	int n = snprintf(ingestion->partial_path, sizeof(ingestion->partial_path), "%s.partial", path);
+
+	if (n < 0 || (size_t)n >= sizeof(ingestion->partial_path))
+		return dioh_tool_error_set(err, ENAMETOOLONG, "its name is too long for --or-raw");
+	if (ingestion->directory_fd < 0 || faccessat(ingestion->directory_fd, ".", W_OK, AT_EACCESS) != 0)
+		return dioh_tool_error_set(err, EACCES, "its directory can't be read or written: not with --or-raw");
+	return check_name(ingestion, path, err);
+}
+
 static int open_image(struct ingestion *ingestion, struct dioh_error *err)
 {
 	const char *path = ingestion->options->path;
@@ -240,7 +265,7 @@ static int open_image(struct ingestion *ingestion, struct dioh_error *err)
 		ingestion->directory_fd = open_directory(path);
 	else if (ingestion->options->or_raw)
 		return dioh_tool_error_set(err, EINVAL, "is a device: nothing would say where a stream on it ends: not with --or-raw");
-	return 0;
+	return ingestion->options->or_raw ? prepare_for_raw(ingestion, err) : 0;
 }
 
 /* ---- the stream ---------------------------------------------------------------------------------------------- */
@@ -365,29 +390,37 @@ static bool is_not_understood(const struct dioh_error *err)
 
 static int rename_image(const struct ingestion *ingestion, const char *from, const char *to, struct dioh_error *err)
 {
-	if (rename(from, to) != 0 || fsync(ingestion->directory_fd) != 0)
+	if (rename(from, to) != 0)
 		return dioh_tool_error_set(err, errno, "renaming %.80s to %.80s failed: %s", from, to, strerror(errno));
-	return 0;
+	if (fsync(ingestion->directory_fd) == 0)
+		return 0;
+	dioh_tool_error_set(err, errno, "renaming %.80s to %.80s could not be made durable: %s", from, to, strerror(errno));
+	(void)rename(to, from);
+	return -1;
 }
 
 /* A stream has no mark that would come last: its name does. What stood there is no image any more, durably. */
 static int begin_raw(struct ingestion *ingestion, const struct dioh_error *refusal, struct dioh_error *err)
 {
 	const char *path = ingestion->options->path;
-	int n = snprintf(ingestion->partial_path, sizeof(ingestion->partial_path), "%s.partial", path);
-	int r;
+	int r = check_name(ingestion, path, err);
 
 	memcpy(ingestion->refusal, refusal->text, sizeof(ingestion->refusal));
-	if (n < 0 || (size_t)n >= sizeof(ingestion->partial_path))
-		return dioh_tool_error_set(err, ENAMETOOLONG, "its name is too long for --or-raw");
-	r = rename_image(ingestion, path, ingestion->partial_path, err);
+	if (r == 0 && ingestion->header && dioh_tool_libvirt_is_header(ingestion->header, ingestion->header_bytes) &&
+	    !dioh_tool_libvirt_set_format(ingestion->header, ingestion->header_bytes, DIOH_TOOL_LIBVIRT_RAW))
+		r = dioh_tool_error_set(err, EINVAL, "--header: it cannot be made the header of a stream: not as libvirt writes it "
+		                                     "on this host");
+	if (r == 0)
+		r = rename_image(ingestion, path, ingestion->partial_path, err);
+	if (r == 0 && ftruncate(ingestion->image_fd, 0) != 0) { /* it is as it was */
+		r = dioh_tool_error_set(err, errno, "emptying it failed: %s", strerror(errno));
+		(void)rename(ingestion->partial_path, path);
+	}
 	if (r != 0)
 		return r;
 	ingestion->raw = true;
-	if (ftruncate(ingestion->image_fd, 0) != 0 || fsync(ingestion->image_fd) != 0)
+	if (fsync(ingestion->image_fd) != 0)
 		return dioh_tool_error_set(err, errno, "emptying it failed: %s", strerror(errno));
-	if (ingestion->header)
-		dioh_tool_libvirt_set_format(ingestion->header, ingestion->header_bytes, DIOH_TOOL_LIBVIRT_RAW);
 	return 0;
 }
 

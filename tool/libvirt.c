@@ -14,17 +14,18 @@
 #define VERSION 2u
 #define FORMAT_AT 28u
 
-static bool has_magic(const uint8_t *header)
+bool dioh_tool_libvirt_is_header(const uint8_t *header, uint64_t bytes)
 {
-	return memcmp(header, DIOH_TOOL_LIBVIRT_COMPLETE, DIOH_TOOL_LIBVIRT_MAGIC_BYTES) == 0 ||
-	       memcmp(header, DIOH_TOOL_LIBVIRT_PARTIAL, DIOH_TOOL_LIBVIRT_MAGIC_BYTES) == 0;
+	return bytes >= DIOH_TOOL_LIBVIRT_MAGIC_BYTES &&
+	       (memcmp(header, DIOH_TOOL_LIBVIRT_COMPLETE, DIOH_TOOL_LIBVIRT_MAGIC_BYTES) == 0 ||
+	        memcmp(header, DIOH_TOOL_LIBVIRT_PARTIAL, DIOH_TOOL_LIBVIRT_MAGIC_BYTES) == 0);
 }
 
 bool dioh_tool_libvirt_set_format(uint8_t *header, uint64_t bytes, uint32_t format)
 {
 	uint32_t version;
 
-	if (bytes < HEADER_BYTES || !has_magic(header))
+	if (bytes < HEADER_BYTES || !dioh_tool_libvirt_is_header(header, bytes))
 		return false;
 	memcpy(&version, header + VERSION_AT, sizeof(version));
 	if (version != VERSION)

@@ -181,6 +181,8 @@ enum { DIOH_TOOL_LIBVIRT_RAW = 0, DIOH_TOOL_LIBVIRT_SPARSE = 6 };
 #define DIOH_TOOL_LIBVIRT_PARTIAL "LibvirtQemudPart"
 #define DIOH_TOOL_LIBVIRT_COMPLETE "LibvirtQemudSave"
 
+/* By its magic: complete or partial. */
+bool dioh_tool_libvirt_is_header(const uint8_t *header, uint64_t bytes);
 /* Says what stands behind the header. false: it is none of libvirt's, or of a host of the other byte order. */
 bool dioh_tool_libvirt_set_format(uint8_t *header, uint64_t bytes, uint32_t format);
 

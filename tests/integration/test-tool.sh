@@ -234,6 +234,24 @@ if command -v python3 >/dev/null; then
 	is_content
 	run 0 "$tool" verify made
 	[ ! -e made.partial ] || fail 'made.partial is left'
+
+	# Until it is whole it has another name, which must be to be had; else what stood there is untouched.
+	cp random made
+	ln -s made link
+	run 1 "$tool" ingest --or-raw --fd=5 link 5<foreign
+	complains '^diohelper-tool: link: is a link, '
+	ln made further
+	run 1 "$tool" ingest --or-raw --fd=5 made 5<foreign
+	complains '^diohelper-tool: made: is a link, has further names'
+	rm link further
+	{ head -c 16 sparse-header && printf '\3' && tail -c +18 sparse-header; } >odd-header
+	run 1 "$tool" ingest --or-raw --header=odd-header --fd=5 made 5<foreign
+	complains '^diohelper-tool: made: --header: it cannot be made the header of a stream'
+	mkdir made.partial
+	run 1 "$tool" ingest --or-raw --fd=5 made 5<foreign
+	complains '^diohelper-tool: made: renaming made to made.partial failed: Is a directory'
+	rmdir made.partial
+	cmp random made || fail 'what stood there was touched'
 	rm made
 fi
 
