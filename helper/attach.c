@@ -361,8 +361,7 @@ int dioh_examine_image(const struct dioh_msg_attach_image *request, const int *f
 	if (r < 0)
 		return r;
 	image.reads_present_only = image.direct && image.direction == DIOH_DIRECTION_LOAD && on_btrfs(&image);
-	/* Buffered, libaio does all of an I/O while it is submitted, one after the other. */
-	if (image.any_engine && image.engine == DIOH_ENGINE_LIBAIO && !image.direct)
+	if (image.any_engine && !dioh_engine_suits(image.engine, image.direct))
 		image.engine = DIOH_ENGINE_SYNC;
 	*ret_image = image;
 	return 0;

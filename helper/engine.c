@@ -48,14 +48,15 @@ const struct dioh_engine_ops *dioh_engine_find(uint32_t id)
 	return engines[place_of(id)];
 }
 
+bool dioh_engine_suits(uint32_t id, bool direct)
+{
+	return direct || id != DIOH_ENGINE_LIBAIO;
+}
+
 const struct dioh_engine_ops *dioh_engine_fall_back(const struct dioh_engine_ops *failed, bool direct)
 {
-	for (size_t i = place_of(failed->id) + 1; i < ENGINES; i++) {
-		/* Buffered, libaio does all of an I/O while it is submitted, one after the other. */
-		if (!direct && engines[i]->id == DIOH_ENGINE_LIBAIO)
-			continue;
-		if (engines[i]->probe() == 0)
+	for (size_t i = place_of(failed->id) + 1; i < ENGINES; i++)
+		if (dioh_engine_suits(engines[i]->id, direct) && engines[i]->probe() == 0)
 			return engines[i];
-	}
 	return NULL;
 }

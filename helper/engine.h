@@ -103,6 +103,9 @@ const struct dioh_engine_ops *dioh_engine_choose(uint32_t wanted, struct dioh_er
 /* The one of that id (IO_URING to SYNC), whether it is to be had or not. */
 const struct dioh_engine_ops *dioh_engine_find(uint32_t id);
 
+/* Whether to choose it unasked: buffered, libaio does all of an I/O while it is submitted, one after the other. */
+bool dioh_engine_suits(uint32_t id, bool direct);
+
 /* The next best one if that one could not be opened, though its probe had room; NULL: there is none left. */
 const struct dioh_engine_ops *dioh_engine_fall_back(const struct dioh_engine_ops *failed, bool direct);
 
