@@ -177,6 +177,7 @@ class Driver(unittest.TestCase):
         self.assertEqual((claims.RAW, claims.DROP_IN, claims.INGEST, claims.MULTIFD),
                          (ingest.RAW, ingest.DROP_IN, ingest.INGEST, ingest.multifd_name(4)))
         self.assertIn(4, ingest.CHANNELS)
+        self.assertEqual((claims.ALLOCATED, claims.NO_DISK), (memory.ALLOCATED, memory.NO_DISK))
         self.assertEqual((claims.FIO_SMALL, claims.LEGACY, claims.STOCK), (memory.FIO_SMALL, qemu.LEGACY, stream.STOCK))
 
     def test_a_failure_says_what_the_program_said(self):

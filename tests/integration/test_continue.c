@@ -49,6 +49,13 @@ static void keep(struct moves *m, uint64_t from, uint64_t to)
 	must(dioh_keep_region(m->session, REGION, from, to - from, &m->err), &m->err);
 }
 
+/* Another session goes on with the image; what came up to `bytes` is kept. */
+static void go_on(struct moves *m, int memory, uint64_t bytes)
+{
+	begin(m, memory, DIOH_CREATE_CONTINUE);
+	keep(m, 0, bytes);
+}
+
 static void finish(struct moves *m)
 {
 	must(moves_finish(m, DIOH_FINISH_DURABLE), &m->err);
@@ -93,13 +100,11 @@ static void kept_without_checksums(void **state)
 	must(save_range(&m, 0, REGION_BYTES, DIOH_TRANSFER_NO_CHECKSUM), &m.err);
 	finish(&m);
 	expect(memory, false);
-	begin(&m, memory, DIOH_CREATE_CONTINUE);
-	keep(&m, 0, REGION_BYTES);
+	go_on(&m, memory, REGION_BYTES);
 	finish(&m);
 	expect(memory, false);
 	/* A part of it with checksums makes no difference: an entry has them, or not. */
-	begin(&m, memory, DIOH_CREATE_CONTINUE);
-	keep(&m, 0, 2 * MIB);
+	go_on(&m, memory, 2 * MIB);
 	must(save_range(&m, 2 * MIB, REGION_BYTES, 0), &m.err);
 	finish(&m);
 	expect(memory, false);
@@ -117,11 +122,9 @@ static void kept_without_checksums_of_an_interrupted_save(void **state)
 	must(save_range(&m, 0, MIB, 0), &m.err);
 	must(save_range(&m, MIB, 2 * MIB, DIOH_TRANSFER_NO_CHECKSUM), &m.err);
 	moves_end(&m, 1);
-	begin(&m, memory, DIOH_CREATE_CONTINUE);
-	keep(&m, 0, 2 * MIB);
+	go_on(&m, memory, 2 * MIB);
 	moves_end(&m, 1);
-	begin(&m, memory, DIOH_CREATE_CONTINUE);
-	keep(&m, 0, 2 * MIB);
+	go_on(&m, memory, 2 * MIB);
 	must(save_range(&m, 2 * MIB, REGION_BYTES, 0), &m.err);
 	finish(&m);
 	expect(memory, false);
@@ -137,8 +140,7 @@ static void kept_with_checksums(void **state)
 	begin(&m, memory, 0);
 	must(save_range(&m, 0, 3 * MIB, 0), &m.err);
 	moves_end(&m, 1);
-	begin(&m, memory, DIOH_CREATE_CONTINUE);
-	keep(&m, 0, 3 * MIB);
+	go_on(&m, memory, 3 * MIB);
 	must(save_range(&m, 3 * MIB, REGION_BYTES, 0), &m.err);
 	finish(&m);
 	expect(memory, true);

@@ -116,6 +116,16 @@ struct kept {
 	uint64_t header_bytes;
 };
 
+/* The image is raw now: all of the stream comes into it, and nothing else. */
+static void must_end_kept(struct moves *m, struct qemu_feeder *feeder, const struct guest *g)
+{
+	must(moves_wait(m, guest_begin_stream(m)), &m->err);
+	must(moves_finish(m, DIOH_FINISH_DURABLE), &m->err);
+	moves_end(m, 0);
+	qemu_feeder_join(feeder);
+	assert_file(m->path, 0, g->q.bytes, g->q.count, true);
+}
+
 static void must_keep(const struct guest *g, int code, const struct kept *how)
 {
 	struct moves m = MOVES(how->way, fixture_path("kept"));
@@ -196,11 +206,7 @@ static void a_setup_in_pieces(void **state)
 	start(&m, ends[0]);
 	must_be_refused(&m, EOPNOTSUPP);
 	must(create_as(&m, DIOH_LAYOUT_RAW, NULL, 0), &m.err);
-	must(moves_wait(&m, guest_begin_stream(&m)), &m.err);
-	must(moves_finish(&m, DIOH_FINISH_DURABLE), &m.err);
-	moves_end(&m, 0);
-	qemu_feeder_join(&feeder);
-	assert_file(m.path, 0, g.q.bytes, g.q.count, true);
+	must_end_kept(&m, &feeder, &g);
 	guest_free(&g);
 }
 
@@ -260,11 +266,7 @@ static void nothing_but_raw(void **state)
 	assert_int_equal(moves_finish(&m, DIOH_FINISH_DURABLE), -ENODATA);
 	must(create_as(&m, DIOH_LAYOUT_RAW, NULL, 0), &m.err);
 	assert_int_equal(create_as(&m, DIOH_LAYOUT_RAW, NULL, 0), -EPROTO);
-	must(moves_wait(&m, guest_begin_stream(&m)), &m.err);
-	must(moves_finish(&m, DIOH_FINISH_DURABLE), &m.err);
-	moves_end(&m, 0);
-	qemu_feeder_join(&feeder);
-	assert_file(m.path, 0, g.q.bytes, g.q.count, true);
+	must_end_kept(&m, &feeder, &g);
 	guest_free(&g);
 }
 
