@@ -17,6 +17,8 @@
 
 #define PLACE(op, offset) DIOH_PLACE(op, MEMORY, memory->number, offset)
 
+#define COARSE_BYTES (UINT64_C(256) << 10) /* how far data is taken to go on, if holes do no harm */
+
 #define HUGE_PAGE_BYTES (UINT64_C(2) << 20) /* of the machines there are; with others the advice has no effect */
 
 int dioh_memory_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, struct dioh_error *err)
@@ -47,6 +49,18 @@ static int seek(const struct dioh_memory *memory, uint64_t offset, int whence, u
 	return 0;
 }
 
+static int find_hole(const struct dioh_memory *memory, const struct dioh_memory_extent *extent, uint64_t data,
+                     uint64_t *ret_hole, struct dioh_error *err)
+{
+	int r = 0;
+
+	if (extent->coarse)
+		*ret_hole = dioh_align_down(data, COARSE_BYTES) + COARSE_BYTES;
+	else
+		r = seek(memory, data, SEEK_HOLE, ret_hole, err);
+	return r;
+}
+
 static int look_up(const struct dioh_memory *memory, struct dioh_memory_extent *extent, uint64_t offset,
                    struct dioh_error *err)
 {
@@ -58,14 +72,16 @@ static int look_up(const struct dioh_memory *memory, struct dioh_memory_extent *
 		return 0;
 	r = seek(memory, offset, SEEK_DATA, &data, err);
 	if (r == 0 && data != DIOH_OFFSET_NONE)
-		r = seek(memory, data, SEEK_HOLE, &hole, err);
+		r = find_hole(memory, extent, data, &hole, err);
 	if (r < 0)
 		return r;
 	if (data != DIOH_OFFSET_NONE)
 		data = dioh_max(offset, dioh_align_down(data, DIOH_PAGE_BYTES));
 	if (hole != DIOH_OFFSET_NONE)
 		hole = dioh_align_up(hole, DIOH_PAGE_BYTES);
-	*extent = (struct dioh_memory_extent){ .from = offset, .data = data, .hole = hole };
+	extent->from = offset;
+	extent->data = data;
+	extent->hole = hole;
 	return 0;
 }
 

@@ -22,8 +22,12 @@ struct dioh_memory {
 	uint64_t limit_bytes; /* given at attach; 0: none */
 };
 
-/* A stretch of data that has been looked up: [data, hole); what lies between `from` and `data` is a hole. */
+/*
+ * A stretch of data that has been looked up: [data, hole); what lies between `from` and `data` is a hole. `coarse`: there
+ * may be short holes in it. SEEK_HOLE walks to the data's end, which may be the memory's: 14 ms for each GiB.
+ */
 struct dioh_memory_extent {
+	bool coarse;
 	uint64_t from;
 	uint64_t data;
 	uint64_t hole;
@@ -33,13 +37,13 @@ struct dioh_memory_extent {
 int dioh_memory_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, struct dioh_error *err);
 
 /*
- * Start of data at or after `offset`, at most `end`. `extent` is the caller's cache, zeroed at first. Rounded outwards to
- * 4096 bytes.
+ * Start of data at or after `offset`, at most `end`. `extent` is the caller's cache, zeroed at first but for `coarse`.
+ * Rounded outwards to 4096 bytes.
  */
 int dioh_memory_next_data(const struct dioh_memory *memory, struct dioh_memory_extent *extent, uint64_t offset,
                           uint64_t end, uint64_t *ret_data, struct dioh_error *err);
 
-/* Sets the bit of each of `pages` pages from `offset` that holds data; clears the others. */
+/* Sets the bit of each of `pages` pages from `offset` that holds data (coarse: that may); clears the others. */
 int dioh_memory_data_pages(const struct dioh_memory *memory, struct dioh_memory_extent *extent, uint64_t offset,
                            unsigned pages, uint8_t *ret_bitmap, struct dioh_error *err);
 

@@ -334,6 +334,8 @@ struct dioh_transfer *dioh_payload_memory(const struct dioh_memory_params *param
 		t->base.figures.total_bytes = params->length;
 		atomic_store(&t->base.total_bytes, params->length);
 		t->aside = goes_aside(params);
+		/* What is copied aside allocates nothing, and the scan drops what is zero. */
+		t->extent.coarse = t->aside && !(params->flags & DIOH_TRANSFER_NO_SCAN);
 		if (allocate_spans(t))
 			return &t->base;
 		memory_close(&t->base);

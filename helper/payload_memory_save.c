@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * payload_memory_save.c - memory to image. Only pages that SEEK_DATA shows and the selection names are ever touched. They are
- * copied aside, and what was copied is examined and written: memory that changes meanwhile cannot make a checksum wrong.
- * Huge pages are examined and written where they are.
+ * payload_memory_save.c - memory to image. Pages that SEEK_DATA shows, those right behind them, and of these what the
+ * selection names are copied aside, and what was copied is examined and written: memory that changes meanwhile cannot make
+ * a checksum wrong. Huge pages are examined and written where they are.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -107,7 +107,7 @@ static bool examine_chunk(struct memory_transfer *t, struct span *span, uint64_t
 	return true;
 }
 
-/* The chunk's candidates: pages with data, of those selected. Answers how many. */
+/* The chunk's candidates: pages that may hold data, of those selected. Answers how many. */
 static int find_candidates(struct memory_transfer *t, struct span *span, uint64_t at, unsigned pages,
                            struct dioh_error *err)
 {

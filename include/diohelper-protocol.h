@@ -472,8 +472,8 @@ struct dioh_msg_complete { /* event; header id = the transfer's */
 	struct dioh_msg_error error; /* code 0: success */
 	uint64_t total_bytes;   /* memory: the length asked for; stream: what came */
 	uint64_t data_bytes;    /* bytes of pages present in the image afterwards, or of stream */
-	uint64_t zero_bytes;    /* pages found zero by scanning */
-	uint64_t hole_bytes;    /* pages never touched: holes and unselected ones on save, absent ones on load */
+	uint64_t zero_bytes;    /* pages found zero by scanning, short holes behind data among them */
+	uint64_t hole_bytes;    /* pages never touched: other holes and unselected ones on save, absent ones on load */
 	uint64_t io_bytes;      /* written to or read from the image by the page path, gaps included */
 	uint64_t io_count;
 	uint64_t elapsed_ns;

@@ -146,11 +146,27 @@ static void expect_bits(const uint8_t *bits, const bool *model, unsigned first, 
 			fail_msg("page %u, the %uth from %u: the bit is %d", first + i, i, first, dioh_bit_test(bits, i));
 }
 
+#define PIECE_PAGES 64u /* 256 KiB */
+
+/* Nothing with data is left out, and only what follows data in the same piece is let in. */
+static void expect_bits_coarsely(const uint8_t *bits, const bool *data, unsigned first, unsigned count)
+{
+	for (unsigned i = 0; i < count; i++) {
+		const unsigned page = first + i;
+		bool may = data[page];
+
+		for (unsigned before = page; !may && before % PIECE_PAGES != 0;)
+			may = data[--before];
+		if (dioh_bit_test(bits, i) ? !may : data[page])
+			fail_msg("page %u, the %uth from %u: the bit is %d", page, i, first, dioh_bit_test(bits, i));
+	}
+}
+
 static void pages_are_the_models(void **state)
 {
 	(void)state;
 	for (unsigned round = 0; round < 12; round++) {
-		struct dioh_memory_extent extent = { 0 };
+		struct dioh_memory_extent extent = { 0 }, coarse = { .coarse = true };
 		struct dioh_memory memory;
 		bool data[PAGES], selected[PAGES];
 		struct dioh_error err;
@@ -164,6 +180,8 @@ static void pages_are_the_models(void **state)
 			memset(bits, 0xa5, sizeof(bits));
 			must(dioh_memory_data_pages(&memory, &extent, first * PAGE, count, bits, &err), &err);
 			expect_bits(bits, data, first, count);
+			must(dioh_memory_data_pages(&memory, &coarse, first * PAGE, count, bits, &err), &err);
+			expect_bits_coarsely(bits, data, first, count);
 			must(dioh_memory_selection(&memory, whole, count, bits, &err), &err);
 			expect_bits(bits, selected, whole, count);
 		}
