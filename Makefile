@@ -77,7 +77,8 @@ TEST_LIBS = -lcmocka $(HELPER_LIBS) $(TOOL_LIBS)
 
 # The private codecs read and compute image bytes: for the helper and tests only. The rest of common/ is the library.
 CODEC_SRC := $(addprefix common/,container_format.c libvirt_header.c mapped_ram_format.c multifd_format.c pages.c \
-	qemu_ending.c qemu_stream.c qemu_stream_put.c record.c record_span.c record_tables.c)
+	qemu_configuration.c qemu_ending.c qemu_ram_setup.c qemu_sections.c qemu_stream.c qemu_stream_put.c \
+	record.c record_span.c record_tables.c)
 LIB_SRC := $(filter-out $(CODEC_SRC),$(wildcard common/*.c))
 HELPER_SRC := $(wildcard helper/*.c)
 TOOL_SRC := $(wildcard tool/*.c)
@@ -375,8 +376,9 @@ check-tsan: | $(FIRST) ## unit tests, and those that move bytes, in a build with
 	@$(MAKE) --no-print-directory SANITIZE=thread BUILD=build-tsan TESTS='$(TSAN_TESTS)' check
 
 # Line coverage by what runs inside one process: a sealed helper may not write counters (docs/testing.md).
-PARSERS = $(addprefix common/,channel proto proto_reply container_format mapped_ram_format qemu_ending qemu_stream \
-	libvirt_header record record_span record_tables pages) helper/layout_record_open helper/layout_mapped_ram_open
+PARSERS = $(addprefix common/,channel proto proto_reply container_format mapped_ram_format qemu_configuration qemu_ending \
+	qemu_ram_setup qemu_sections qemu_stream libvirt_header record record_span record_tables pages) \
+	helper/layout_record_open helper/layout_mapped_ram_open
 COVERAGE_TESTS = $(patsubst %.c,build-coverage/%,$(UNIT_SRC) $(FUZZ_SRC))
 .PHONY: coverage
 coverage: | $(FIRST) ## line coverage by unit tests and corpora, by directory, and of the parsers, which want 90 %

@@ -2,7 +2,7 @@
 /*
  * qemu_ending.h - where the device state behind a migration stream's memory may end. Nobody but QEMU can follow it; but a
  * stream ends with a description of its devices (a 0 byte, 0x06, be32 length, so many bytes of JSON), or, where that is
- * switched off, with the 0 byte behind a section's footer. Of the parser in qemu_stream.c.
+ * switched off, with the 0 byte behind a section's footer. Of the parser: see qemu_parser.h.
  */
 #ifndef DIOH_QEMU_ENDING_H
 #define DIOH_QEMU_ENDING_H

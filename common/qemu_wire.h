@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * qemu_wire.h - the numbers and big-endian fields that QEMU's migration streams are made of: what their reader
- * (qemu_stream.c, qemu_ending.c) and their writer (qemu_stream_put.c) share.
+ * qemu_wire.h - the numbers and big-endian fields that QEMU's migration streams are made of: what their reader (see
+ * qemu_parser.h) and their writer (qemu_stream_put.c) share.
  */
 #ifndef DIOH_QEMU_WIRE_H
 #define DIOH_QEMU_WIRE_H
