@@ -166,8 +166,8 @@ SHORT = [
 
 SMALL, THP, HUGETLB = "4 KiB pages", "2 MiB pages (transparent)", "2 MiB pages (hugetlb)"
 BARE = ", no scan, no checksums"
-OUR_MEMORY = [f"{name}-{verb}" for name in ("memory", "flat", "zero", "holes", "sparse", "scattered", "cpu", "engine")
-              for verb in ("save", "load")]
+OUR_MEMORY = [f"{name}-{verb}" for verb in ("save", "load")
+              for name in ("memory", "flat", "flat-there", "zero", "holes", "sparse", "scattered", "cpu", "engine")]
 CPU = "cpu_s_per_gib"
 
 CLAIMS = {
@@ -187,7 +187,8 @@ CLAIMS = {
         Claim("load, a little in much memory: time to that of the data alone", ratio("sparse-load", last, first, "seconds"),
               1.3, 1.1, False),
         Claim("save, largest to smallest memory: rate", ratio("flat-save", largest, smallest), 0.9, 1),
-        Claim("load, largest to smallest memory: rate", ratio("flat-load", largest, smallest), 0.9, 1),
+        Claim("load into memory that is there, largest to smallest: rate", ratio("flat-there-load", largest, smallest), 0.9, 1),
+        Claim("load into fresh memory, largest to smallest: rate", ratio("flat-load", largest, smallest), 0.9, 1),
     ],
     "QEMU": [
         Claim("save, rate to QEMU's best way", ratio("qemu-save", OURS, best_qemu), 1, 1.25),
