@@ -4,8 +4,6 @@
 #include <errno.h>
 #include <unistd.h>
 
-#include "clock.h"
-
 int dioh_control_open(struct dioh_control *control, struct dioh_error *err)
 {
 	return dioh_mailbox_open(&control->mailbox, err);
@@ -21,9 +19,7 @@ static void *control_main(void *argument)
 
 		if (read(control->mailbox.event_fd, &count, sizeof(count)) < 0 && errno != EINTR)
 			break;
-		atomic_store(&control->busy_since_ns, dioh_now_ns());
 		dioh_mailbox_handle(&control->mailbox);
-		atomic_store(&control->busy_since_ns, 0);
 	}
 	return NULL;
 }

@@ -17,7 +17,6 @@ struct dioh_control {
 	pthread_barrier_t *barrier;
 	bool running;
 	atomic_bool stop;
-	atomic_uint_fast64_t busy_since_ns; /* 0: idle */
 };
 
 int dioh_control_open(struct dioh_control *control, struct dioh_error *err);

@@ -287,6 +287,7 @@ static int open_threads(struct dropin *d, struct dioh_error *err)
 		.fill_buffers = d->image.reads_present_only,
 		.cache = keeps_cache() ? DIOH_CACHE_KEEP : DIOH_CACHE_NONE,
 		.sync_error = &d->image.sync_error,
+		.waits_since_ns = &d->image.waits_since_ns,
 		.control = &d->control,
 		.session = &d->mailbox,
 		.broken = broken,

@@ -12,6 +12,7 @@
 
 #include "align.h"
 #include "cleanup.h"
+#include "clock.h"
 
 #define PLACE(op, offset) DIOH_PLACE(op, IMAGE, 0, offset)
 
@@ -33,6 +34,16 @@ void dioh_image_close(struct dioh_image *image)
 	dioh_cleanup_fd(&image->directory_fd);
 	image->header_fd = image->page_fd = image->directory_fd = -1;
 }
+
+/* An expression, a system call on the image, that may wait for the disk. */
+#define timed(image, call)                                \
+	({                                                \
+		__typeof__(call) timed_answer_;           \
+		dioh_clock_start(&(image)->waits_since_ns); \
+		timed_answer_ = (call);                   \
+		dioh_clock_stop(&(image)->waits_since_ns); \
+		timed_answer_;                            \
+	})
 
 /*
  * A lone O_DIRECT descriptor cannot do small I/O as it is. While the flag is off a page write that is submitted at the
@@ -77,7 +88,7 @@ int dioh_image_pread(struct dioh_image *image, void *bytes, uint64_t count, uint
 	if (r < 0)
 		return dioh_error_errno(err, r, PLACE(READ, offset), "image: turning O_DIRECT off");
 	while (done < count) {
-		n = pread(image->header_fd, (char *)bytes + done, count - done, (off_t)(offset + done));
+		n = timed(image, pread(image->header_fd, (char *)bytes + done, count - done, (off_t)(offset + done)));
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
@@ -106,7 +117,7 @@ int dioh_image_pwrite(struct dioh_image *image, const void *bytes, uint64_t coun
 	if (r < 0)
 		return dioh_error_errno(err, r, PLACE(WRITE, offset), "image: turning O_DIRECT off");
 	while (done < count) {
-		n = pwrite(image->header_fd, (const char *)bytes + done, count - done, (off_t)(offset + done));
+		n = timed(image, pwrite(image->header_fd, (const char *)bytes + done, count - done, (off_t)(offset + done)));
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
@@ -138,15 +149,24 @@ int dioh_image_write_zeros(struct dioh_image *image, uint64_t offset, uint64_t c
 	return 0;
 }
 
+/* As fallocate(2), but that signals do not end it. */
+static int allocate(struct dioh_image *image, int mode, uint64_t offset, uint64_t count)
+{
+	int r;
+
+	do
+		r = timed(image, fallocate(image->header_fd, mode, (off_t)offset, (off_t)count));
+	while (r < 0 && errno == EINTR);
+	return r;
+}
+
 int dioh_image_erase(struct dioh_image *image, uint64_t offset, uint64_t count, struct dioh_error *err)
 {
 	int r;
 
 	if (image->kind == DIOH_IMAGE_BLOCK_DEVICE)
 		return dioh_image_write_zeros(image, offset, count, err);
-	do
-		r = fallocate(image->header_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)count);
-	while (r < 0 && errno == EINTR);
+	r = allocate(image, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, count);
 	if (r == 0)
 		return 0;
 	if (errno == EOPNOTSUPP)
@@ -160,7 +180,7 @@ int dioh_image_resize(struct dioh_image *image, uint64_t bytes, struct dioh_erro
 	int r;
 
 	do
-		r = ftruncate(image->header_fd, (off_t)bytes);
+		r = timed(image, ftruncate(image->header_fd, (off_t)bytes));
 	while (r < 0 && errno == EINTR);
 	if (r < 0)
 		return dioh_error_errno(err, errno, PLACE(SIZE, bytes), "image: setting its size to %" PRIu64 " bytes failed",
@@ -171,12 +191,17 @@ int dioh_image_resize(struct dioh_image *image, uint64_t bytes, struct dioh_erro
 
 int dioh_image_extend(struct dioh_image *image, uint64_t start, uint64_t end, struct dioh_error *err)
 {
-	if (image->direct && fallocate(image->header_fd, 0, (off_t)start, (off_t)(end - start)) == 0) {
+	if (image->direct && timed(image, fallocate(image->header_fd, 0, (off_t)start, (off_t)(end - start))) == 0) {
 		atomic_store(&image->metadata_changed, true);
 		return 0;
 	}
 	/* No such call, no room for all of it, or the page cache gathers what is to be allocated: writing will do. */
 	return dioh_image_resize(image, end, err);
+}
+
+off_t dioh_image_seek(struct dioh_image *image, uint64_t offset, int whence)
+{
+	return timed(image, lseek(image->header_fd, (off_t)offset, whence));
 }
 
 int dioh_image_size(struct dioh_image *image, uint64_t *ret_bytes, struct dioh_error *err)
@@ -187,7 +212,7 @@ int dioh_image_size(struct dioh_image *image, uint64_t *ret_bytes, struct dioh_e
 		*ret_bytes = image->device_bytes;
 		return 0;
 	}
-	if (fstat(image->header_fd, &st) < 0)
+	if (timed(image, fstat(image->header_fd, &st)) < 0)
 		return dioh_error_errno(err, errno, PLACE(SIZE, DIOH_OFFSET_NONE), "image: fstat failed");
 	*ret_bytes = (uint64_t)st.st_size;
 	return 0;
@@ -200,17 +225,18 @@ uint64_t dioh_image_free_bytes(struct dioh_image *image)
 
 	if (image->kind == DIOH_IMAGE_BLOCK_DEVICE)
 		return image->device_bytes - dioh_min(image->base_offset, image->device_bytes);
-	if (fstatvfs(image->header_fd, &vfs) < 0 || fstat(image->header_fd, &st) < 0 || vfs.f_blocks == 0)
+	if (timed(image, fstatvfs(image->header_fd, &vfs)) < 0 || timed(image, fstat(image->header_fd, &st)) < 0 ||
+	    vfs.f_blocks == 0)
 		return UINT64_MAX;
 	return (uint64_t)vfs.f_bavail * vfs.f_frsize + (uint64_t)st.st_blocks * 512;
 }
 
-static int sync_fd(int fd, bool whole)
+static int sync_fd(struct dioh_image *image, int fd, bool whole)
 {
 	int r;
 
 	do
-		r = whole ? fsync(fd) : fdatasync(fd);
+		r = timed(image, whole ? fsync(fd) : fdatasync(fd));
 	while (r < 0 && errno == EINTR);
 	return r < 0 ? -errno : 0;
 }
@@ -218,7 +244,7 @@ static int sync_fd(int fd, bool whole)
 int dioh_image_sync(struct dioh_image *image, struct dioh_error *err)
 {
 	bool whole = atomic_exchange(&image->metadata_changed, false);
-	int r = sync_fd(image->header_fd, whole);
+	int r = sync_fd(image, image->header_fd, whole);
 
 	if (r == 0)
 		return 0;
@@ -227,10 +253,10 @@ int dioh_image_sync(struct dioh_image *image, struct dioh_error *err)
 	                        whole ? "fsync" : "fdatasync");
 }
 
-void dioh_image_drop_cache(const struct dioh_image *image)
+void dioh_image_drop_cache(struct dioh_image *image)
 {
 	if (!image->direct)
-		(void)posix_fadvise(image->page_fd, (off_t)image->base_offset, 0, POSIX_FADV_DONTNEED); /* a hint */
+		(void)timed(image, posix_fadvise(image->page_fd, (off_t)image->base_offset, 0, POSIX_FADV_DONTNEED)); /* a hint */
 }
 
 int dioh_image_sync_directory(struct dioh_image *image, struct dioh_error *err)
@@ -239,7 +265,7 @@ int dioh_image_sync_directory(struct dioh_image *image, struct dioh_error *err)
 
 	if (image->directory_fd < 0)
 		return 0;
-	r = sync_fd(image->directory_fd, true);
+	r = sync_fd(image, image->directory_fd, true);
 	if (r < 0)
 		return dioh_error_errno(err, r, PLACE(SYNC, DIOH_OFFSET_NONE), "image: fsync of its directory failed");
 	return 0;

@@ -4,7 +4,7 @@
  * (helper/engine.h) has the same descriptors in its own file table. Offsets here count from the start of the file or
  * device. Errors name the image, the operation and the offset.
  *
- * Used by the control-I/O thread; image_pread and image_pwrite are safe from any thread.
+ * Used by the control-I/O thread.
  */
 #ifndef DIOH_IMAGE_H
 #define DIOH_IMAGE_H
@@ -12,6 +12,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <sys/types.h>
 
 #include "error.h"
 
@@ -39,6 +40,7 @@ struct dioh_image {
 	pthread_mutex_t flag_lock;
 	atomic_bool metadata_changed; /* size, owner, mode or label changed since the last full sync */
 	atomic_int sync_error;        /* errno: the kernel may have dropped dirty data: never call this image complete */
+	atomic_uint_fast64_t waits_since_ns; /* the control-I/O thread, in a system call on it; 0: in none. For STUCK */
 };
 
 void dioh_image_init(struct dioh_image *image);
@@ -64,6 +66,9 @@ int dioh_image_resize(struct dioh_image *image, uint64_t bytes, struct dioh_erro
  */
 int dioh_image_extend(struct dioh_image *image, uint64_t start, uint64_t end, struct dioh_error *err);
 
+/* lseek(2), for SEEK_DATA and SEEK_HOLE. */
+off_t dioh_image_seek(struct dioh_image *image, uint64_t offset, int whence);
+
 /* Regular files: its size now; devices: the capacity. */
 int dioh_image_size(struct dioh_image *image, uint64_t *ret_bytes, struct dioh_error *err);
 
@@ -77,7 +82,7 @@ uint64_t dioh_image_free_bytes(struct dioh_image *image);
 int dioh_image_sync(struct dioh_image *image, struct dioh_error *err);
 
 /* Buffered page I/O leaves nothing in the page cache; to be called when all is durable. */
-void dioh_image_drop_cache(const struct dioh_image *image);
+void dioh_image_drop_cache(struct dioh_image *image);
 
 /* The directory entry durable, if a directory was attached. */
 int dioh_image_sync_directory(struct dioh_image *image, struct dioh_error *err);

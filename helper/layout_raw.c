@@ -197,7 +197,7 @@ static int raw_store_tables(struct dioh_image_layout *layout, const struct dioh_
 static int seek_image(struct dioh_image_layout *layout, uint64_t at, int whence, uint64_t end, uint64_t *ret,
                       struct dioh_error *err)
 {
-	off_t found = lseek(layout->image->header_fd, (off_t)at, whence);
+	off_t found = dioh_image_seek(layout->image, at, whence);
 
 	if (found < 0 && errno == ENXIO)
 		found = (off_t)end;

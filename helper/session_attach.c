@@ -192,6 +192,7 @@ static int open_threads(struct dioh_session_state *session, struct dioh_error *e
 		.direct = session->image.direct,
 		.fill_buffers = session->image.reads_present_only,
 		.sync_error = &session->image.sync_error,
+		.waits_since_ns = &session->image.waits_since_ns,
 		.control = &session->control,
 		.session = &session->mailbox,
 		.broken = dioh_session_broken,

@@ -9,7 +9,6 @@
 #include <sys/stat.h>
 
 #include "align.h"
-#include "clock.h"
 #include "layout_mapped_ram.h"
 #include "proto.h"
 #include "session.h"
@@ -89,20 +88,6 @@ static void fill_image_reply(struct dioh_session_state *session)
 
 /* ---- creating ---- */
 
-/* Waiting for a stream is not waiting for the disk: nothing is stuck meanwhile. */
-static int prepare(struct dioh_session_state *session, struct dioh_error *err)
-{
-	struct dioh_image_layout *layout = &session->layout;
-	int r;
-
-	if (!layout->ops->prepare)
-		return 0;
-	atomic_store(&session->control.busy_since_ns, 0);
-	r = layout->ops->prepare(layout, err);
-	atomic_store(&session->control.busy_since_ns, dioh_now_ns());
-	return r;
-}
-
 /* What is wrong with a stream shows before anything is touched. */
 static bool can_keep_stream(const struct dioh_image_layout *layout, const struct dioh_error *err)
 {
@@ -122,7 +107,7 @@ static void keep_stream(struct dioh_session_state *session)
 static int create(struct dioh_session_state *session, struct dioh_error *err)
 {
 	struct dioh_image_layout *layout = &session->layout;
-	int r = prepare(session, err);
+	int r = layout->ops->prepare ? layout->ops->prepare(layout, err) : 0;
 
 	if (r == 0)
 		r = layout->ops->create(layout, err);

@@ -32,7 +32,7 @@ unsigned dioh_session_in_flight(const struct dioh_session_state *session, uint64
 struct dioh_msg_stuck dioh_session_waits(const struct dioh_session_state *session, uint64_t now)
 {
 	struct dioh_msg_stuck stuck = { 0 };
-	uint64_t since = atomic_load(&session->control.busy_since_ns);
+	uint64_t since = atomic_load(&session->image.waits_since_ns);
 
 	stuck.in_flight = dioh_session_in_flight(session, &stuck.oldest_ns);
 	if (since && since < now) {

@@ -488,6 +488,7 @@ int dioh_worker_open(struct dioh_worker *worker, const struct dioh_worker_config
 		.control = &config->control->mailbox,
 		.worker = &worker->mailbox,
 		.sync_error = config->sync_error,
+		.waits_since_ns = config->waits_since_ns,
 	};
 	r = dioh_mailbox_open(&worker->mailbox, err);
 	if (r == 0)

@@ -27,6 +27,7 @@ struct dioh_worker_config {
 	bool fill_buffers; /* they are to be there before the first I/O */
 	enum dioh_cache cache;
 	atomic_int *sync_error; /* the image's: of all workers */
+	atomic_uint_fast64_t *waits_since_ns; /* the same */
 	struct dioh_control *control;
 	struct dioh_mailbox *session; /* where a broken engine is reported */
 	void (*broken)(struct dioh_job *job);

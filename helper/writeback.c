@@ -6,6 +6,7 @@
 #include <fcntl.h>
 
 #include "align.h"
+#include "clock.h"
 
 static void written(struct dioh_job *job) /* worker thread */
 {
@@ -23,9 +24,11 @@ static void sync_window(struct dioh_writeback *writeback, const struct dioh_writ
 
 	if (window->start == window->end) /* none yet; to the system call it would be all of the file */
 		return;
+	dioh_clock_start(writeback->waits_since_ns);
 	do
 		r = sync_file_range(writeback->fd, (off_t)window->start, (off_t)(window->end - window->start), flags);
 	while (r < 0 && errno == EINTR);
+	dioh_clock_stop(writeback->waits_since_ns);
 	if (r < 0 && errno != ENOSYS && errno != EINVAL && errno != ESPIPE && errno != EOPNOTSUPP)
 		(void)atomic_compare_exchange_strong(writeback->sync_error, &none, errno);
 }

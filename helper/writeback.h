@@ -25,7 +25,8 @@ struct dioh_writeback {
 	bool drop; /* what is clean leaves the cache */
 	struct dioh_mailbox *control;
 	struct dioh_mailbox *worker;
-	atomic_int *sync_error; /* the image's */
+	atomic_int *sync_error; /* the image's, */
+	atomic_uint_fast64_t *waits_since_ns; /* and this */
 	uint64_t dirty_bytes; /* written since the window before was sent off */
 	struct dioh_writeback_window filling;
 	/* The control-I/O thread's while `running`. */

@@ -403,6 +403,31 @@ static void finish_hangs_then_goes_on(void **state)
 	sick_image_is_complete(&disk);
 }
 
+/* STUCK tells the age of the sync that hangs, not of all that FINISH has had to wait for. */
+static void stuck_is_of_one_sync(void **state)
+{
+	struct dioh_event event;
+	uint64_t released_ms;
+	uint32_t transfer;
+
+	open_disk(state);
+	sick_begin_save(&disk, one_second);
+	assert_int_equal(sick_complete(&disk, sick_save_memory(&disk), SOON_MS, &event), 0);
+	fuse_file_fault(disk.file, FUSE_FSYNC, .kind = FUSE_FAULT_HOLD);
+	transfer = sick_finish(&disk);
+	expect_stuck(1);
+	released_ms = sick_now_ms();
+	fuse_file_release_held(disk.file);
+	do /* one of the first sync's may be on its way */
+		sick_event(&disk, DIOH_EVENT_STUCK, STUCK_MS, &event);
+	while (event.stuck.oldest_ns / 1000000 > sick_now_ms() - released_ms + 1 && sick_now_ms() - released_ms < STUCK_MS);
+	assert_in_range(event.stuck.oldest_ns / 1000000, 1000, sick_now_ms() - released_ms + 1);
+	assert_true(fuse_file_hits(disk.file, FUSE_FSYNC) >= 2);
+	fuse_file_release(disk.file, 0);
+	assert_int_equal(sick_complete(&disk, transfer, SOON_MS, &event), 0);
+	sick_end(&disk, 0);
+}
+
 static void finish_hangs_then_cancel(void **state)
 {
 	struct dioh_event event;
@@ -467,6 +492,7 @@ int main(void)
 		CASE(kill_does_not_end_a_waiting_thread, sick_sync),
 		CASE(hangup_gives_up_reads_that_land_later, sick_uring),
 		CASE(finish_hangs_then_goes_on, sick_uring),
+		CASE(stuck_is_of_one_sync, sick_uring),
 		CASE(finish_hangs_then_cancel, sick_uring),
 		CASE(finish_hangs_and_manager_goes, sick_uring),
 		CASE(finish_hangs_manager_goes_disk_returns, sick_uring),

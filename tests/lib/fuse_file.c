@@ -230,6 +230,12 @@ void fuse_file_release(struct fuse_file *file, int error)
 	atomic_fetch_add(&file->control->release, 1);
 }
 
+void fuse_file_release_held(struct fuse_file *file)
+{
+	atomic_store(&file->control->release_error, 0);
+	atomic_fetch_add(&file->control->release, 1);
+}
+
 void fuse_file_release_later(struct fuse_file *file, unsigned ms)
 {
 	struct timespec now;

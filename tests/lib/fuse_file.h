@@ -71,6 +71,8 @@ void fuse_file_set_fault(struct fuse_file *file, uint32_t opcode, const struct f
 void fuse_file_obey_interrupts(struct fuse_file *file, bool obey);
 /* All faults are over. Held requests are carried out now (0), or answered with this errno. */
 void fuse_file_release(struct fuse_file *file, int error);
+/* Held requests are carried out now, and the faults stay. */
+void fuse_file_release_held(struct fuse_file *file);
 /* fuse_file_release(file, 0), by the server itself, some time later: for a test whose thread is going to be stuck. */
 void fuse_file_release_later(struct fuse_file *file, unsigned ms);
 
