@@ -160,16 +160,15 @@ static int allocate(struct dioh_image *image, int mode, uint64_t offset, uint64_
 	return r;
 }
 
+/*
+ * A device that punches holes answers zeros then, or EOPNOTSUPP: Linux never takes that for a mere hint. If it has another
+ * objection (sectors larger than a page: EINVAL) the writing will tell whether anything is wrong with it.
+ */
 int dioh_image_erase(struct dioh_image *image, uint64_t offset, uint64_t count, struct dioh_error *err)
 {
-	int r;
-
-	if (image->kind == DIOH_IMAGE_BLOCK_DEVICE)
-		return dioh_image_write_zeros(image, offset, count, err);
-	r = allocate(image, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, count);
-	if (r == 0)
+	if (allocate(image, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, count) == 0)
 		return 0;
-	if (errno == EOPNOTSUPP)
+	if (errno == EOPNOTSUPP || image->kind == DIOH_IMAGE_BLOCK_DEVICE)
 		return dioh_image_write_zeros(image, offset, count, err);
 	return dioh_error_errno(err, errno, PLACE(SIZE, offset),
 	                        "image: punching a hole of %" PRIu64 " bytes at %" PRIu64 " failed", count, offset);

@@ -315,6 +315,14 @@ int dioh_layout_read_bitmap(struct dioh_image_layout *layout, uint32_t region, u
 	return *count ? layout->ops->load_tables(layout, &tables, err) : 0;
 }
 
+int dioh_tables_wanted(const struct dioh_tables *tables, struct dioh_error *err)
+{
+	if (!tables->cancelled || !atomic_load(tables->cancelled))
+		return 0;
+	return dioh_error_set(err, ECANCELED, DIOH_PLACE(CANCEL, SESSION, 0, DIOH_OFFSET_NONE),
+	                      "the transfer was cancelled");
+}
+
 int dioh_layout_patch_header(struct dioh_image_layout *layout, const struct dioh_commit *commit,
                              struct dioh_error *err)
 {

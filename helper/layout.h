@@ -100,6 +100,7 @@ struct dioh_tables {
 	uint8_t *bitmap;     /* DIOH_CHUNK_BITMAP_BYTES a chunk */
 	uint32_t *checksums; /* one a chunk */
 	bool fresh;          /* store: these chunks have never been stored since create */
+	const atomic_bool *cancelled; /* store: they are not wanted any more, when this is set. NULL: it never is */
 };
 
 struct dioh_layout_ops {
@@ -178,6 +179,9 @@ int dioh_layout_read_header(struct dioh_image_layout *layout, void *bytes, uint6
 /* A piece of a region's bitmap, *count bytes at most, from a chunk's on. ENOENT: no such region; ENODATA: partial. */
 int dioh_layout_read_bitmap(struct dioh_image_layout *layout, uint32_t region, uint64_t offset, void *bytes,
                             uint32_t *count, struct dioh_error *err);
+
+/* For stores that may take long, before each piece: ECANCELED once what asked for it has been cancelled, or has failed. */
+int dioh_tables_wanted(const struct dioh_tables *tables, struct dioh_error *err);
 
 /* For commits: patch, sync with its time taken, the check for CANCEL. */
 int dioh_layout_patch_header(struct dioh_image_layout *layout, const struct dioh_commit *commit,

@@ -169,6 +169,9 @@ static int raw_open(struct dioh_image_layout *layout, uint32_t flags, struct dio
 
 /* ---- pages ---- */
 
+/* So much is erased at once: a device that can only be written zeros to takes a while for it. */
+#define ERASE_PAGES 16384u
+
 /* Absent pages must read as zeros: what is not data now may have been data in an older file. */
 static int raw_store_tables(struct dioh_image_layout *layout, const struct dioh_tables *tables, struct dioh_error *err)
 {
@@ -178,14 +181,16 @@ static int raw_store_tables(struct dioh_image_layout *layout, const struct dioh_
 	                                  DIOH_PAGE_BYTES);
 
 	for (unsigned page = 0; page < pages;) {
-		unsigned same = dioh_pages_same(tables->bitmap, page, pages);
+		unsigned same = (unsigned)dioh_min(dioh_pages_same(tables->bitmap, page, pages), ERASE_PAGES);
 		uint64_t offset = record->pages_offset + first + (uint64_t)page * DIOH_PAGE_BYTES;
 		bool beyond = layout->image->kind == DIOH_IMAGE_REGULAR && offset >= layout->file_bytes_kept && tables->fresh;
 
 		if (!dioh_bit_test(tables->bitmap, page) && !beyond) {
-			int r = dioh_image_erase(layout->image, dioh_layout_at(layout, offset), (uint64_t)same * DIOH_PAGE_BYTES,
-			                         err);
+			int r = dioh_tables_wanted(tables, err);
 
+			if (r == 0)
+				r = dioh_image_erase(layout->image, dioh_layout_at(layout, offset),
+				                     (uint64_t)same * DIOH_PAGE_BYTES, err);
 			if (r < 0)
 				return r;
 		}

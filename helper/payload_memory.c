@@ -108,6 +108,7 @@ void dioh_span_ask(struct span *span, enum span_state state, void (*work)(struct
 		.bitmap = span->bitmap,
 		.checksums = checksums ? span->checksums : NULL,
 		.fresh = t->params.tables_fresh,
+		.cancelled = &t->base.cancel,
 	};
 	span->job_begun_ns = dioh_now_ns();
 	dioh_worker_ask(t->base.worker, &t->base, &span->job, work);

@@ -28,7 +28,10 @@ static void store_span(struct dioh_job *job) /* control-I/O thread */
 	struct span *span = dioh_container_of(job, struct span, job);
 	struct dioh_image_layout *layout = span->owner->params.layout;
 
-	span->job_result = layout->ops->store_tables(layout, &span->tables, &span->job_error);
+	/* Several may have been waiting here, one behind the other, while the transfer ended. */
+	span->job_result = dioh_tables_wanted(&span->tables, &span->job_error);
+	if (span->job_result == 0)
+		span->job_result = layout->ops->store_tables(layout, &span->tables, &span->job_error);
 	dioh_worker_answer(span->owner->base.worker, job, span_stored);
 }
 

@@ -41,7 +41,7 @@ struct dioh_transfer {
 	struct dioh_mailbox *answers;  /* where `completed` goes */
 	void *owner;                   /* the session's own */
 	void (*completed)(struct dioh_job *job);
-	atomic_bool cancel;            /* set by the session */
+	atomic_bool cancel;            /* set by the session, and when it has failed: who works for it may look at this */
 	atomic_uint_fast64_t done_bytes;
 	atomic_uint_fast64_t total_bytes; /* 0: not known */
 

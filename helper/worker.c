@@ -29,6 +29,7 @@ void dioh_transfer_fail(struct dioh_transfer *transfer, const struct dioh_error 
 	if (!transfer->failed)
 		transfer->error = *err;
 	transfer->failed = true;
+	atomic_store(&transfer->cancel, true);
 }
 
 /* ---- in-flight bookkeeping ---- */

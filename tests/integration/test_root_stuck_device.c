@@ -33,6 +33,7 @@ static const char *const one_second[] = { "--keep-uid", "--stuck-timeout=1", NUL
 static const struct sick_engine uring = { .engine = DIOH_ENGINE_IO_URING };
 static const struct sick_engine libaio = { .engine = DIOH_ENGINE_LIBAIO };
 static const struct sick_engine threads = { .engine = DIOH_ENGINE_SYNC };
+static const struct sick_engine punches = { .engine = DIOH_ENGINE_SYNC, .fallocate = true };
 
 static struct sick_disk disk;
 static struct loop_device device = { .fd = -1 };
@@ -162,6 +163,99 @@ static void device_comes_back_with_an_error(void **state)
 	save_again();
 }
 
+/* ---- absent pages of a raw image ---- */
+
+#define EMPTY_BYTES (8 * GIB)
+#define OLD 0x5a
+
+/* One byte of every GiB is left of something older; sparse, and so is the device. */
+static void open_old_device(void **state)
+{
+	static const uint8_t old = OLD;
+	const char *why;
+	int file;
+
+	sick_open(&disk, *state, false);
+	assert_int_equal(ftruncate(fuse_file_memfd(disk.file), EMPTY_BYTES), 0);
+	for (uint64_t at = 0; at < EMPTY_BYTES; at += GIB)
+		assert_int_equal(pwrite(fuse_file_memfd(disk.file), &old, 1, (off_t)at), 1);
+	file = open(fuse_file_path(disk.file), O_RDWR | O_CLOEXEC);
+	assert_true(file >= 0);
+	why = loop_device_open(&device, file);
+	close(file);
+	if (why) {
+		print_message("skipped: %s\n", why);
+		skip();
+	}
+	disk.path = device.path;
+}
+
+static unsigned count_old(void)
+{
+	unsigned count = 0;
+
+	for (uint64_t at = 0; at < EMPTY_BYTES; at += GIB) {
+		uint8_t byte;
+
+		assert_int_equal(pread(fuse_file_memfd(disk.file), &byte, 1, (off_t)at), 1);
+		count += byte == OLD;
+	}
+	return count;
+}
+
+static uint32_t begin_empty_save(void)
+{
+	const struct dioh_msg_entry entry = region_entry(SICK_REGION, "ram", EMPTY_BYTES);
+	const struct dioh_create_options create = { .layout = DIOH_LAYOUT_RAW, .entry_count = 1, .entries = &entry };
+	const struct dioh_msg_memory_transfer what = { .region = SICK_REGION, .length = EMPTY_BYTES };
+	struct dioh_error err;
+	uint32_t transfer;
+	int memory = must_memfd("empty", EMPTY_BYTES, 0);
+
+	must(sick_attach(&disk, DIOH_DIRECTION_SAVE, one_second, &err), &err);
+	must_attach_memory(disk.session, 0, memory, -1);
+	must_seal(disk.session);
+	must(dioh_create_image(disk.session, &create, NULL, &err), &err);
+	fuse_file_fault(disk.file, FUSE_FALLOCATE, .kind = FUSE_FAULT_HOLD);
+	must(dioh_save_memory(disk.session, &what, &transfer, &err), &err);
+	close(memory);
+	return transfer;
+}
+
+/* Beyond the piece at hand nothing is erased any more. */
+static void cancel_ends_erasing(void **state)
+{
+	struct dioh_event event;
+	struct dioh_error err;
+	uint32_t transfer, in_flight;
+
+	open_old_device(state);
+	transfer = begin_empty_save();
+	sick_wait_held(&disk, 1, SOON_MS);
+	must(dioh_cancel(disk.session, transfer, &in_flight, &err), &err);
+	fuse_file_release(disk.file, 0);
+	assert_int_equal(sick_complete(&disk, transfer, SOON_MS, &event), ECANCELED);
+	assert_int_equal(event.error.operation, DIOH_OP_CANCEL);
+	assert_int_equal(count_old(), EMPTY_BYTES / GIB - 1);
+	sick_end(&disk, 1);
+}
+
+/* What the device punched out reads as zeros, through the helper and beside it. */
+static void erased_is_zero(void **state)
+{
+	struct dioh_event event;
+	uint32_t transfer;
+
+	open_old_device(state);
+	transfer = begin_empty_save();
+	fuse_file_release(disk.file, 0);
+	assert_int_equal(sick_complete(&disk, transfer, 10 * SOON_MS, &event), 0);
+	assert_int_equal(sick_complete(&disk, sick_finish(&disk), SOON_MS, &event), 0);
+	sick_end(&disk, 0);
+	assert_int_equal(count_old(), 0);
+	assert_int_equal(must_blocks_bytes(fuse_file_memfd(disk.file)), 0);
+}
+
 static int tear_down(void **state)
 {
 	loop_device_close(&device);
@@ -184,6 +278,8 @@ int main(void)
 		CASE(device_comes_back_with_an_error, uring),
 		CASE(device_comes_back_with_an_error, libaio),
 		CASE(device_comes_back_with_an_error, threads),
+		CASE(cancel_ends_erasing, punches),
+		CASE(erased_is_zero, punches),
 	};
 
 	alarm(LIMIT_S);

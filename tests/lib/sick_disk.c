@@ -47,7 +47,8 @@ static void sleep_ms(unsigned ms)
 void sick_open(struct sick_disk *disk, const struct sick_engine *engine, bool only_root)
 {
 	const struct fuse_file_options options = {
-		.async_dio = engine->async_dio, .direct_io = engine->direct_io, .only_root = only_root
+		.async_dio = engine->async_dio, .direct_io = engine->direct_io, .only_root = only_root,
+		.fallocate = engine->fallocate
 	};
 	static unsigned mounts;
 	const char *why;

@@ -18,7 +18,7 @@
 
 struct sick_engine { /* how page I/O waits: for the disk, or a thread for it */
 	uint32_t engine; /* enum dioh_engine */
-	bool async_dio, direct_io; /* of the mount: struct fuse_file_options */
+	bool async_dio, direct_io, fallocate; /* of the mount: struct fuse_file_options */
 };
 
 /*
