@@ -80,7 +80,7 @@ static void record_success(struct dioh_running *running)
 		return;
 	if (running->entry)
 		running->entry->saved = true;
-	/* It cannot fail: the range is part of what is touched, whose pieces are no more than these. */
+	/* It cannot fail: when the save began it was seen to that there is room, whatever has ended since. */
 	if (running->region)
 		(void)dioh_intervals_add(&running->region->covered, running->region_first / DIOH_CHUNK_BYTES,
 		                         dioh_div_up(running->region_end, DIOH_CHUNK_BYTES));

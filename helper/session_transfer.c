@@ -193,19 +193,49 @@ static uint64_t chunk_end(uint64_t bytes)
 	return dioh_div_up(bytes, DIOH_CHUNK_BYTES);
 }
 
-/* From now on these chunks hold neither what they held nor, yet, what they are to hold. */
-static int mark_touched(struct dioh_region *region, const struct dioh_running *running, bool *ret_fresh,
-                        struct dioh_error *err)
+/* Whether a save would lengthen a piece that is there, or join some, rather than add one. */
+static bool adjoins(const struct dioh_intervals *set, const struct dioh_running *save)
 {
+	const uint64_t first = save->region_first / DIOH_CHUNK_BYTES;
+
+	return dioh_intervals_overlap(set, first - (first > 0), chunk_end(save->region_end) + 1);
+}
+
+/*
+ * Whether there is room for what `covered` becomes if these saves end well, in whatever order: a save that has ended cannot
+ * be refused any more. `mine`: one that is to begin, or NULL.
+ */
+static bool ends_fit(const struct dioh_intervals *covered, const struct dioh_running *others,
+                     const struct dioh_region *region, const struct dioh_running *mine)
+{
+	unsigned pieces = covered->count + (mine && !adjoins(covered, mine));
+
+	for (const struct dioh_running *other = others; other; other = other->next)
+		pieces += other->region == region && !adjoins(covered, other);
+	return pieces <= DIOH_INTERVALS_MAX;
+}
+
+static bool is_fresh(const struct dioh_running *running)
+{
+	return !running->session->layout.kept &&
+	       !dioh_intervals_overlap(&running->region->touched, running->region_first / DIOH_CHUNK_BYTES,
+	                               chunk_end(running->region_end));
+}
+
+/* From now on these chunks hold neither what they held nor, yet, what they are to hold. Refused, it has no effect. */
+static int mark_touched(const struct dioh_running *running, struct dioh_error *err)
+{
+	struct dioh_region *region = running->region;
 	const uint64_t first = running->region_first / DIOH_CHUNK_BYTES;
 	const uint64_t end = chunk_end(running->region_end);
+	struct dioh_intervals left = region->covered;
 
-	*ret_fresh = !running->session->layout.kept && !dioh_intervals_overlap(&region->touched, first, end);
-	if (dioh_intervals_add(&region->touched, first, end) < 0 ||
-	    dioh_intervals_remove(&region->covered, first, end) < 0)
+	if (dioh_intervals_remove(&left, first, end) < 0 || !ends_fit(&left, running->session->running, region, running) ||
+	    dioh_intervals_add(&region->touched, first, end) < 0)
 		return dioh_error_set(err, ENOBUFS, DIOH_PLACE(PROTOCOL, REGION, region->record.number, running->region_first),
 		                      "region %" PRIu32 " has been saved in more than %u separate pieces; fill the gaps first",
 		                      region->record.number, DIOH_INTERVALS_MAX);
+	region->covered = left;
 	return 0;
 }
 
@@ -249,12 +279,13 @@ static int begin_memory(struct dioh_session_state *session, const struct dioh_ms
 		.memory_end = what->memory_offset + what->length,
 		.flags = what->flags,
 	};
-	int r = 0;
+	int r;
 
 	if (running->save)
-		r = mark_touched(running->region, running, &params.tables_fresh, err);
-	if (r == 0)
-		r = make_parts(&params, part_count(session, params.length), running, err);
+		params.tables_fresh = is_fresh(running);
+	r = make_parts(&params, part_count(session, params.length), running, err);
+	if (r == 0 && running->save)
+		r = mark_touched(running, err);
 	if (r == 0)
 		dioh_running_begin(session, running);
 	return r;
@@ -322,6 +353,7 @@ int dioh_on_keep_region(struct dioh_session_state *session, struct dioh_message 
 {
 	const struct dioh_msg_keep_region *what = (const struct dioh_msg_keep_region *)message->payload;
 	const uint64_t first = what->offset / DIOH_CHUNK_BYTES, end = chunk_end(what->offset + what->length);
+	struct dioh_intervals covered;
 	struct dioh_region *region;
 	int r = check_ready(session, message, err);
 
@@ -333,10 +365,12 @@ int dioh_on_keep_region(struct dioh_session_state *session, struct dioh_message 
 	r = check_kept(session, region, what, err);
 	if (r < 0)
 		return r;
-	/* What is covered is always part of what is touched. */
-	if (dioh_intervals_add(&region->touched, first, end) < 0 || dioh_intervals_add(&region->covered, first, end) < 0)
+	covered = region->covered;
+	if (dioh_intervals_add(&covered, first, end) < 0 || !ends_fit(&covered, session->running, region, NULL) ||
+	    dioh_intervals_add(&region->touched, first, end) < 0)
 		return dioh_error_set(err, ENOBUFS, PLACE, "region %" PRIu32 " is kept in more than %u separate pieces",
 		                      what->region, DIOH_INTERVALS_MAX);
+	region->covered = covered;
 	dioh_session_reply(session, message->header.type, message->header.id, NULL, 0);
 	return 0;
 }

@@ -15,10 +15,11 @@
  *   writeback  sync_file_range(2) number INDEX tells of ENOSPC; that the bytes are gone nobody is told again
  *   ring       there is no memory for io_uring number INDEX, nor for any behind it; a probe's is smaller
  *   aio        the same, and the kernel has not so many I/Os left for libaio either
+ *   parts      there is no memory for a memory transfer's part number INDEX, of all that are asked for
  *
  * That it came to that is said on standard error.
  */
-/* LDFLAGS: -Wl,--wrap=dioh_engine_find,--wrap=sync_file_range,--wrap=io_uring_queue_init_params,--wrap=io_setup */
+/* LDFLAGS: -Wl,--wrap=dioh_engine_find,--wrap=sync_file_range,--wrap=io_uring_queue_init_params,--wrap=io_setup,--wrap=dioh_payload_memory */
 int helper_main(int argc, char **argv);
 
 #define main helper_main
@@ -31,6 +32,7 @@ int helper_main(int argc, char **argv);
 #include <string.h>
 
 #include "engine.h"
+#include "payload.h"
 
 const struct dioh_engine_ops *__wrap_dioh_engine_find(uint32_t id);
 const struct dioh_engine_ops *__real_dioh_engine_find(uint32_t id);
@@ -38,8 +40,8 @@ const struct dioh_engine_ops *__real_dioh_engine_find(uint32_t id);
 #define PROBE_DEPTH_MAX 4
 
 static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "nothing", "reorder", "writeback", "ring",
-	                             "aio" };
-enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, WRITEBACK, RING, AIO, KINDS };
+	                             "aio", "parts" };
+enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, WRITEBACK, RING, AIO, PARTS, KINDS };
 
 static struct {
 	enum kind kind;
@@ -293,6 +295,20 @@ int __wrap_io_setup(int depth, io_context_t *ret_context)
 		return __real_io_setup(depth, ret_context);
 	say_hit();
 	return -EAGAIN;
+}
+
+struct dioh_transfer *__real_dioh_payload_memory(const struct dioh_memory_params *params, struct dioh_error *err);
+struct dioh_transfer *__wrap_dioh_payload_memory(const struct dioh_memory_params *params, struct dioh_error *err);
+
+struct dioh_transfer *__wrap_dioh_payload_memory(const struct dioh_memory_params *params, struct dioh_error *err)
+{
+	static unsigned long parts; /* by one thread, the session's */
+
+	if (fault.kind != PARTS || parts++ != fault.index)
+		return __real_dioh_payload_memory(params, err);
+	say_hit();
+	dioh_error_errno(err, ENOMEM, DIOH_PLACE(NONE, SESSION, 0, DIOH_OFFSET_NONE), "a part");
+	return NULL;
 }
 
 int main(int argc, char **argv)
