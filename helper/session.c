@@ -9,6 +9,7 @@
  * A violated protocol is answered, if there is a header to answer to, and ends the session like a hangup: what runs is
  * cancelled, and the process ends once nothing is in flight any more.
  */
+#define _GNU_SOURCE
 #include "session.h"
 
 #include <assert.h>
@@ -220,7 +221,7 @@ static void clear_event(int fd)
 static void wait_and_handle(struct dioh_session_state *session)
 {
 	struct pollfd polls[3] = {
-		{ .fd = session->hung_up ? -1 : session->fd, .events = session->out ? POLLOUT : POLLIN },
+		{ .fd = session->hung_up ? -1 : session->fd, .events = session->out ? POLLOUT | POLLRDHUP : POLLIN },
 		{ .fd = session->sealed ? session->mailbox.event_fd : -1, .events = POLLIN },
 		{ .fd = session->hung_up ? -1 : session->manager_pidfd, .events = POLLIN },
 	};
@@ -238,7 +239,7 @@ static void wait_and_handle(struct dioh_session_state *session)
 		dioh_session_flush(session);
 	if (polls[0].revents & POLLIN)
 		read_requests(session);
-	else if (polls[0].revents & (POLLHUP | POLLERR))
+	else if (polls[0].revents & (POLLHUP | POLLRDHUP | POLLERR))
 		dioh_session_hang_up(session);
 	if (polls[2].revents)
 		dioh_session_hang_up(session);

@@ -115,7 +115,6 @@ static void begin(struct dioh_session_state *session, const struct dioh_message 
 	finish->active = true;
 	finish->id = message->header.id;
 	finish->begun_ns = dioh_now_ns();
-	atomic_store(&finish->cancel, false);
 	finish->commit.mode = request->mode;
 	finish->commit.patch_offset = request->patch_offset;
 	finish->commit.patch_bytes = request->patch_bytes;
@@ -139,6 +138,7 @@ int dioh_on_finish(struct dioh_session_state *session, struct dioh_message *mess
 	if (r < 0)
 		return r;
 	session->phase = PHASE_FINISH;
+	atomic_store(&session->finish.cancel, false); /* before the reply: if nobody is there to take it, that is a cancel */
 	dioh_session_reply(session, DIOH_MSG_FINISH, message->header.id, NULL, 0);
 	begin(session, message);
 	return 0;

@@ -107,7 +107,7 @@ static void manager_hangs_up_in_a_load(void **state)
 }
 
 /* Partial or wholly right, and the status tells which. */
-static void hang_up_in_finish(bool stopped, useconds_t delay_us)
+static void hang_up_in_finish(useconds_t delay_us)
 {
 	const struct dioh_msg_finish finish = { 0 };
 	const char *path = fixture_path("finishing");
@@ -115,13 +115,10 @@ static void hang_up_in_finish(bool stopped, useconds_t delay_us)
 	int status, error;
 
 	(void)unlink(path);
-	raw_reach(&m, NULL, path, SAVE, stopped ? RAW_STAGE_FINISH : RAW_STAGE_SAVED);
-	if (!stopped)
-		(void)raw_request(&m, DIOH_MSG_FINISH, &finish, sizeof(finish));
+	raw_reach(&m, NULL, path, SAVE, RAW_STAGE_SAVED);
+	(void)raw_request(&m, DIOH_MSG_FINISH, &finish, sizeof(finish));
 	usleep(delay_us);
 	raw_hang_up(&m);
-	if (stopped)
-		raw_continue(&m);
 	status = raw_wait(&m);
 	assert_true(WIFEXITED(status));
 	error = image_error(path);
@@ -133,9 +130,23 @@ static void hang_up_in_finish(bool stopped, useconds_t delay_us)
 static void manager_hangs_up_during_finish(void **state)
 {
 	(void)state;
-	hang_up_in_finish(true, 0);
 	for (useconds_t delay_us = 0; delay_us <= 20000; delay_us = delay_us * 2 + 50)
-		hang_up_in_finish(false, delay_us);
+		hang_up_in_finish(delay_us);
+}
+
+/* The helper finds FINISH and the hangup at once: that is a cancel before the mark. */
+static void manager_has_gone_when_finish_is_read(void **state)
+{
+	const char *path = fixture_path("finishing");
+	struct raw_manager m;
+
+	(void)state;
+	(void)unlink(path);
+	raw_reach(&m, NULL, path, SAVE, RAW_STAGE_FINISH);
+	raw_hang_up(&m);
+	raw_continue(&m);
+	raw_ends(&m, 1);
+	assert_int_equal(image_error(path), ENODATA);
 }
 
 /* ---- big transfers, by the library ---- */
@@ -510,18 +521,39 @@ static void hangup_is_noticed_behind_a_full_socket(void **state)
 	assert_int_equal(image_error(fixture_path("streams")), ENODATA);
 }
 
+/* The same when it only says that it will send no more: it reads nothing, so nothing moves but that. */
+static void half_hangup_is_noticed_behind_a_full_socket(void **state)
+{
+	uint32_t ids[STREAMS];
+	int writers[STREAMS], status;
+	struct raw_manager m;
+
+	(void)state;
+	begin_streams(&m, fixture_path("streams"), writers, ids);
+	assert_in_range(flood(&m, FLOOD), 1, FLOOD - 1);
+	assert_int_equal(shutdown(m.fd, SHUT_WR), 0);
+	status = raw_wait(&m);
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 1);
+	raw_hang_up(&m);
+	for (uint32_t i = 0; i < STREAMS; i++)
+		close(writers[i]);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(manager_hangs_up_in_a_save, no_child_is_left),
 		cmocka_unit_test_teardown(manager_hangs_up_in_a_load, no_child_is_left),
 		cmocka_unit_test_teardown(manager_hangs_up_during_finish, no_child_is_left),
+		cmocka_unit_test_teardown(manager_has_gone_when_finish_is_read, no_child_is_left),
 		cmocka_unit_test_teardown(manager_hangs_up_in_a_big_transfer, no_child_is_left),
 		cmocka_unit_test_teardown(helper_is_killed, no_child_is_left),
 		cmocka_unit_test_teardown(manager_dies_but_not_its_socket, no_child_is_left),
 		cmocka_unit_test_teardown(flooded_helper_stays_small_and_still, no_child_is_left),
 		cmocka_unit_test_teardown(every_complete_waits_for_its_reader, no_child_is_left),
 		cmocka_unit_test_teardown(hangup_is_noticed_behind_a_full_socket, no_child_is_left),
+		cmocka_unit_test_teardown(half_hangup_is_noticed_behind_a_full_socket, no_child_is_left),
 	};
 
 	return cmocka_run_group_tests_name("hangup", tests, NULL, NULL);
