@@ -41,6 +41,10 @@ static void finish_span(struct span *span)
 
 /* ---- absent pages ---- */
 
+/* Erased at once: 0.3 s a GiB, and longer in huge pages, in which nothing else would be looked at. Huge pages stay whole. */
+#define ERASE_BYTES (UINT64_C(64) << 20)
+#define ERASE_CHUNKS ((unsigned)(ERASE_BYTES / DIOH_CHUNK_BYTES))
+
 static void flush_erase(struct memory_transfer *t)
 {
 	struct dioh_error err;
@@ -58,6 +62,8 @@ static void erase(struct memory_transfer *t, uint64_t first, uint64_t end)
 		t->erase_first = first;
 	}
 	t->erase_end = end;
+	if (t->erase_end / ERASE_BYTES > t->erase_first / ERASE_BYTES)
+		flush_erase(t);
 }
 
 /* Stretches of pages from `at` that are absent (and selected) are collected, neighbours joined. */
@@ -266,12 +272,12 @@ static enum dioh_step load_unit(struct memory_transfer *t, struct span *span)
 	return DIOH_STEP_MORE;
 }
 
-/* Chunks without a present page, up to the span's end. */
+/* Chunks without a present page, up to the span's end, or as many as may be erased in a step. */
 static unsigned absent_chunks(const struct span *span, uint64_t at)
 {
 	static const uint8_t none[DIOH_CHUNK_BITMAP_BYTES];
 	unsigned first = dioh_span_page(span, at) / DIOH_CHUNK_PAGES;
-	unsigned end = span->tables.chunks;
+	unsigned end = (unsigned)dioh_min(span->tables.chunks, first + ERASE_CHUNKS - at / DIOH_CHUNK_BYTES % ERASE_CHUNKS);
 	unsigned chunk = first;
 
 	while (chunk < end && memcmp(span->bitmap + chunk * DIOH_CHUNK_BITMAP_BYTES, none, sizeof(none)) == 0)

@@ -12,6 +12,8 @@
 
 /* Steps between two looks at the engine, so that completions are not left lying while memory is all holes. */
 #define STEPS_PER_ROUND 32u
+/* And so long at most: steps that erase memory take some time each. */
+#define ROUND_NS (20 * DIOH_NS_PER_MS)
 
 /*
  * A transfer's turn: so many blocks before another comes first. Four regions were saved 6 to 15 % slower with turns of
@@ -326,9 +328,10 @@ static bool step_each(struct dioh_worker *worker)
 /* Steps the transfers in turn. true: there was more to do when the rounds were over. */
 static bool step_all(struct dioh_worker *worker)
 {
+	const uint64_t begun = dioh_now_ns();
 	bool more = true;
 
-	for (unsigned i = 0; i < STEPS_PER_ROUND && more; i++) {
+	for (unsigned i = 0; i < STEPS_PER_ROUND && more && dioh_now_ns() - begun < ROUND_NS; i++) {
 		if (dioh_writeback_full(&worker->writeback))
 			return false;
 		more = step_each(worker);

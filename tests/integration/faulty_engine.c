@@ -15,11 +15,12 @@
  *   writeback  sync_file_range(2) number INDEX tells of ENOSPC; that the bytes are gone nobody is told again
  *   ring       there is no memory for io_uring number INDEX, nor for any behind it; a probe's is smaller
  *   aio        the same, and the kernel has not so many I/Os left for libaio either
+ *   erase      of memory no more than INDEX bytes can be erased at once
  *   parts      there is no memory for a memory transfer's part number INDEX, of all that are asked for
  *
  * That it came to that is said on standard error.
  */
-/* LDFLAGS: -Wl,--wrap=dioh_engine_find,--wrap=sync_file_range,--wrap=io_uring_queue_init_params,--wrap=io_setup,--wrap=dioh_payload_memory */
+/* LDFLAGS: -Wl,--wrap=dioh_engine_find,--wrap=sync_file_range,--wrap=io_uring_queue_init_params,--wrap=io_setup,--wrap=dioh_payload_memory,--wrap=dioh_memory_erase */
 int helper_main(int argc, char **argv);
 
 #define main helper_main
@@ -32,6 +33,7 @@ int helper_main(int argc, char **argv);
 #include <string.h>
 
 #include "engine.h"
+#include "memory.h"
 #include "payload.h"
 
 const struct dioh_engine_ops *__wrap_dioh_engine_find(uint32_t id);
@@ -40,8 +42,8 @@ const struct dioh_engine_ops *__real_dioh_engine_find(uint32_t id);
 #define PROBE_DEPTH_MAX 4
 
 static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "nothing", "reorder", "writeback", "ring",
-	                             "aio", "parts" };
-enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, WRITEBACK, RING, AIO, PARTS, KINDS };
+	                             "aio", "parts", "erase" };
+enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, WRITEBACK, RING, AIO, PARTS, ERASE, KINDS };
 
 static struct {
 	enum kind kind;
@@ -309,6 +311,17 @@ struct dioh_transfer *__wrap_dioh_payload_memory(const struct dioh_memory_params
 	say_hit();
 	dioh_error_errno(err, ENOMEM, DIOH_PLACE(NONE, SESSION, 0, DIOH_OFFSET_NONE), "a part");
 	return NULL;
+}
+
+int __real_dioh_memory_erase(const struct dioh_memory *memory, uint64_t offset, uint64_t count, struct dioh_error *err);
+int __wrap_dioh_memory_erase(const struct dioh_memory *memory, uint64_t offset, uint64_t count, struct dioh_error *err);
+
+int __wrap_dioh_memory_erase(const struct dioh_memory *memory, uint64_t offset, uint64_t count, struct dioh_error *err)
+{
+	if (fault.kind != ERASE || count <= fault.index)
+		return __real_dioh_memory_erase(memory, offset, count, err);
+	say_hit();
+	return dioh_error_errno(err, EIO, DIOH_PLACE(SIZE, MEMORY, memory->number, offset), "too much at once");
 }
 
 int main(int argc, char **argv)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * test_session_faults.c - what the door keeps of a region while things go wrong beside it: a save that fails, memory that
- * is not to be had (faulty_engine.c). What COMPLETE called saved is saved, and what is refused has had no effect.
+ * is not to be had (faulty_engine.c). What COMPLETE called saved is saved, and what is refused has had no effect. And that a
+ * load does not erase without end at one go, in which neither CANCEL nor anything else would be looked at.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -90,12 +91,38 @@ static void a_refused_save_takes_nothing_away(void **state)
 	moves_end(&m, 0);
 }
 
+static void is_erased_in_pieces(void **state)
+{
+	const uint64_t bytes = 2 * GIB + 5 * MIB + PAGE, base = 3 * PAGE;
+	DIOH_AUTO_FD int memory = must_memfd("memory", bytes, 0), loaded = must_memfd("loaded", base + bytes, 0);
+	struct moves m;
+
+	(void)state;
+	must_fill(memory, GIB / 2, 3 * MIB, 1);
+	begin_save(&m, memory, bytes, 1, "none:0");
+	must(moves_region(&m, 0, 0), &m.err);
+	must(moves_finish(&m, DIOH_FINISH_DURABLE), &m.err);
+	moves_end(&m, 0);
+	must_fill(loaded, base + GIB / 2 - 2 * MIB, 4 * MIB, 2);
+	must_fill(loaded, base + bytes - MIB, MIB, 3);
+	setenv("DIOH_FAULT", "erase:67108864", 1);
+	m = (struct moves)MOVES(WAY_CONTAINER, m.path);
+	moves_start(&m, DIOH_DIRECTION_LOAD);
+	moves_attach(&m, 0, loaded, -1);
+	must(moves_open(&m, 0), &m.err);
+	must(moves_piece(&m, &(const struct dioh_msg_memory_transfer){ .memory_offset = base, .length = bytes }), &m.err);
+	moves_end(&m, 0);
+	assert_true(same_range(memory, 0, loaded, base, bytes));
+	assert_int_equal(must_blocks_bytes(loaded), must_blocks_bytes(memory));
+}
+
 int main(int argc, char **argv)
 {
 	static char faulty[512];
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_saved_has_room),
 		cmocka_unit_test(a_refused_save_takes_nothing_away),
+		cmocka_unit_test(is_erased_in_pieces),
 	};
 
 	(void)argc;
