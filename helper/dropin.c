@@ -266,7 +266,7 @@ static void broken(struct dioh_job *job)
 
 	/* I/O may be in flight that nobody can wait for any more. */
 	fprintf(stderr, "diohelper: %s\n", worker->broken_error.text);
-	abort();
+	_exit(EXIT_FAILURE);
 }
 
 /*

@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -452,11 +453,14 @@ int dioh_on_stream_transfer(struct dioh_session_state *session, struct dioh_mess
 void dioh_session_broken(struct dioh_job *job)
 {
 	const struct dioh_worker *worker = dioh_container_of(job, struct dioh_worker, broken_job);
+	struct dioh_session_state *session = dioh_container_of(worker->config.session, struct dioh_session_state, mailbox);
+	struct dioh_msg_error last_words;
 
+	fprintf(stderr, "diohelper: %s\n", worker->broken_error.text);
+	dioh_error_encode(&worker->broken_error, &last_words);
+	dioh_session_event(session, DIOH_MSG_BROKEN, 0, &last_words, sizeof(last_words));
 	/* I/O may be in flight that nobody can wait for any more: nothing may be taken down, nothing called complete. */
-	(void)!write(STDERR_FILENO, worker->broken_error.text, strlen(worker->broken_error.text));
-	(void)!write(STDERR_FILENO, "\n", 1);
-	abort();
+	_exit(EXIT_FAILURE);
 }
 
 /* ---- CANCEL ---- */

@@ -473,7 +473,7 @@ struct dioh_msg_complete { /* event; header id = the transfer's */
 	uint64_t total_bytes;   /* memory: the length asked for; stream: what came */
 	uint64_t data_bytes;    /* bytes of pages present in the image afterwards, or of stream */
 	uint64_t zero_bytes;    /* pages found zero by scanning, short holes behind data among them */
-	uint64_t hole_bytes;    /* pages never touched: other holes and unselected ones on save, absent ones on load */
+	uint64_t hole_bytes;    /* other pages: save: other holes, and unselected ones; load: absent ones */
 	uint64_t io_bytes;      /* written to or read from the image by the page path, gaps included */
 	uint64_t io_count;
 	uint64_t elapsed_ns;
@@ -488,7 +488,7 @@ enum dioh_phase {
 	DIOH_PHASE_ATTACH = 1,
 	DIOH_PHASE_READY = 2,    /* sealed, no transfer runs */
 	DIOH_PHASE_TRANSFER = 3,
-	DIOH_PHASE_SYNC = 4,     /* FINISH or an invalidation waits for the disk */
+	DIOH_PHASE_SYNC = 4,     /* FINISH or a header-path request is being carried out */
 	DIOH_PHASE_FINISHED = 5,
 };
 

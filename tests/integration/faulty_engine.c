@@ -15,6 +15,7 @@
  *   writeback  sync_file_range(2) number INDEX tells of ENOSPC; that the bytes are gone nobody is told again
  *   ring       there is no memory for io_uring number INDEX, nor for any behind it; a probe's is smaller
  *   aio        the same, and the kernel has not so many I/Os left for libaio either
+ *   broken     behind it the kernel carries out nothing any more
  *   erase      of memory no more than INDEX bytes can be erased at once
  *   parts      there is no memory for a memory transfer's part number INDEX, of all that are asked for
  *
@@ -42,8 +43,8 @@ const struct dioh_engine_ops *__real_dioh_engine_find(uint32_t id);
 #define PROBE_DEPTH_MAX 4
 
 static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "nothing", "reorder", "writeback", "ring",
-	                             "aio", "parts", "erase" };
-enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, WRITEBACK, RING, AIO, PARTS, ERASE, KINDS };
+	                             "aio", "parts", "erase", "broken" };
+enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, WRITEBACK, RING, AIO, PARTS, ERASE, BROKEN, KINDS };
 
 static struct {
 	enum kind kind;
@@ -196,8 +197,13 @@ static int faulty_run(struct dioh_io_engine *engine, bool wait, struct dioh_io *
 	struct faulty *f = (struct faulty *)engine;
 	const bool reorders = fault.kind == REORDER && f->count > fault.index;
 	struct dioh_io *completed = NULL, **last = &f->own;
-	int r = f->real->ops->run(f->real, wait && !f->own && !(f->kept && f->under_way == 0), &completed, err);
+	int r;
 
+	if (fault.kind == BROKEN && f->count > fault.index) {
+		say_hit();
+		return dioh_error_errno(err, EIO, DIOH_PLACE(NONE, SESSION, 0, DIOH_OFFSET_NONE), "helper: the engine");
+	}
+	r = f->real->ops->run(f->real, wait && !f->own && !(f->kept && f->under_way == 0), &completed, err);
 	if (r < 0)
 		return r;
 	keep(f, completed);

@@ -91,6 +91,21 @@ static void a_refused_save_takes_nothing_away(void **state)
 	moves_end(&m, 0);
 }
 
+/* It says so, on its socket too, and exits: it does not crash. */
+static void a_broken_engine_is_told(void **state)
+{
+	DIOH_AUTO_FD int memory = must_memfd("memory", CHUNK, 0);
+	struct moves m;
+
+	(void)state;
+	must_fill(memory, 0, CHUNK, 1);
+	begin_save(&m, memory, CHUNK, 1, "broken:0");
+	assert_int_equal(save(&m, 0, 1), -EIO);
+	moves_assert_error(&m, EIO, NONE, SESSION, 0);
+	assert_non_null(strstr(m.err.text, "the engine"));
+	moves_end(&m, 1);
+}
+
 static void is_erased_in_pieces(void **state)
 {
 	const uint64_t bytes = 2 * GIB + 5 * MIB + PAGE, base = 3 * PAGE;
@@ -122,6 +137,7 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_saved_has_room),
 		cmocka_unit_test(a_refused_save_takes_nothing_away),
+		cmocka_unit_test(a_broken_engine_is_told),
 		cmocka_unit_test(is_erased_in_pieces),
 	};
 
