@@ -326,7 +326,6 @@ int dioh_seal(struct dioh_session *session, uint32_t required, struct dioh_msg_s
 
 /* ---- the image ------------------------------------------------------------------------------- */
 
-/* Before anything is sent: a table refused half-way would leave an image that is neither created nor not. */
 static int count_entries(const struct dioh_msg_entry *entries, uint32_t count,
                          uint32_t *ret_regions, uint32_t *ret_streams, struct dioh_error *err)
 {
@@ -347,6 +346,49 @@ static int count_entries(const struct dioh_msg_entry *entries, uint32_t count,
 	return 0;
 }
 
+/* The entries from `first` on that go into one message; its payload is made in session->out. */
+static struct dioh_request make_piece(struct dioh_session *session, uint32_t first, uint32_t count,
+                                      const struct dioh_msg_entry *entries)
+{
+	struct dioh_msg_put_table table = { .first = first,
+		                            .count = (uint32_t)dioh_min(count - first, DIOH_ENTRIES_PER_MESSAGE_MAX) };
+
+	memcpy(session->out, &table, sizeof(table));
+	memcpy(session->out + sizeof(table), &entries[first], table.count * sizeof(*entries));
+	return (struct dioh_request){ .type = DIOH_MSG_PUT_TABLE, .payload = session->out,
+		                      .size = (uint32_t)(sizeof(table) + table.count * sizeof(*entries)) };
+}
+
+static int check_unique(const struct dioh_msg_entry *entries, uint32_t count, struct dioh_error *err)
+{
+	for (uint32_t i = 0; i < count; i++)
+		for (uint32_t k = 0; k < i; k++) {
+			if (entries[i].kind != entries[k].kind)
+				continue;
+			if (entries[i].number == entries[k].number)
+				return dioh_error_set(err, EEXIST, PLACE, "entry %" PRIu32 ": its number, %" PRIu32
+				                      ", is that of entry %" PRIu32, i, entries[i].number, k);
+			if (strcmp(entries[i].name, entries[k].name) == 0)
+				return dioh_error_set(err, EEXIST, PLACE, "entry %" PRIu32 ": its name is that of entry %" PRIu32,
+				                      i, k);
+		}
+	return 0;
+}
+
+/* Before anything is sent: a table refused half-way would leave an image that is neither created nor not. */
+static int check_entries(struct dioh_session *session, const struct dioh_msg_entry *entries, uint32_t count,
+                         uint32_t *ret_regions, uint32_t *ret_streams, struct dioh_error *err)
+{
+	int r = count_entries(entries, count, ret_regions, ret_streams, err);
+
+	for (uint32_t first = 0; first < count && r == 0; first += DIOH_ENTRIES_PER_MESSAGE_MAX) {
+		const struct dioh_request request = make_piece(session, first, count, entries);
+
+		r = dioh_exchange_check(&request, err);
+	}
+	return r < 0 ? r : check_unique(entries, count, err);
+}
+
 /* `total` is what is known of the image so far: once it is ready that is what counts. */
 static void take_image_reply(struct dioh_msg_image_reply *total,
                              const struct dioh_msg_image_reply *reply)
@@ -355,32 +397,16 @@ static void take_image_reply(struct dioh_msg_image_reply *total,
 		*total = *reply;
 }
 
-static int put_piece(struct dioh_session *session, uint32_t first, uint32_t count,
-                     const struct dioh_msg_entry *entries, struct dioh_msg_image_reply *ret_reply,
-                     struct dioh_error *err)
-{
-	struct dioh_msg_put_table table = { .first = first, .count = count };
-	struct dioh_request request = {
-		.type = DIOH_MSG_PUT_TABLE,
-		.payload = session->out,
-		.size = (uint32_t)(sizeof(table) + count * sizeof(*entries)),
-		.ret_reply = ret_reply,
-	};
-
-	memcpy(session->out, &table, sizeof(table));
-	memcpy(session->out + sizeof(table), entries, count * sizeof(*entries));
-	return dioh_exchange(session, &request, err);
-}
-
 static int put_table(struct dioh_session *session, const struct dioh_msg_entry *entries,
                      uint32_t count, struct dioh_msg_image_reply *total, struct dioh_error *err)
 {
-	for (uint32_t first = 0, piece; first < count; first += piece) {
+	for (uint32_t first = 0; first < count; first += DIOH_ENTRIES_PER_MESSAGE_MAX) {
+		struct dioh_request request = make_piece(session, first, count, entries);
 		struct dioh_msg_image_reply reply;
 		int r;
 
-		piece = (uint32_t)dioh_min(count - first, DIOH_ENTRIES_PER_MESSAGE_MAX);
-		r = put_piece(session, first, piece, &entries[first], &reply, err);
+		request.ret_reply = &reply;
+		r = dioh_exchange(session, &request, err);
 		if (r < 0)
 			return r;
 		take_image_reply(total, &reply);
@@ -445,7 +471,7 @@ int dioh_create_image(struct dioh_session *session, const struct dioh_create_opt
 	};
 	int r;
 
-	r = count_entries(options->entries, options->entry_count, &create.region_count,
+	r = check_entries(session, options->entries, options->entry_count, &create.region_count,
 	                  &create.stream_count, err);
 	if (r < 0)
 		return r;
@@ -486,7 +512,7 @@ int dioh_open_image(struct dioh_session *session, const struct dioh_open_options
 	struct dioh_msg_image_reply reply;
 	int r;
 
-	r = count_entries(options->entries, options->entry_count, &open.region_count,
+	r = check_entries(session, options->entries, options->entry_count, &open.region_count,
 	                  &open.stream_count, err);
 	if (r < 0)
 		return r;

@@ -226,6 +226,13 @@ static int check_own(const struct dioh_msg_header *header, const struct dioh_req
 	return -EINVAL;
 }
 
+int dioh_exchange_check(const struct dioh_request *request, struct dioh_error *err)
+{
+	const struct dioh_msg_header header = { .type = request->type, .id = 1, .size = request->size };
+
+	return check_own(&header, request, err);
+}
+
 /*
  * The helper reads no request while it cannot get rid of what it has to say: who waits for room must listen. At the
  * end of the connection what has arrived is taken in first.

@@ -65,6 +65,9 @@ void dioh_session_free(struct dioh_session *session);
  */
 int dioh_exchange(struct dioh_session *session, const struct dioh_request *request, struct dioh_error *err);
 
+/* Whether a request is well-formed, without sending it: -EINVAL, as dioh_exchange() would answer. */
+int dioh_exchange_check(const struct dioh_request *request, struct dioh_error *err);
+
 /* As dioh_exchange(), for a request that begins a transfer. -EBUSY: too many are under way. */
 int dioh_exchange_begin(struct dioh_session *session, const struct dioh_request *request, uint32_t *ret_transfer,
                         struct dioh_error *err);

@@ -191,7 +191,9 @@ struct dioh_create_options {
  * dioh_keep_region() names it.
  *
  * Lays the image out and invalidates durably what stood there. ENOSPC: the preflight found too little space, nothing
- * was touched. May block as long as the disk does.
+ * was touched. May block as long as the disk does. Entries that no image could have (EINVAL; EEXIST: a number or name twice)
+ * are refused before anything is sent. After another error the description cannot be given again: dioh_close(), and begin
+ * anew, unless it is the stream's, below.
  *
  * mapped-ram: waits until the stream has brought QEMU's RAM setup, so QEMU's migration must have been started. Blocks that
  * the entries do not name are in the stream: dioh_get_table() lists them behind this, with DIOH_ENTRY_IN_STREAM and numbers

@@ -543,11 +543,21 @@ static void test_create_image_fails(void **state)
 		                               .header_bytes = HEADER_BYTES,
 		                               .header = header };
 	struct dioh_msg_image_reply info = { .image_bytes = 4711 };
+	const struct dioh_msg_entry seventh = entries[7];
 
 	client_connect(f, script_create_fails);
 	entries[7].kind = 3; /* found before anything is sent */
 	assert_int_equal(dioh_create_image(f->session, &options, &info, &f->err), -EINVAL);
-	entries[7].kind = DIOH_ENTRY_REGION;
+	entries[7] = seventh;
+	entries[ENTRIES - 1].bytes = 4097; /* in another message than the first */
+	assert_int_equal(dioh_create_image(f->session, &options, &info, &f->err), -EINVAL);
+	entries[ENTRIES - 1].bytes = 4096;
+	entries[ENTRIES - 1].number = 7;
+	assert_int_equal(dioh_create_image(f->session, &options, &info, &f->err), -EEXIST);
+	entries[ENTRIES - 1].number = ENTRIES - 1;
+	memcpy(entries[7].name, entries[ENTRIES - 1].name, sizeof(entries[7].name));
+	assert_int_equal(dioh_create_image(f->session, &options, &info, &f->err), -EEXIST);
+	entries[7] = seventh;
 	assert_int_equal(dioh_create_image(f->session, &options, &info, &f->err), -ENOSPC);
 	assert_string_equal(f->err.text, "too little space");
 	assert_int_equal(dioh_create_image(f->session, &options, &info, &f->err), -EPROTO);
