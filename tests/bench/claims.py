@@ -246,7 +246,7 @@ CLAIMS = {
 
 # Experiments whose tables also tell of I/Os and of the image's size; of the CPU time of the program beside QEMU.
 SHAPES = ("zero", "holes", "sparse", "scattered")
-BESIDE_QEMU = ("qemu", "ingest")
+BESIDE_QEMU = ("qemu", "cold", "ingest")
 
 # ---- remarks -----------------------------------------------------------------------------------------------------------
 
@@ -263,6 +263,10 @@ REMARKS = {
                             "still has of it makes the difference.",
     "qemu-save": "Without multifd, QEMU's parameter direct-io has no effect on the pages. CPU time is QEMU's and the "
                  "helper's together.",
+    "cold-save": "Without prealloc=on, and the memory filled from outside: QEMU finds each page while it saves. This table and "
+                 "the next one count neither in the summary nor in a claim.",
+    "cold-load": "The pages are made while they are loaded; after diohelper's loads QEMU has yet to find each of them, when its "
+                 "guest uses it.",
     "ingest-save": "*raw*: the stream as it is; the drop-in is diohelper in the place of libvirt_iohelper. *ingest*: a "
                    "mapped-ram image. CPU time is QEMU's and the program's together. Each channel is a thread of QEMU's: "
                    "where they, its main thread and the helper are more than the machine has processors, further channels "

@@ -104,6 +104,19 @@ class Page(unittest.TestCase):
         found = {"qemu-save": {"title": "t", "peers": peers, "missing": {}}}
         self.assertEqual(claims.ratio("qemu-save", "diohelper", claims.best_qemu)(found), (1.5, 1.5, 1.5))
 
+    def test_cold_figures_stand_apart(self):
+        """In a table of their own, and neither in the summary nor in a claim."""
+        warm = {"diohelper": samples(3), "QEMU, fast": samples(2)}
+        cold = {"diohelper": samples(700), "QEMU, faster": samples(900)}
+        found = results(qemu=row({name: experiment(**warm) for name in ("qemu-save", "qemu-load")}))
+        without = page.experiments_of(found)
+        found["rows"]["cold"] = row({name: experiment(name, **cold) for name in ("cold-save", "cold-load")})
+        experiments = page.experiments_of(found)
+        self.assertEqual(page.short(experiments), page.short(without))
+        self.assertEqual(page.claim_tables(experiments), page.claim_tables(without))
+        for name in ("cold-save", "cold-load"):
+            self.assertIn(f"### {name}\n\n|  | MiB/s | seconds | CPU s/GiB | of it beside QEMU |", page.page(found))
+
     def test_the_worst_decides_what_is_taken_at_most(self):
         found = {"memory-save": experiment(diohelper=samples(1, own_kib=1024), other=samples(1, own_kib=4096))}
         self.assertEqual(claims.most(["memory-save"], "own_kib", 1024)(found).median, 4)
@@ -169,6 +182,11 @@ class Driver(unittest.TestCase):
     def test_every_row_can_be_imported(self):
         for name in run.ROWS:
             self.assertTrue(callable(run.module_of(name).measure), name)
+
+    def test_cold_peers_are_ours_and_the_multifd_ways(self):
+        cold = run.module_of("cold")
+        self.assertEqual(cold.MODES, [f"QEMU, mapped-ram, direct-io, multifd {channels}" for channels in (1, 2, 8)])
+        self.assertNotIn("prealloc", cold.qemu.qemu_guest.Memory(4096, "m").backend())
 
     def test_claims_call_peers_as_the_rows_do(self):
         """Else a figure would be missing on the page without a word."""
