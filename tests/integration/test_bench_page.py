@@ -71,6 +71,8 @@ class Statistics(unittest.TestCase):
             self.assertEqual(figures.verdict(measured, 0.9, 0.97, True), wanted)
         for measured, wanted in ((0.6, "aim"), (0.7, "floor"), (0.8, "floor"), (0.81, "below")):
             self.assertEqual(figures.verdict(measured, 0.8, 0.6, False), wanted)
+        for measured, wanted in ((0.95, "aim"), (0.94, "missed"), (0.1, "missed")):
+            self.assertEqual(figures.verdict(measured, None, 0.95, True), wanted)
 
 
 class Page(unittest.TestCase):
@@ -86,6 +88,12 @@ class Page(unittest.TestCase):
         text = page.page(results(memory=memory_row([899], [1000])))
         self.assertIn("| save from 4 KiB pages, of fio's rate "
                       "| 0.899 (0.899 to 0.899) | ≥ 0.9 | ≥ 0.97 | **BELOW THE FLOOR** |", text)
+
+    def test_an_aim_without_a_floor(self):
+        save = experiment(diohelper=samples(94), fio=samples(100), QEMU=samples(1))
+        text = page.page(results(qemu=row({"qemu-save": save})))
+        self.assertIn("| save, of fio's rate | 0.940 (0.940 to 0.940) |  | ≥ 0.95 | aim not reached |", text)
+        self.assertIn(f"| load, of fio's rate | {page.NOT_MEASURED} |  | 0.95 |  |", text)
 
     def test_what_was_not_measured_says_so(self):
         text = page.page(results(memory=memory_row([1], [1]), qemu=row({}, unavailable="there is no QEMU")))
