@@ -343,10 +343,11 @@ static int open_out(struct conversion *c, struct dioh_error *err)
 
 	c->out_fd = open(c->out_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOCTTY, 0600);
 	c->out_created = c->out_fd >= 0;
-	if (c->out_fd < 0 && errno == EEXIST)
-		c->out_fd = open(c->out_path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+	if (c->out_fd < 0 && errno == EEXIST) /* O_EXCL: no device that is mounted, or in use in another way */
+		c->out_fd = open(c->out_path, O_RDWR | O_EXCL | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
 	if (c->out_fd < 0)
-		return dioh_tool_error_set(err, errno, "cannot be opened: %s", strerror(errno));
+		return dioh_tool_error_set(err, errno, "cannot be opened: %s%s", strerror(errno),
+		                           errno == EBUSY ? " (is it mounted?)" : "");
 	r = check_out(c, NULL, c->out_fd, err);
 	if (r != 0)
 		return r;
