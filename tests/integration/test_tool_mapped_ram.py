@@ -207,6 +207,13 @@ def test_without_checksums(path):
     has(text, 'region 7 "pc.ram": not checked', "ok, as far as it can be checked")
 
 
+def test_endless_state(path):
+    """A file of a few MiB on the disk that claims 20 GiB of device state: not read to its end, nor into the page cache."""
+    os.truncate(path, write_qemus(path) + 20480 * MIB)
+    has(verify(1, path)[1], "bytes of device state are more than 17179869184")
+    has(inspect(path)[1], "layout:  mapped-ram")
+
+
 def test_partial(path):
     """Saves that did not come to their end, ours and libvirt's, and one that was never synced."""
     before = qemu_stream.libvirt_header(complete=False)
@@ -332,7 +339,7 @@ def test_filled_holes(path):
             check(not told["holes_filled"] and "warning" not in text, f"{good} has its holes")
 
 
-TESTS = (test_ours, test_damage, test_without_checksums, test_partial, test_qemus, test_broken_qemus,
+TESTS = (test_ours, test_damage, test_without_checksums, test_endless_state, test_partial, test_qemus, test_broken_qemus,
          test_libvirts_other_formats, test_hostile_headers, test_filled_holes)
 
 
