@@ -281,7 +281,8 @@ demo: all $(GUEST_IMAGE) | $(FIRST) ## save, kill and restore a real guest under
 
 .PHONY: check
 check: all tests | $(FIRST) ## unit and integration tests: no privileges, no network, no QEMU
-	@$(run_tests_beside) $(or $(TESTS),$(UNIT_TESTS) $(FUZZ_TESTS) $(PLAIN_TESTS) tests/check-layers tests/check-format)
+	@$(run_tests_beside) $(or $(TESTS),$(UNIT_TESTS) $(FUZZ_TESTS) $(PLAIN_TESTS) \
+		tests/check-layers tests/check-format tests/check-sabotage)
 
 .PHONY: format-check
 format-check: ## what a program can see of the house style: blanks, tabs, line lengths, licences
