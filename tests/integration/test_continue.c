@@ -2,7 +2,8 @@
 /*
  * test_continue.c - images that a save goes on with (CREATE_IMAGE's CONTINUE, KEEP_REGION): until FINISH nobody takes one for
  * complete, whatever it was before; what is kept is as good as it was, with checksums or without; what comes anew leaves
- * nothing of what stood there. `convert --consume`, which uses all this: test_tool_convert.py.
+ * nothing of what stood there; a region that comes by another way makes it another image. `convert --consume`, which uses
+ * all this: test_tool_convert.py.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -327,6 +328,83 @@ static void pages_that_come_no_more(void **state)
 	guest_free(&zeros);
 }
 
+/* ---- another image ---- */
+
+#define VGA_NUMBER 1u /* its number when it is in the stream, and RAM is not: blocks get the lowest ones, BIOS first */
+
+static void add_block(struct moves *m, uint32_t number, const struct dioh_qemu_block *block)
+{
+	struct dioh_msg_entry *entry = moves_add_region(m, number, block->bytes);
+
+	memcpy(entry->name, block->name, sizeof(entry->name));
+}
+
+/* RAM and video memory are in memories, and have these numbers. */
+static int create_with_vga(struct moves *m, const struct guest *g, uint32_t create_flags, struct qemu_feeder *feeder)
+{
+	*m = (struct moves)MOVES(WAY_MAPPED_RAM, fixture_path("mapped-ram"));
+	m->create_flags = create_flags;
+	add_block(m, GUEST_REGION(GUEST_RAM), &g->q.blocks[GUEST_RAM]);
+	add_block(m, VGA_NUMBER, &g->q.blocks[GUEST_VGA]);
+	moves_add_stream(m, GUEST_ENTRY, 0);
+	moves_start(m, SAVE);
+	moves_attach(m, GUEST_REGION(GUEST_RAM), g->memories[GUEST_RAM], -1);
+	moves_attach(m, VGA_NUMBER, g->memories[GUEST_VGA], -1);
+	moves_attach_stream(m, 0, qemu_feed(feeder, g->q.bytes, g->q.count, 0));
+	return moves_create(m);
+}
+
+static void expect_another(struct moves *m, int r, struct qemu_feeder *feeder)
+{
+	assert_int_equal(r, -EINVAL);
+	moves_assert_error(m, EINVAL, PARSE, IMAGE, 0);
+	moves_end(m, 1);
+	qemu_feeder_join(feeder);
+}
+
+/*
+ * What a stream that broke off has left of a chunk may have a checksum that matches: nobody can vouch for such a region, so
+ * it is not kept as a memory's.
+ */
+static void what_came_by_the_stream_is_in_a_memory_now(void **state)
+{
+	struct guest streamed, mapped;
+	struct qemu_feeder feeder;
+	struct moves m;
+
+	(void)state;
+	guest_make(&streamed, RAM);
+	guest_make(&mapped, RAM | GUEST_IN(GUEST_VGA));
+	must_guest_image(&streamed, fixture_path("mapped-ram"));
+	expect_another(&m, create_with_vga(&m, &mapped, DIOH_CREATE_CONTINUE, &feeder), &feeder);
+	must_guest_load(&streamed, &WAY_MAPPED_RAM, fixture_path("mapped-ram"), 0, RAM);
+	guest_free(&streamed);
+	guest_free(&mapped);
+}
+
+static void what_was_in_a_memory_comes_by_the_stream_now(void **state)
+{
+	struct guest streamed, mapped;
+	struct qemu_feeder feeder;
+	struct moves m;
+
+	(void)state;
+	guest_make(&streamed, RAM);
+	guest_make(&mapped, RAM | GUEST_IN(GUEST_VGA));
+	must(create_with_vga(&m, &mapped, 0, &feeder), &m.err);
+	must(moves_wait(&m, guest_begin_stream(&m)), &m.err);
+	must(moves_region(&m, GUEST_REGION(GUEST_RAM), 0), &m.err);
+	must(moves_region(&m, VGA_NUMBER, 0), &m.err);
+	finish(&m);
+	qemu_feeder_join(&feeder);
+	m = (struct moves)MOVES(WAY_MAPPED_RAM, fixture_path("mapped-ram"));
+	m.create_flags = DIOH_CREATE_CONTINUE;
+	expect_another(&m, guest_create(&m, &streamed, qemu_feed(&feeder, streamed.q.bytes, streamed.q.count, 0)), &feeder);
+	must_guest_load(&mapped, &WAY_MAPPED_RAM, fixture_path("mapped-ram"), 0, RAM | GUEST_IN(GUEST_VGA));
+	guest_free(&streamed);
+	guest_free(&mapped);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
@@ -337,6 +415,8 @@ int main(void)
 		cmocka_unit_test(a_continued_mapped_ram_image_is_partial),
 		cmocka_unit_test(the_record_says_so_itself),
 		cmocka_unit_test(pages_that_come_no_more),
+		cmocka_unit_test(what_came_by_the_stream_is_in_a_memory_now),
+		cmocka_unit_test(what_was_in_a_memory_comes_by_the_stream_now),
 	};
 
 	signal(SIGPIPE, SIG_IGN);
