@@ -13,6 +13,7 @@
  * Or what the kernel may answer beside it:
  *
  *   writeback  sync_file_range(2) number INDEX tells of ENOSPC; that the bytes are gone nobody is told again
+ *   badmsg     the same, of EBADMSG: so file systems call it when a checksum of their own does not match
  *   ring       there is no memory for io_uring number INDEX, nor for any behind it; a probe's is smaller
  *   aio        the same, and the kernel has not so many I/Os left for libaio either
  *
@@ -37,9 +38,9 @@ const struct dioh_engine_ops *__real_dioh_engine_find(uint32_t id);
 
 #define PROBE_DEPTH_MAX 4
 
-static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "nothing", "reorder", "writeback", "ring",
-	                             "aio" };
-enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, WRITEBACK, RING, AIO, KINDS };
+static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "nothing", "reorder", "writeback", "badmsg",
+	                             "ring", "aio" };
+enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, WRITEBACK, BADMSG, RING, AIO, KINDS };
 
 static struct {
 	enum kind kind;
@@ -260,10 +261,10 @@ int __wrap_sync_file_range(int fd, off64_t offset, off64_t bytes, unsigned flags
 {
 	static unsigned long calls; /* by one thread, the control-I/O thread */
 
-	if (fault.kind != WRITEBACK || calls++ != fault.index)
+	if ((fault.kind != WRITEBACK && fault.kind != BADMSG) || calls++ != fault.index)
 		return __real_sync_file_range(fd, offset, bytes, flags);
 	say_hit();
-	errno = ENOSPC;
+	errno = fault.kind == BADMSG ? EBADMSG : ENOSPC;
 	return -1;
 }
 
