@@ -167,7 +167,7 @@ define archive
 	$(call quiet,AR)rm -f $@ && $(AR) rcs $@ $(filter %.o,$^)
 endef
 
-link = $(CC) -pie $(BASE_LDFLAGS) $(LDFLAGS) -o $@ $(filter %.o %.a %.so.0,$^)
+link = $(CC) -pie $(BASE_LDFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a %.so.0,$^)
 
 # ---- products -------------------------------------------------------------------------------------------------------------
 
@@ -224,6 +224,9 @@ $(BUILD)/tests/private.a: $(COMMON_OBJ) $(filter-out %/main.o,$(HELPER_OBJ)) $(T
 
 $(TEST_PROGRAMS): $(BUILD)/%: $(BUILD)/%.o $(BUILD)/tests/private.a
 	$(call quiet,LD)$(link) $(call own_ldflags,$*.c) $(TEST_LIBS)
+
+# The tool's own objects, and what stands between them and the kernel.
+$(BUILD)/tests/integration/faulty_tool: $(TOOL_OBJ)
 
 $(BENCH_PROGRAMS): $(BUILD)/bench/%: $(BUILD)/tests/bench/%.o $(BUILD)/tests/private.a
 	@mkdir -p $(@D)
