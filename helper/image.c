@@ -138,21 +138,36 @@ int dioh_image_write_zeros(struct dioh_image *image, uint64_t offset, uint64_t c
 	return 0;
 }
 
-int dioh_image_erase(struct dioh_image *image, uint64_t offset, uint64_t count, struct dioh_error *err)
+/* -EOPNOTSUPP, which is no error yet: nothing here has holes. */
+static int punch(struct dioh_image *image, uint64_t offset, uint64_t count, struct dioh_error *err)
 {
 	int r;
 
 	if (image->kind == DIOH_IMAGE_BLOCK_DEVICE)
-		return dioh_image_write_zeros(image, offset, count, err);
+		return -EOPNOTSUPP;
 	do
 		r = fallocate(image->header_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)count);
 	while (r < 0 && errno == EINTR);
 	if (r == 0)
 		return 0;
 	if (errno == EOPNOTSUPP)
-		return dioh_image_write_zeros(image, offset, count, err);
+		return -EOPNOTSUPP;
 	return dioh_error_errno(err, errno, PLACE(SIZE, offset),
 	                        "image: punching a hole of %" PRIu64 " bytes at %" PRIu64 " failed", count, offset);
+}
+
+int dioh_image_punch(struct dioh_image *image, uint64_t offset, uint64_t count, struct dioh_error *err)
+{
+	int r = punch(image, offset, count, err);
+
+	return r == -EOPNOTSUPP ? 0 : r;
+}
+
+int dioh_image_erase(struct dioh_image *image, uint64_t offset, uint64_t count, struct dioh_error *err)
+{
+	int r = punch(image, offset, count, err);
+
+	return r == -EOPNOTSUPP ? dioh_image_write_zeros(image, offset, count, err) : r;
 }
 
 int dioh_image_resize(struct dioh_image *image, uint64_t bytes, struct dioh_error *err)
