@@ -74,14 +74,12 @@ def choose_way(guest, way):
 
 
 class Machine:
-    """What a guest's QEMU is started with, here and at every restore. `parts`: its memory backends' names and MiB."""
+    """What a guest's QEMU is started with, here and at every restore. `parts`: its memory backends' names and MiB.
+    `more`: those of its devices."""
 
-    def __init__(self, machine="q35", parts=(("pc.ram", 64),), options=VGA):
-        self.machine, self.parts, self.options = machine, parts, options
+    def __init__(self, machine="q35", parts=(("pc.ram", 64),), options=VGA, more=()):
+        self.machine, self.parts, self.options, self.more = machine, parts, options, more
         self.mib = sum(mib for _, mib in parts)
-
-    def memories(self, kind):
-        return [kind(mib * MIB, name) for name, mib in self.parts]
 
     def addresses(self):
         """Where in the guest each backend begins: without a hole, as QEMU places them in its machine's memory."""
@@ -96,9 +94,11 @@ class Machine:
         with tempfile.TemporaryDirectory(dir=directory) as place:
             with open(os.path.join(place, "serial.log"), "wb") as serial:
                 serial.write(log)
-            memories = self.memories(kind)
+            memories = [kind(mib * MIB, name) for name, mib in (*self.parts, *self.more)]
+            count = len(self.parts)
             try:
-                with Guest(place, self.mib, memories, self.machine, options=self.options, **more) as guest:
+                with Guest(place, self.mib, memories[:count], self.machine, options=self.options,
+                           devices=memories[count:], **more) as guest:
                     guest.memories = memories
                     yield guest
             finally:
@@ -234,8 +234,8 @@ def compose(guest, machine, image, base=0, header=b"", finish=0):
     return saved
 
 
-def start_and_compose(machine, image, *where, video=True, stop=True, prepare=lambda guest: None, **how):
-    with machine.guest(Memory, poke=video) as guest:
+def start_and_compose(machine, image, *where, kind=Memory, video=True, stop=True, prepare=lambda guest: None, **how):
+    with machine.guest(kind, poke=video) as guest:
         guest.run_to_pass(2)
         if stop:
             guest.command("stop")
@@ -341,7 +341,7 @@ def check_table(helper, saved):
     entries = {entry.name.decode(): entry for entry in helper.get_table() if entry.kind == manager.REGION}
     assert entries.keys() == saved.blocks.keys(), sorted(entries)
     for name, entry in entries.items():
-        mine = name in dict(saved.machine.parts)
+        mine = name in dict((*saved.machine.parts, *saved.machine.more))
         assert bool(entry.flags & IN_STREAM) != mine, entry
     return entries
 
@@ -513,6 +513,52 @@ def let_rounds_pass(guest, wanted):
     raise AssertionError(f"QEMU makes no rounds: {answer}")
 
 
+# ---- cases: a virtio-mem device --------------------------------------------------------------------------------------
+
+VMEM = "0000:00:05.0/vmem"
+
+
+# The guest has no driver for it, so that nothing is plugged in: QEMU discards all of its memory.
+def with_virtio_mem(properties=""):
+    return Machine(options=(*VGA, "-m", "maxmem=256M", "-device", "virtio-mem-pci,memdev=vmem,addr=5.0" + properties),
+                   more=((VMEM, 128),))
+
+
+def read_file(name):
+    with open(name, "rb") as file:
+        return file.read()
+
+
+def virtio_mem_early():
+    good = start_and_compose(Machine(), path("composed"))
+    stood_there = read_file(good.image)
+    try:
+        start_and_compose(with_virtio_mem(), good.image)
+    except HelperError as error:
+        assert '"0000:00:05.0/virtio-mem-device-early"' in error.text, error
+        print(f"     {error.text}")
+    else:
+        raise AssertionError("it was composed, without what QEMU sends ahead of the memory")
+    assert read_file(good.image) == stood_there, "the older image was touched"
+    check_qemu_restores(good, PLAIN)
+
+
+def virtio_mem_late(kind):
+    def run():
+        machine = with_virtio_mem(",x-early-migration=off")
+        saved = start_and_compose(machine, path("composed"), kind=kind)
+        _, table = look_at(saved)
+        assert (table[VMEM].bytes, table[VMEM].present_bytes) == (128 * MIB, 0), table[VMEM]
+        check_qemu_restores(saved, *ALL_WAYS)
+        if kind is PrivateMemory:
+            check_plain_stream(saved)
+            return
+        with restored_by_us(saved) as guest:
+            assert os.fstat(guest.shared[VMEM].fd).st_blocks == 0, "what is not plugged in has memory after a load"
+            check_goes_on(guest, saved)
+    return run
+
+
 # ---- cases: QEMU's own images ----------------------------------------------------------------------------------------
 
 
@@ -677,6 +723,9 @@ CASES = [
     ("composed, stopped by QEMU", stopped_by_qemu),
     ("composed from a running guest's whole stream", of_a_running_guest),
     ("composed on a block device", on_a_block_device),
+    ("composed with virtio-mem in its usual form: refused", virtio_mem_early),
+    ("composed with virtio-mem of a file, x-early-migration=off", virtio_mem_late(Memory)),
+    ("composed with virtio-mem that QEMU sends, x-early-migration=off", virtio_mem_late(PrivateMemory)),
     ("QEMU's own, plain", qemus_own(PLAIN, Machine())),
     ("QEMU's own, multifd", qemus_own(MULTIFD, Machine("pc"), header=bytes(ODD))),
     ("QEMU's own, multifd and direct-io", qemus_own(DIRECT, Machine(), base=3 * PAGE)),
