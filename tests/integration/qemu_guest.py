@@ -223,13 +223,21 @@ class Guest:
 
     # Its memory, from outside.
 
+    def qtest(self, line):
+        """What a command of QEMU's qtest answers."""
+        self.poker.sendall(f"{line}\n".encode())
+        answer = ""
+        while not answer.endswith("\n"):
+            answer += self.poker.recv(65536).decode()
+        assert answer.startswith("OK"), f"{line[:80]}: {answer}"
+        return answer[2:].strip()
+
     def poke(self, address, data):
         """Writes physical memory, whatever stands there: a video memory, say."""
-        self.poker.sendall(f"b64write {address:#x} {len(data):#x} {base64.b64encode(data).decode()}\n".encode())
-        answer = b""
-        while not answer.endswith(b"\n"):
-            answer += self.poker.recv(4096)
-        assert answer == b"OK\n", answer
+        self.qtest(f"b64write {address:#x} {len(data):#x} {base64.b64encode(data).decode()}")
+
+    def peek(self, address, count):
+        return base64.b64decode(self.qtest(f"b64read {address:#x} {count:#x}"))
 
     def blocks(self):
         """QEMU's RAM blocks: a function (offset, count) -> bytes, and how many there are, by name.
