@@ -96,7 +96,6 @@ static int look(struct conversion *c, struct dioh_error *err)
 {
 	const struct dioh_tool_session_options options = {
 		.helper = c->options->helper, .image = &c->in, .memory_fd = -1, .open_flags = DIOH_OPEN_INSPECT,
-		.layout = c->options->header_bytes ? DIOH_LAYOUT_MAPPED_RAM : DIOH_LAYOUT_DETECT,
 		.header_bytes = c->options->header_bytes
 	};
 	struct dioh_session *session;
@@ -536,10 +535,7 @@ static int check_options(const char *verb, const struct options *options)
 		return dioh_tool_usage_error(verb, "--%s: not with --stdout", options->consume ? "consume" : "force");
 	if (options->to_stdout && isatty(STDOUT_FILENO))
 		return dioh_tool_usage_error(verb, "--stdout: standard output is a terminal");
-	if (options->header_bytes > DIOH_HEADER_BYTES_MAX)
-		return dioh_tool_usage_error(verb, "--header-bytes: %" PRIu64 " is more than %u", options->header_bytes,
-		                             DIOH_HEADER_BYTES_MAX);
-	return dioh_tool_check_base_offset(verb, options->base_offset);
+	return dioh_tool_check_place(verb, options->base_offset, options->header_bytes);
 }
 
 static int run(int argc, char **argv)
@@ -554,8 +550,7 @@ static int run(int argc, char **argv)
 		{ "force", NULL, "overwrite OUT", &options.force, NULL, NULL },
 		{ "quiet", NULL, "no progress, no notes", &options.quiet, NULL, NULL },
 		{ "base-offset", "SIZE", "where in IN the image starts (default 0)", NULL, NULL, &options.base_offset },
-		{ "header-bytes", "SIZE", "mapped-ram: size of a header of another manager's in front", NULL, NULL,
-		  &options.header_bytes },
+		{ "header-bytes", "SIZE", DIOH_TOOL_HEADER_BYTES_HELP, NULL, NULL, &options.header_bytes },
 		{ "helper", "PATH", DIOH_TOOL_HELPER_HELP, NULL, &options.helper, NULL },
 	};
 	const struct dioh_tool_usage usage = {

@@ -36,12 +36,6 @@ skip() {
 	exit 77
 }
 
-# missing REASON: as skip; but continuous integration has everything, so that there it is a failure.
-missing() {
-	[ -z "${CI:-}" ] || fail "$*"
-	skip "$*"
-}
-
 # requires COMMAND...: skips the test unless all these commands are there.
 requires() {
 	local command

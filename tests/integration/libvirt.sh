@@ -42,7 +42,7 @@ requires_sparse() {
 
 	version=$(virsh --version) || fail 'virsh does not tell its version'
 	printf '11.2\n%s\n' "$version" | sort --version-sort --check=quiet ||
-		missing "needs libvirt 11.2, for the format sparse: this is $version"
+		skip "needs libvirt 11.2, for the format sparse: this is $version"
 }
 
 unshare_flags=(--mount --net --pid --fork --kill-child --mount-proc)

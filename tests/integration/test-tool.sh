@@ -151,7 +151,7 @@ if command -v python3 >/dev/null; then
 		done
 	done
 else
-	echo "note: there is no python3 here: images of QEMU's and libvirt's are not tested"
+	echo "images of QEMU's and libvirt's are skipped: there is no python3 here"
 fi
 if [ "$(id -u)" != 0 ]; then
 	: >unreadable
