@@ -203,8 +203,22 @@ static int check_container(const struct conversion *c, struct dioh_error *err)
 	return 0;
 }
 
+/* A page that was freed looks like zeros, and one machine's image like another's, but for these. */
+static int check_checksums(const struct conversion *c, struct dioh_error *err)
+{
+	for (uint32_t i = 0; i < c->table.region_count; i++)
+		if (!(c->table.entries[i].flags & (DIOH_ENTRY_IN_STREAM | DIOH_ENTRY_CHECKSUMS)))
+			return dioh_tool_error_set(err, EOPNOTSUPP,
+			                           "cannot be freed behind the work (--consume): region %" PRIu32 " has no "
+			                           "checksums, and nothing else would tell freed pages from zeros",
+			                           c->table.entries[i].number);
+	return 0;
+}
+
 static int check_pair(const struct conversion *c, struct dioh_error *err)
 {
+	int r;
+
 	if (formats[c->to].libvirt && !formats[c->from].libvirt)
 		return dioh_tool_error_set(err, EOPNOTSUPP,
 		                           "has no header of libvirt's, which format %s needs: the domain's XML stands there",
@@ -219,7 +233,8 @@ static int check_pair(const struct conversion *c, struct dioh_error *err)
 		                           "cannot be freed behind the work (--consume): %s would be read as a stream, which "
 		                           "has to be read from its start again after an interruption",
 		                           formats[c->from].name);
-	return check_container(c, err);
+	r = c->options->consume ? check_checksums(c, err) : 0;
+	return r != 0 ? r : check_container(c, err);
 }
 
 static int choose_target(struct conversion *c, struct dioh_error *err)
@@ -343,10 +358,11 @@ static int open_out(struct conversion *c, struct dioh_error *err)
 
 	c->out_fd = open(c->out_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOCTTY, 0600);
 	c->out_created = c->out_fd >= 0;
-	if (c->out_fd < 0 && errno == EEXIST)
-		c->out_fd = open(c->out_path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+	if (c->out_fd < 0 && errno == EEXIST) /* O_EXCL: no device that is mounted, or in use in another way */
+		c->out_fd = open(c->out_path, O_RDWR | O_EXCL | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
 	if (c->out_fd < 0)
-		return dioh_tool_error_set(err, errno, "cannot be opened: %s", strerror(errno));
+		return dioh_tool_error_set(err, errno, "cannot be opened: %s%s", strerror(errno),
+		                           errno == EBUSY ? " (is it mounted?)" : "");
 	r = check_out(c, NULL, c->out_fd, err);
 	if (r != 0)
 		return r;
