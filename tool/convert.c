@@ -358,11 +358,10 @@ static int open_out(struct conversion *c, struct dioh_error *err)
 
 	c->out_fd = open(c->out_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOCTTY, 0600);
 	c->out_created = c->out_fd >= 0;
-	if (c->out_fd < 0 && errno == EEXIST) /* O_EXCL: no device that is mounted, or in use in another way */
-		c->out_fd = open(c->out_path, O_RDWR | O_EXCL | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+	if (c->out_fd < 0 && errno == EEXIST)
+		c->out_fd = open(c->out_path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
 	if (c->out_fd < 0)
-		return dioh_tool_error_set(err, errno, "cannot be opened: %s%s", strerror(errno),
-		                           errno == EBUSY ? " (is it mounted?)" : "");
+		return dioh_tool_error_set(err, errno, "cannot be opened: %s", strerror(errno));
 	r = check_out(c, NULL, c->out_fd, err);
 	if (r != 0)
 		return r;
@@ -443,7 +442,7 @@ static int join_files(struct conversion *c, struct dioh_error *err)
 
 static int convert_to_file(struct conversion *c, struct dioh_error *err)
 {
-	int r = c->options->consume ? dioh_consume_begin(c->options->in_path, &c->in, c->options->out_path,
+	int r = c->options->consume ? dioh_consume_begin(&c->in, &c->open, &c->table, c->options->out_path,
 	                                                 formats[c->to].name, &c->consume, err) : 0;
 
 	if (r == 0)
@@ -508,18 +507,37 @@ static void close_all(struct conversion *c)
 	free(c->out_header);
 }
 
+static int convert_all(struct conversion *c, struct dioh_error *err)
+{
+	const struct options *options = c->options;
+	int r;
+
+	if (options->consume) {
+		c->failed = DIOH_JOIN_OUT;
+		r = dioh_consume_finish(options->in_path, options->base_offset, options->out_path, err);
+		if (r > 0 && !options->quiet)
+			fprintf(stderr, DIOH_TOOL_NAME ": note: an earlier run has made OUT complete; what it left of IN's mark is "
+			        "gone now\n");
+		if (r != 0)
+			return r < 0 ? r : 0;
+		c->failed = DIOH_JOIN_IN;
+	}
+	r = open_in(c, err);
+	if (r == 0)
+		r = choose_target(c, err);
+	if (r != 0)
+		return r;
+	return options->to_stdout ? convert_to_stdout(c, err) : convert_to_file(c, err);
+}
+
 static int convert(const struct options *options)
 {
 	struct conversion c = { .options = options, .in = { .buffered_fd = -1, .direct_fd = -1 }, .out_fd = -1,
 		                .direct_fd = -1, .directory_fd = -1, .sync_fd = -1, .consume = { .in_fd = -1 } };
 	struct dioh_error err;
 	int status = DIOH_TOOL_OK;
-	int r = open_in(&c, &err);
+	int r = convert_all(&c, &err);
 
-	if (r == 0)
-		r = choose_target(&c, &err);
-	if (r == 0)
-		r = options->to_stdout ? convert_to_stdout(&c, &err) : convert_to_file(&c, &err);
 	if (r != 0) {
 		const bool in = c.failed == DIOH_JOIN_IN;
 
