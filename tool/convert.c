@@ -202,8 +202,22 @@ static int check_container(const struct conversion *c, struct dioh_error *err)
 	return 0;
 }
 
+/* A page that was freed looks like zeros, and one machine's image like another's, but for these. */
+static int check_checksums(const struct conversion *c, struct dioh_error *err)
+{
+	for (uint32_t i = 0; i < c->table.region_count; i++)
+		if (!(c->table.entries[i].flags & (DIOH_ENTRY_IN_STREAM | DIOH_ENTRY_CHECKSUMS)))
+			return dioh_tool_error_set(err, EOPNOTSUPP,
+			                           "cannot be freed behind the work (--consume): region %" PRIu32 " has no "
+			                           "checksums, and nothing else would tell freed pages from zeros",
+			                           c->table.entries[i].number);
+	return 0;
+}
+
 static int check_pair(const struct conversion *c, struct dioh_error *err)
 {
+	int r;
+
 	if (formats[c->to].libvirt && !formats[c->from].libvirt)
 		return dioh_tool_error_set(err, EOPNOTSUPP,
 		                           "has no header of libvirt's, which format %s needs: the domain's XML stands there",
@@ -218,7 +232,8 @@ static int check_pair(const struct conversion *c, struct dioh_error *err)
 		                           "cannot be freed behind the work (--consume): %s would be read as a stream, which "
 		                           "has to be read from its start again after an interruption",
 		                           formats[c->from].name);
-	return check_container(c, err);
+	r = c->options->consume ? check_checksums(c, err) : 0;
+	return r != 0 ? r : check_container(c, err);
 }
 
 static int choose_target(struct conversion *c, struct dioh_error *err)
@@ -427,7 +442,7 @@ static int join_files(struct conversion *c, struct dioh_error *err)
 
 static int convert_to_file(struct conversion *c, struct dioh_error *err)
 {
-	int r = c->options->consume ? dioh_consume_begin(c->options->in_path, &c->in, c->options->out_path,
+	int r = c->options->consume ? dioh_consume_begin(&c->in, &c->open, &c->table, c->options->out_path,
 	                                                 formats[c->to].name, &c->consume, err) : 0;
 
 	if (r == 0)
@@ -492,18 +507,37 @@ static void close_all(struct conversion *c)
 	free(c->out_header);
 }
 
+static int convert_all(struct conversion *c, struct dioh_error *err)
+{
+	const struct options *options = c->options;
+	int r;
+
+	if (options->consume) {
+		c->failed = DIOH_JOIN_OUT;
+		r = dioh_consume_finish(options->in_path, options->base_offset, options->out_path, err);
+		if (r > 0 && !options->quiet)
+			fprintf(stderr, DIOH_TOOL_NAME ": note: an earlier run has made OUT complete; what it left of IN's mark is "
+			        "gone now\n");
+		if (r != 0)
+			return r < 0 ? r : 0;
+		c->failed = DIOH_JOIN_IN;
+	}
+	r = open_in(c, err);
+	if (r == 0)
+		r = choose_target(c, err);
+	if (r != 0)
+		return r;
+	return options->to_stdout ? convert_to_stdout(c, err) : convert_to_file(c, err);
+}
+
 static int convert(const struct options *options)
 {
 	struct conversion c = { .options = options, .in = { .buffered_fd = -1, .direct_fd = -1 }, .out_fd = -1,
 		                .direct_fd = -1, .directory_fd = -1, .sync_fd = -1, .consume = { .in_fd = -1 } };
 	struct dioh_error err;
 	int status = DIOH_TOOL_OK;
-	int r = open_in(&c, &err);
+	int r = convert_all(&c, &err);
 
-	if (r == 0)
-		r = choose_target(&c, &err);
-	if (r == 0)
-		r = options->to_stdout ? convert_to_stdout(&c, &err) : convert_to_file(&c, &err);
 	if (r != 0) {
 		const bool in = c.failed == DIOH_JOIN_IN;
 
