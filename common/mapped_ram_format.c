@@ -30,7 +30,7 @@
 
 /* At the limits, bitmaps, checksums and alignment are far less than a second helping of the pages. */
 _Static_assert(DIOH_REGIONS_MAX * DIOH_REGION_BYTES_MAX * 2 + 2 * DIOH_HEADER_BYTES_MAX +
-                       DIOH_MAPPED_RAM_TAIL_EXTENTS_MAX * DIOH_EXTENT_BYTES_MAX <
+                       DIOH_MAPPED_RAM_TAIL_BYTES_MAX <
                DIOH_OFFSET_MAX - BASE_OFFSET_MAX,
                "an image within its limits may pass DIOH_OFFSET_MAX");
 _Static_assert(SETUP_EXTENT_BYTES_MAX <= DIOH_CHUNK_BYTES, "a setup extent has more than one checksum");

@@ -25,6 +25,7 @@
 #define DIOH_MAPPED_RAM_PAGES_ALIGNMENT (UINT64_C(2) << 20)
 /* The tail grows in extents of DIOH_EXTENT_BYTES_MAX: so much device state can be. */
 #define DIOH_MAPPED_RAM_TAIL_EXTENTS_MAX 16u
+#define DIOH_MAPPED_RAM_TAIL_BYTES_MAX (DIOH_MAPPED_RAM_TAIL_EXTENTS_MAX * DIOH_EXTENT_BYTES_MAX)
 
 struct dioh_mapped_ram_plan { /* offsets from the image's start */
 	uint64_t record_offset;

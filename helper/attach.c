@@ -19,6 +19,7 @@
 
 #include "align.h"
 #include "engine.h"
+#include "payload.h"
 #include "proto.h"
 
 #define IMAGE_PLACE DIOH_PLACE(ATTACH, IMAGE, 0, DIOH_OFFSET_NONE)
@@ -33,9 +34,6 @@
 /* What a load copies into memory that is not there yet, one processor cannot make as fast as a disk reads it. */
 #define DEFAULT_WORKERS_SAVE 1u
 #define DEFAULT_WORKERS_LOAD 2u
-
-/* A stream's pipe: four times as fast as the default 64 KiB. */
-#define PIPE_BYTES (1 << 20)
 
 /* ---- any descriptor ---- */
 
@@ -487,9 +485,9 @@ bool dioh_enlarge_pipe(int fd)
 {
 	int bytes = fcntl(fd, F_GETPIPE_SZ);
 
-	if (bytes > 0 && bytes < PIPE_BYTES) /* EPERM beyond the user's share: it works as it is, slower */
-		bytes = fcntl(fd, F_SETPIPE_SZ, PIPE_BYTES);
-	return bytes >= PIPE_BYTES;
+	if (bytes > 0 && bytes < DIOH_PIPE_BYTES) /* EPERM beyond the user's share: it works as it is, slower */
+		bytes = fcntl(fd, F_SETPIPE_SZ, DIOH_PIPE_BYTES);
+	return bytes >= DIOH_PIPE_BYTES;
 }
 
 /* Others keep packets apart, and have no end. */

@@ -23,7 +23,7 @@ int dioh_examine_memory(const struct dioh_msg_attach_memory *request, const int 
                        struct dioh_memory *memory, struct dioh_msg_attach_memory_reply *ret_reply,
                        struct dioh_error *err);
 
-/* Makes a pipe as large as streams want it, where that is permitted. Answers whether it is. */
+/* Makes a pipe as large as streams want it (DIOH_PIPE_BYTES), where that is permitted. Answers whether it is. */
 bool dioh_enlarge_pipe(int fd);
 
 /*

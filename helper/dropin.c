@@ -69,10 +69,24 @@ static void on_signal(int signal_number)
 	errno = saved;
 }
 
-static void catch_signals(struct dropin *d)
-{
-	struct sigaction action = { .sa_handler = on_signal };
+static const struct dropin *plain;
 
+/* Where bytes are copied plainly there is nothing to put right, and a read may never return. */
+static void end_at_once(int signal_number)
+{
+	const char *const words[] = { plain->program, ": failure with ", plain->name, ": ended by signal ",
+	                              sigabbrev_np(signal_number) };
+
+	for (unsigned i = 0; i < sizeof(words) / sizeof(words[0]); i++)
+		(void)!write(STDERR_FILENO, words[i], strlen(words[i]));
+	_exit(EXIT_FAILURE);
+}
+
+static void catch_signals(struct dropin *d, bool plainly)
+{
+	struct sigaction action = { .sa_handler = plainly ? end_at_once : on_signal };
+
+	plain = d;
 	wake_fd = d->mailbox.event_fd;
 	sigemptyset(&action.sa_mask);
 	sigaction(SIGTERM, &action, NULL);
@@ -197,7 +211,7 @@ static int write_all(int fd, const char *bytes, size_t count)
 	while (count > 0) {
 		ssize_t n = write(fd, bytes, count);
 
-		if (n < 0 && errno == EINTR && !ended_by)
+		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
 			return n < 0 ? -errno : -ENOSPC;
@@ -217,7 +231,7 @@ static int copy_plainly(const struct dropin *d, struct dioh_error *err)
 		ssize_t n = read(from, buffer, sizeof(buffer));
 		int r;
 
-		if (n < 0 && errno == EINTR && !ended_by)
+		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
 			return dioh_error_errno(err, errno, PLACE(READ), "Unable to read %s", d->save ? "standard input" : d->name);
@@ -431,7 +445,7 @@ static int prepare(struct dropin *d, bool offsets, struct dioh_error *err)
 		r = dioh_mailbox_open(&d->mailbox, err);
 	if (r < 0)
 		return r;
-	catch_signals(d);
+	catch_signals(d, !offsets);
 	d->large_pipe = dioh_enlarge_pipe(d->stream_fd);
 	if (!offsets)
 		return 0;

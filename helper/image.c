@@ -149,29 +149,38 @@ int dioh_image_write_zeros(struct dioh_image *image, uint64_t offset, uint64_t c
 	return 0;
 }
 
-/* As fallocate(2), but that signals do not end it. */
-static int allocate(struct dioh_image *image, int mode, uint64_t offset, uint64_t count)
+/*
+ * -EOPNOTSUPP, which is no error yet: no holes are to be had here. A device that punches some answers zeros then: Linux never
+ * takes it for a mere hint. If it has another objection (sectors larger than a page: EINVAL) writing will tell what is wrong.
+ */
+static int punch(struct dioh_image *image, uint64_t offset, uint64_t count, struct dioh_error *err)
 {
+	const int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
 	int r;
 
 	do
 		r = timed(image, fallocate(image->header_fd, mode, (off_t)offset, (off_t)count));
 	while (r < 0 && errno == EINTR);
-	return r;
-}
-
-/*
- * A device that punches holes answers zeros then, or EOPNOTSUPP: Linux never takes that for a mere hint. If it has another
- * objection (sectors larger than a page: EINVAL) the writing will tell whether anything is wrong with it.
- */
-int dioh_image_erase(struct dioh_image *image, uint64_t offset, uint64_t count, struct dioh_error *err)
-{
-	if (allocate(image, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, count) == 0)
+	if (r == 0)
 		return 0;
 	if (errno == EOPNOTSUPP || image->kind == DIOH_IMAGE_BLOCK_DEVICE)
-		return dioh_image_write_zeros(image, offset, count, err);
+		return -EOPNOTSUPP;
 	return dioh_error_errno(err, errno, PLACE(SIZE, offset),
 	                        "image: punching a hole of %" PRIu64 " bytes at %" PRIu64 " failed", count, offset);
+}
+
+int dioh_image_punch(struct dioh_image *image, uint64_t offset, uint64_t count, struct dioh_error *err)
+{
+	int r = image->kind == DIOH_IMAGE_BLOCK_DEVICE ? 0 : punch(image, offset, count, err);
+
+	return r == -EOPNOTSUPP ? 0 : r;
+}
+
+int dioh_image_erase(struct dioh_image *image, uint64_t offset, uint64_t count, struct dioh_error *err)
+{
+	int r = punch(image, offset, count, err);
+
+	return r == -EOPNOTSUPP ? dioh_image_write_zeros(image, offset, count, err) : r;
 }
 
 int dioh_image_resize(struct dioh_image *image, uint64_t bytes, struct dioh_error *err)

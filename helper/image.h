@@ -53,6 +53,8 @@ int dioh_image_pwrite(struct dioh_image *image, const void *bytes, uint64_t coun
 /* Writes zeros: for devices and where punching is not to be had. */
 int dioh_image_write_zeros(struct dioh_image *image, uint64_t offset, uint64_t count, struct dioh_error *err);
 
+/* Gives the range's room back. Where there are no holes, so on a device, what stands there stays. */
+int dioh_image_punch(struct dioh_image *image, uint64_t offset, uint64_t count, struct dioh_error *err);
 /* Makes the range read as zeros: a hole in a file, zeros on a device. */
 int dioh_image_erase(struct dioh_image *image, uint64_t offset, uint64_t count, struct dioh_error *err);
 

@@ -268,7 +268,10 @@ static int clear(struct dioh_image_layout *layout, struct dioh_error *err)
 	return r;
 }
 
-/* What is known of a region is what will have come. Of a file's pages nothing stays either; on a device their bits say so. */
+/*
+ * What is known of a region is what will have come. Its pages are absent by that, whatever stands there: where there are holes
+ * their room is given back; zeros, which could be tens of GiB, are not written.
+ */
 static int forget(struct dioh_image_layout *layout, const struct dioh_record_region *record, struct dioh_error *err)
 {
 	struct dioh_image *image = layout->image;
@@ -276,8 +279,8 @@ static int forget(struct dioh_image_layout *layout, const struct dioh_record_reg
 
 	if (r == 0)
 		r = dioh_image_write_zeros(image, dioh_layout_at(layout, record->checksums.offset), record->checksums.bytes, err);
-	if (r == 0 && image->kind == DIOH_IMAGE_REGULAR)
-		r = dioh_image_erase(image, dioh_layout_at(layout, record->pages_offset), record->bytes, err);
+	if (r == 0)
+		r = dioh_image_punch(image, dioh_layout_at(layout, record->pages_offset), record->bytes, err);
 	return r;
 }
 

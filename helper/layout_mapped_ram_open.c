@@ -178,20 +178,25 @@ static int read_setup(struct reader *reader, struct dioh_error *err)
 	return 0;
 }
 
-/* Of an image without a record: that the device state is there to its end. */
+/* Of an image without a record: that the device state is there to its end. On a device nothing says where that is. */
 static int read_tail(struct reader *reader, struct dioh_error *err)
 {
+	const bool has_end = reader->layout->image->kind == DIOH_IMAGE_REGULAR;
+	const uint64_t tail_at = reader->layout->mapped_ram->plan.tail_offset + reader->layout->image->base_offset;
 	struct dioh_qemu_parser *parser = reader->layout->mapped_ram->image;
 	struct dioh_qemu_piece piece = { .event = DIOH_QEMU_MORE };
 
-	while (reader->at < reader->file_end || reader->left > 0) {
+	if (has_end && reader->file_end > tail_at && reader->file_end - tail_at > DIOH_MAPPED_RAM_TAIL_BYTES_MAX)
+		return dioh_error_set(err, EFBIG, PLACE(PARSE, tail_at),
+		                      "image: %" PRIu64 " bytes of device state are more than %" PRIu64, reader->file_end - tail_at,
+		                      DIOH_MAPPED_RAM_TAIL_BYTES_MAX);
+	while (reader->left > 0 || (reader->at < reader->file_end && (has_end || !dioh_qemu_parser_in_tail(parser)))) {
 		int r = next_piece(reader, parser, &piece, err);
 
 		if (r < 0)
 			return r;
 	}
-	/* Behind it there may be anything on a device. */
-	return reader->layout->image->kind == DIOH_IMAGE_REGULAR ? dioh_qemu_parser_end(parser, err) : 0;
+	return has_end ? dioh_qemu_parser_end(parser, err) : 0;
 }
 
 /* ---- without a record ---- */

@@ -264,10 +264,24 @@ static uint64_t stream_limit(struct dioh_image_layout *layout, const struct dioh
 	return limit;
 }
 
+/*
+ * A stream stands in one piece: what has been stored of it becomes one extent, so that their number is no limit. NULL:
+ * nothing has.
+ */
+static const struct dioh_record_extent *join_stored(struct dioh_image_layout *layout, struct dioh_stream_entry *entry)
+{
+	if (entry->record.extent_count == 0)
+		return NULL;
+	if (entry->record.extent_count > 1) {
+		entry->extents[0].bytes += entry->extents[1].bytes;
+		dioh_layout_drop_extent(layout, entry);
+	}
+	return entry->extents;
+}
+
 static int raw_add_extent(struct dioh_image_layout *layout, struct dioh_stream_entry *entry, struct dioh_error *err)
 {
-	const unsigned count = entry->record.extent_count;
-	const struct dioh_record_extent *before = count ? &entry->extents[count - 1] : NULL;
+	const struct dioh_record_extent *before = join_stored(layout, entry);
 	uint64_t offset = before ? before->offset + before->bytes : entry->image_offset;
 	/* Ends on a step, so that only a stream's first extent starts unaligned. */
 	uint64_t end = dioh_min(dioh_align_up(offset + 1, STREAM_STEP_BYTES), stream_limit(layout, entry));

@@ -89,8 +89,8 @@ static bool is_same_area(const struct dioh_record_area *a, const struct dioh_rec
 static bool is_same_region(const struct dioh_record_region *a, const struct dioh_record_region *b)
 {
 	return a->number == b->number && a->bytes == b->bytes && a->pages_offset == b->pages_offset &&
-	       is_same_area(&a->bitmap, &b->bitmap) && is_same_area(&a->checksums, &b->checksums) &&
-	       memcmp(a->name, b->name, sizeof(a->name)) == 0;
+	       ((a->flags ^ b->flags) & DIOH_REGION_IN_STREAM) == 0 && is_same_area(&a->bitmap, &b->bitmap) &&
+	       is_same_area(&a->checksums, &b->checksums) && memcmp(a->name, b->name, sizeof(a->name)) == 0;
 }
 
 static int refuse_kept(const char *what, struct dioh_error *err)

@@ -24,6 +24,9 @@ struct dioh_memory_params {
 	bool tables_fresh;      /* save: no transfer has touched these chunks since create */
 };
 
+/* A stream's pipe, if it may be so large: four times as fast as the default 64 KiB. */
+#define DIOH_PIPE_BYTES (1 << 20)
+
 struct dioh_stream_params {
 	bool save;
 	struct dioh_image_layout *layout;
@@ -31,7 +34,7 @@ struct dioh_stream_params {
 	uint32_t stream; /* the attached stream: number, descriptor, slot */
 	int fd;          /* closed, and the slot emptied, when the transfer ends */
 	unsigned slot;
-	bool large_pipe; /* as dioh_enlarge_pipe() makes them */
+	bool large_pipe; /* of DIOH_PIPE_BYTES at least */
 	uint32_t flags;
 	const uint8_t *early; /* save: bytes of it that have been read already: the session's */
 	size_t early_bytes;

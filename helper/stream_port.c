@@ -9,7 +9,6 @@
 
 #include "worker.h"
 
-#define REST_BYTES (1u << 20)
 #define REST_NS 100000
 
 void dioh_port_init(struct dioh_stream_port *port, struct dioh_transfer *transfer,
@@ -35,7 +34,7 @@ static void rest(struct dioh_stream_port *port, const struct dioh_io *io)
 	const bool alone = !port->transfer->worker->transfers->next;
 
 	port->unrested += (uint64_t)io->result;
-	if (!port->rests || !alone || (!emptied && port->unrested < REST_BYTES))
+	if (!port->rests || !alone || (!emptied && port->unrested < DIOH_PIPE_BYTES))
 		return;
 	port->unrested = 0;
 	(void)ppoll(NULL, 0, &time, NULL);

@@ -19,7 +19,8 @@
 #define DIOH_RECORD_HEAD_BYTES 4096u
 #define DIOH_EXTENTS_MAX 8192u                          /* of all streams together */
 #define DIOH_EXTENT_BYTES_MAX (UINT64_C(1) << 30)       /* so that an extent's checksums fit one 4 KiB page */
-#define DIOH_PAGES_ALIGNMENT (UINT64_C(1) << 20)        /* container: page areas; mapped-ram: 4096 */
+/* Of a container's page areas. Those of mapped-ram: a reader takes any multiple of 4096, a writer 2 MiB of the file. */
+#define DIOH_PAGES_ALIGNMENT (UINT64_C(1) << 20)
 
 /* Incompatible features: a reader that does not know one must refuse the image. None is defined yet. */
 #define DIOH_RECORD_INCOMPATIBLE_KNOWN UINT64_C(0)

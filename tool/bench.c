@@ -43,7 +43,7 @@ static int find_engines(struct dioh_bench *bench, struct dioh_bench_list *ret_en
 	for (uint32_t i = 0; i < asked->count; i++) {
 		struct dioh_msg_attach_image_reply image;
 		struct dioh_error why;
-		int r = dioh_bench_probe(bench, asked->values[i], &image, &why);
+		int r = dioh_bench_probe(bench, asked->values[i], false, &image, &why);
 
 		if (r == 0 && image.engine != asked->values[i])
 			r = dioh_tool_error_set(&why, EOPNOTSUPP, "engine %s does not serve this file: %s would run instead",
@@ -64,7 +64,30 @@ static int find_engines(struct dioh_bench *bench, struct dioh_bench_list *ret_en
 	return 0;
 }
 
+/* What a manager gets that asks for nothing. */
+static int find_defaults(struct dioh_bench *bench, struct dioh_error *err)
+{
+	for (unsigned load = 0; load < 2; load++) {
+		struct dioh_msg_attach_image_reply image;
+		int r = dioh_bench_probe(bench, DIOH_ENGINE_ANY, load, &image, err);
+
+		if (r != 0)
+			return r;
+		bench->result.defaults[load] = (struct dioh_bench_setup){ image.engine, image.block_bytes, image.in_flight,
+			                                                  image.workers };
+	}
+	return 0;
+}
+
 /* ---- which rows --------------------------------------------------------------------------------------------- */
+
+static struct dioh_bench_setup with_defaults(struct dioh_bench_setup setup, const struct dioh_bench_setup *defaults)
+{
+	setup.block_bytes = setup.block_bytes ? setup.block_bytes : defaults->block_bytes;
+	setup.in_flight = setup.in_flight ? setup.in_flight : defaults->in_flight;
+	setup.workers = setup.workers ? setup.workers : defaults->workers;
+	return setup;
+}
 
 static int add_row(struct dioh_bench *bench, enum dioh_bench_payload payload, bool load,
                    const struct dioh_bench_setup *setup, struct dioh_error *err)
@@ -79,7 +102,9 @@ static int add_row(struct dioh_bench *bench, enum dioh_bench_payload payload, bo
 		free(samples);
 		return dioh_tool_error_set(err, ENOMEM, "there is no memory for so many combinations");
 	}
-	rows[result->row_count++] = (struct dioh_bench_row){ payload, load, *setup, 0, samples };
+	rows[result->row_count++] = (struct dioh_bench_row){
+		payload, load, with_defaults(*setup, &result->defaults[load]), 0, samples
+	};
 	return 0;
 }
 
@@ -232,6 +257,8 @@ static int prepare(struct dioh_bench *bench, struct dioh_error *err)
 		                                 options->streams ? options->size_bytes : data, err);
 	if (r == 0)
 		r = find_engines(bench, &engines, err);
+	if (r == 0)
+		r = find_defaults(bench, err);
 	if (r == 0)
 		r = add_rows(bench, &engines, err);
 	if (r == 0)

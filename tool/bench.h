@@ -50,7 +50,7 @@ struct dioh_bench_options {
 	bool csv;
 	bool engines_given; /* else those that are to be had */
 	struct dioh_bench_list engines; /* enum dioh_engine */
-	struct dioh_bench_list blocks;  /* bytes */
+	struct dioh_bench_list blocks;  /* bytes; in this and the next two 0 is the helper's default */
 	struct dioh_bench_list depths;
 	struct dioh_bench_list workers;
 };
@@ -147,7 +147,7 @@ struct dioh_bench_sample { /* one measurement */
 	double seconds; /* all of it, the sync included */
 	double cpu_seconds;
 	double sync_seconds;
-	double wait_share;     /* of the transfer's time the helper only waited for the image */
+	double wait_share;     /* of the workers' time they only waited for the image */
 	uint64_t cached_bytes; /* save: left in the page cache; DIOH_OFFSET_NONE: not known */
 	uint64_t io_bytes;
 	uint64_t io_count;
@@ -171,6 +171,7 @@ struct dioh_bench_result {
 	struct dioh_bench_row *rows;
 	uint32_t row_count;
 	struct dioh_msg_attach_image_reply image; /* of the first engine */
+	struct dioh_bench_setup defaults[2]; /* what the helper does when it is asked for nothing: a save, a load */
 	struct dioh_bench_missing missing[DIOH_BENCH_LIST_MAX];
 	uint32_t missing_count;
 	uint64_t bytes;     /* that each measurement moved */
@@ -216,9 +217,9 @@ struct dioh_bench {
 	uint64_t done_bytes; /* by the measurements before this one */
 };
 
-/* Whether an engine is to be had (bench_run.c). */
-int dioh_bench_probe(const struct dioh_bench *bench, uint32_t engine, struct dioh_msg_attach_image_reply *ret_image,
-                     struct dioh_error *err);
+/* Whether an engine is to be had, and what a save or load does with it by default (bench_run.c). */
+int dioh_bench_probe(const struct dioh_bench *bench, uint32_t engine, bool load,
+                     struct dioh_msg_attach_image_reply *ret_image, struct dioh_error *err);
 
 /* One save or load of memory (bench_run.c). */
 int dioh_bench_measure_memory(const struct dioh_bench *bench, const struct dioh_bench_setup *setup, bool load,

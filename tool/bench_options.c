@@ -154,13 +154,13 @@ static void set_defaults(struct dioh_bench_options *options)
 {
 	options->layout = DIOH_LAYOUT_CONTAINER;
 	options->engines = (struct dioh_bench_list){ 3, { DIOH_ENGINE_IO_URING, DIOH_ENGINE_LIBAIO, DIOH_ENGINE_SYNC } };
-	options->workers = (struct dioh_bench_list){ 1, { 1 } };
+	options->workers = (struct dioh_bench_list){ 1, { 0 } };
 	if (options->size_bytes == 0)
 		options->size_bytes = options->quick ? SIZE_BYTES_QUICK : SIZE_BYTES_DEFAULT;
 	options->repeat = options->quick ? 1 : REPEAT_DEFAULT;
 	if (options->quick) {
-		options->blocks = (struct dioh_bench_list){ 1, { 1u << 20 } };
-		options->depths = (struct dioh_bench_list){ 1, { 16 } };
+		options->blocks = (struct dioh_bench_list){ 1, { 0 } };
+		options->depths = (struct dioh_bench_list){ 1, { 0 } };
 	} else {
 		options->blocks = (struct dioh_bench_list){ 3, { 256u << 10, 1u << 20, 4u << 20 } };
 		options->depths = (struct dioh_bench_list){ 2, { 4, 16 } };
@@ -225,14 +225,14 @@ int dioh_bench_options_parse(int argc, char **argv, struct dioh_bench_options *r
 	struct dioh_bench_options options = { .path = NULL };
 	struct texts texts = { .engine = NULL };
 	const struct dioh_tool_option table[] = {
-		{ "quick", NULL, "all in 10 s: less memory, few combinations, no repeats", &options.quick, NULL, NULL },
+		{ "quick", NULL, "all in 10 s: less memory, the defaults, no repeats", &options.quick, NULL, NULL },
 		{ "size", "SIZE", "memory to save and load (default 1G; with --quick 256M)", NULL, NULL,
 		  &options.size_bytes },
 		{ "repeat", "N", "how often each is measured (default 3)", NULL, &texts.repeat, NULL },
 		{ "engine", "LIST", "of io_uring, libaio, sync (default: those to be had)", NULL, &texts.engine, NULL },
 		{ "block", "LIST", "block sizes (default 256K,1M,4M)", NULL, &texts.block, NULL },
 		{ "depth", "LIST", "blocks in flight (default 4,16)", NULL, &texts.depth, NULL },
-		{ "workers", "LIST", "data workers (default 1)", NULL, &texts.workers, NULL },
+		{ "workers", "LIST", "data workers (default: as the helper does)", NULL, &texts.workers, NULL },
 		{ "zero", "PERCENT", "share of pages that are zero (default 0)", NULL, &texts.zero, NULL },
 		{ "holes", "PERCENT", "share of pages that are holes (default 0)", NULL, &texts.holes, NULL },
 		{ "layout", "LAYOUT", "container or raw (default container)", NULL, &texts.layout, NULL },

@@ -5,9 +5,6 @@
 
 #include "bench.h"
 
-/* What diohelper does when its manager asks for nothing else. */
-static const struct dioh_bench_setup setup_default = { DIOH_ENGINE_IO_URING, 1u << 20, 16, 1 };
-
 /* ---- figures ------------------------------------------------------------------------------------------------ */
 
 double dioh_bench_mib_per_s(const struct dioh_bench_sample *sample)
@@ -125,38 +122,17 @@ static bool same_setup(const struct dioh_bench_setup *a, const struct dioh_bench
 	       a->workers == b->workers;
 }
 
-static const struct dioh_bench_row *find_row(const struct dioh_bench_result *result,
-                                             const struct dioh_bench_setup *setup, bool load)
+/* The row of the helper's defaults; NULL: they were not measured. */
+static const struct dioh_bench_row *default_row(const struct dioh_bench_result *result, bool load)
 {
 	for (uint32_t i = 0; i < result->row_count; i++) {
 		const struct dioh_bench_row *row = &result->rows[i];
 
 		if (row->count && row->payload == DIOH_BENCH_MEMORY && row->load == load &&
-		    same_setup(&row->setup, setup))
+		    same_setup(&row->setup, &result->defaults[load]))
 			return row;
 	}
 	return NULL;
-}
-
-/* How near a setup comes to the best save and the best load, 1 being both; negative: it was not measured. */
-static double score(const struct dioh_bench_result *result, const struct dioh_bench_setup *setup)
-{
-	const struct dioh_bench_row *save = find_row(result, setup, false), *load = find_row(result, setup, true);
-
-	if (!save || !load)
-		return -1;
-	return (rate(save) / rate(dioh_bench_best(result, false)) + rate(load) / rate(dioh_bench_best(result, true))) / 2;
-}
-
-static const struct dioh_bench_setup *best_setup(const struct dioh_bench_result *result)
-{
-	const struct dioh_bench_setup *best = NULL;
-
-	for (uint32_t i = 0; i < result->row_count; i++)
-		if (result->rows[i].payload == DIOH_BENCH_MEMORY &&
-		    (!best || score(result, &result->rows[i].setup) > score(result, best)))
-			best = &result->rows[i].setup;
-	return best;
 }
 
 /* ---- advice ------------------------------------------------------------------------------------------------- */
@@ -205,25 +181,31 @@ static void describe(const struct dioh_bench_setup *setup, char *text, size_t si
 	         setup->workers == 1 ? "" : "s");
 }
 
+static bool is_as_good(const struct dioh_bench_row *row, const struct dioh_bench_row *best)
+{
+	return row && rate(row) >= AS_GOOD * rate(best);
+}
+
 void dioh_bench_advise(const struct dioh_bench_options *options, const struct dioh_bench_result *result,
                        char advice[DIOH_BENCH_ADVICE_BYTES])
 {
-	const struct dioh_bench_setup *setup = best_setup(result);
+	const struct dioh_bench_row *save = dioh_bench_best(result, false), *load = dioh_bench_best(result, true);
 	const char *not_direct = dioh_bench_not_direct(options, result);
-	bool keep = setup && score(result, &setup_default) >= AS_GOOD * score(result, setup);
-	const struct dioh_bench_row *save, *load;
-	char what[128];
+	char how_save[128], how_load[128];
+	bool keep;
 
-	if (keep)
-		setup = &setup_default;
-	save = setup ? find_row(result, setup, false) : NULL;
-	load = setup ? find_row(result, setup, true) : NULL;
 	if (!save || !load) {
 		snprintf(advice, DIOH_BENCH_ADVICE_BYTES, "Too little was measured to advise anything.");
 		return;
 	}
-	describe(setup, what, sizeof(what));
-	snprintf(advice, DIOH_BENCH_ADVICE_BYTES, "%s (%s): %.0f MiB/s saved and %.0f MiB/s loaded, %s; %s.",
-	         keep ? "Leave the defaults, which are as good as anything here" : "Best here", what, rate(save),
-	         rate(load), not_direct ? not_direct : "by direct I/O", limit_of(save));
+	keep = is_as_good(default_row(result, false), save) && is_as_good(default_row(result, true), load);
+	if (keep) {
+		save = default_row(result, false);
+		load = default_row(result, true);
+	}
+	describe(&save->setup, how_save, sizeof(how_save));
+	describe(&load->setup, how_load, sizeof(how_load));
+	snprintf(advice, DIOH_BENCH_ADVICE_BYTES, "%s: %.0f MiB/s saved (%s) and %.0f MiB/s loaded (%s), %s; %s.",
+	         keep ? "Leave the defaults, which are as good as anything here" : "Best here", rate(save), how_save,
+	         rate(load), how_load, not_direct ? not_direct : "by direct I/O", limit_of(save));
 }

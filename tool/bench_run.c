@@ -67,8 +67,8 @@ static int end(struct dioh_session *session, int r, struct dioh_error *err)
 	return r;
 }
 
-int dioh_bench_probe(const struct dioh_bench *bench, uint32_t engine, struct dioh_msg_attach_image_reply *ret_image,
-                     struct dioh_error *err)
+int dioh_bench_probe(const struct dioh_bench *bench, uint32_t engine, bool load,
+                     struct dioh_msg_attach_image_reply *ret_image, struct dioh_error *err)
 {
 	const struct dioh_bench_setup setup = { .engine = engine };
 	struct dioh_session *session;
@@ -77,7 +77,7 @@ int dioh_bench_probe(const struct dioh_bench *bench, uint32_t engine, struct dio
 	if (r != 0)
 		return r;
 	dioh_bench_signals_watch(dioh_session_fd(session));
-	return end(session, attach(session, bench, &setup, false, ret_image, err), err);
+	return end(session, attach(session, bench, &setup, load, ret_image, err), err);
 }
 
 /* ---- waiting ------------------------------------------------------------------------------------------------ */
@@ -187,14 +187,16 @@ static int prepare(const struct dioh_bench *bench, bool load, struct dioh_error 
 	return r == 0 ? dioh_bench_memory_before_save(&bench->memory, err) : r;
 }
 
-static struct dioh_bench_sample make_sample(const struct dioh_bench *bench, const struct dioh_msg_complete *moved,
+static struct dioh_bench_sample make_sample(const struct dioh_bench *bench, uint32_t workers,
+                                            const struct dioh_msg_complete *moved,
                                             const struct dioh_msg_complete *finished, uint64_t elapsed_ns)
 {
+	const double worked_ns = (double)moved->elapsed_ns * workers; /* io_ns is a sum over them */
 	struct dioh_bench_sample sample = {
 		.bytes = bench->bytes,
 		.seconds = (double)elapsed_ns / 1e9,
 		.sync_seconds = (double)finished->sync_ns / 1e9,
-		.wait_share = moved->elapsed_ns ? (double)moved->io_ns / (double)moved->elapsed_ns : 0,
+		.wait_share = worked_ns > 0 ? (double)moved->io_ns / worked_ns : 0,
 		.cached_bytes = DIOH_OFFSET_NONE,
 		.io_bytes = moved->io_bytes,
 		.io_count = moved->io_count,
@@ -223,7 +225,7 @@ static int run_session(const struct dioh_bench *bench, const struct dioh_bench_s
 	else if (r == 0)
 		r = save(bench, session, &moved, &finished, err);
 	if (r == 0)
-		*ret_sample = make_sample(bench, &moved, &finished, dioh_tool_now_ns() - begun_ns);
+		*ret_sample = make_sample(bench, image.workers, &moved, &finished, dioh_tool_now_ns() - begun_ns);
 	return end(session, r, err);
 }
 

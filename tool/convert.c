@@ -96,7 +96,6 @@ static int look(struct conversion *c, struct dioh_error *err)
 {
 	const struct dioh_tool_session_options options = {
 		.helper = c->options->helper, .image = &c->in, .memory_fd = -1, .open_flags = DIOH_OPEN_INSPECT,
-		.layout = c->options->header_bytes ? DIOH_LAYOUT_MAPPED_RAM : DIOH_LAYOUT_DETECT,
 		.header_bytes = c->options->header_bytes
 	};
 	struct dioh_session *session;
@@ -203,8 +202,22 @@ static int check_container(const struct conversion *c, struct dioh_error *err)
 	return 0;
 }
 
+/* A page that was freed looks like zeros, and one machine's image like another's, but for these. */
+static int check_checksums(const struct conversion *c, struct dioh_error *err)
+{
+	for (uint32_t i = 0; i < c->table.region_count; i++)
+		if (!(c->table.entries[i].flags & (DIOH_ENTRY_IN_STREAM | DIOH_ENTRY_CHECKSUMS)))
+			return dioh_tool_error_set(err, EOPNOTSUPP,
+			                           "cannot be freed behind the work (--consume): region %" PRIu32 " has no "
+			                           "checksums, and nothing else would tell freed pages from zeros",
+			                           c->table.entries[i].number);
+	return 0;
+}
+
 static int check_pair(const struct conversion *c, struct dioh_error *err)
 {
+	int r;
+
 	if (formats[c->to].libvirt && !formats[c->from].libvirt)
 		return dioh_tool_error_set(err, EOPNOTSUPP,
 		                           "has no header of libvirt's, which format %s needs: the domain's XML stands there",
@@ -219,7 +232,8 @@ static int check_pair(const struct conversion *c, struct dioh_error *err)
 		                           "cannot be freed behind the work (--consume): %s would be read as a stream, which "
 		                           "has to be read from its start again after an interruption",
 		                           formats[c->from].name);
-	return check_container(c, err);
+	r = c->options->consume ? check_checksums(c, err) : 0;
+	return r != 0 ? r : check_container(c, err);
 }
 
 static int choose_target(struct conversion *c, struct dioh_error *err)
@@ -343,10 +357,11 @@ static int open_out(struct conversion *c, struct dioh_error *err)
 
 	c->out_fd = open(c->out_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOCTTY, 0600);
 	c->out_created = c->out_fd >= 0;
-	if (c->out_fd < 0 && errno == EEXIST)
-		c->out_fd = open(c->out_path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+	if (c->out_fd < 0 && errno == EEXIST) /* O_EXCL: no device that is mounted, or in use in another way */
+		c->out_fd = open(c->out_path, O_RDWR | O_EXCL | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
 	if (c->out_fd < 0)
-		return dioh_tool_error_set(err, errno, "cannot be opened: %s", strerror(errno));
+		return dioh_tool_error_set(err, errno, "cannot be opened: %s%s", strerror(errno),
+		                           errno == EBUSY ? " (is it mounted?)" : "");
 	r = check_out(c, NULL, c->out_fd, err);
 	if (r != 0)
 		return r;
@@ -427,7 +442,7 @@ static int join_files(struct conversion *c, struct dioh_error *err)
 
 static int convert_to_file(struct conversion *c, struct dioh_error *err)
 {
-	int r = c->options->consume ? dioh_consume_begin(c->options->in_path, &c->in, c->options->out_path,
+	int r = c->options->consume ? dioh_consume_begin(&c->in, &c->open, &c->table, c->options->out_path,
 	                                                 formats[c->to].name, &c->consume, err) : 0;
 
 	if (r == 0)
@@ -492,18 +507,37 @@ static void close_all(struct conversion *c)
 	free(c->out_header);
 }
 
+static int convert_all(struct conversion *c, struct dioh_error *err)
+{
+	const struct options *options = c->options;
+	int r;
+
+	if (options->consume) {
+		c->failed = DIOH_JOIN_OUT;
+		r = dioh_consume_finish(options->in_path, options->base_offset, options->out_path, err);
+		if (r > 0 && !options->quiet)
+			fprintf(stderr, DIOH_TOOL_NAME ": note: an earlier run has made OUT complete; what it left of IN's mark is "
+			        "gone now\n");
+		if (r != 0)
+			return r < 0 ? r : 0;
+		c->failed = DIOH_JOIN_IN;
+	}
+	r = open_in(c, err);
+	if (r == 0)
+		r = choose_target(c, err);
+	if (r != 0)
+		return r;
+	return options->to_stdout ? convert_to_stdout(c, err) : convert_to_file(c, err);
+}
+
 static int convert(const struct options *options)
 {
 	struct conversion c = { .options = options, .in = { .buffered_fd = -1, .direct_fd = -1 }, .out_fd = -1,
 		                .direct_fd = -1, .directory_fd = -1, .sync_fd = -1, .consume = { .in_fd = -1 } };
 	struct dioh_error err;
 	int status = DIOH_TOOL_OK;
-	int r = open_in(&c, &err);
+	int r = convert_all(&c, &err);
 
-	if (r == 0)
-		r = choose_target(&c, &err);
-	if (r == 0)
-		r = options->to_stdout ? convert_to_stdout(&c, &err) : convert_to_file(&c, &err);
 	if (r != 0) {
 		const bool in = c.failed == DIOH_JOIN_IN;
 
@@ -535,10 +569,7 @@ static int check_options(const char *verb, const struct options *options)
 		return dioh_tool_usage_error(verb, "--%s: not with --stdout", options->consume ? "consume" : "force");
 	if (options->to_stdout && isatty(STDOUT_FILENO))
 		return dioh_tool_usage_error(verb, "--stdout: standard output is a terminal");
-	if (options->header_bytes > DIOH_HEADER_BYTES_MAX)
-		return dioh_tool_usage_error(verb, "--header-bytes: %" PRIu64 " is more than %u", options->header_bytes,
-		                             DIOH_HEADER_BYTES_MAX);
-	return dioh_tool_check_base_offset(verb, options->base_offset);
+	return dioh_tool_check_place(verb, options->base_offset, options->header_bytes);
 }
 
 static int run(int argc, char **argv)
@@ -553,8 +584,7 @@ static int run(int argc, char **argv)
 		{ "force", NULL, "overwrite OUT", &options.force, NULL, NULL },
 		{ "quiet", NULL, "no progress, no notes", &options.quiet, NULL, NULL },
 		{ "base-offset", "SIZE", "where in IN the image starts (default 0)", NULL, NULL, &options.base_offset },
-		{ "header-bytes", "SIZE", "mapped-ram: size of a header of another manager's in front", NULL, NULL,
-		  &options.header_bytes },
+		{ "header-bytes", "SIZE", DIOH_TOOL_HEADER_BYTES_HELP, NULL, NULL, &options.header_bytes },
 		{ "helper", "PATH", DIOH_TOOL_HELPER_HELP, NULL, &options.helper, NULL },
 	};
 	const struct dioh_tool_usage usage = {

@@ -62,22 +62,30 @@ struct dioh_consume {
 	char new_path[DIOH_TOOL_PATH_BYTES];
 	const char *format; /* of OUT */
 	uint64_t base_offset; /* of IN */
+	uint64_t header_bytes; /* in front of a mapped-ram IN */
 	int in_fd;          /* writable */
 	int out_fd;
 	int directory_fd;   /* OUT's */
 	uint64_t in_bytes;
+	uint64_t identity;            /* of the image in IN: another one in the same file has another */
 	bool resumed;                 /* an earlier run left its state */
-	dev_t out_device;             /* of that OUT */
-	ino_t out_inode;
+	ino_t out_inode;              /* of that OUT */
 	struct dioh_join_place place; /* where it came to */
 	struct dioh_join_place freed; /* what has been freed */
 };
 
 /*
- * Begins, or finds where an earlier run came to. `in_path` is opened for writing; its image must be the one in `image`.
- * EINVAL: IN is no file, or the state is that of another conversion.
+ * An earlier run may have been interrupted when OUT was complete already, and IN no image any more: what was left to do
+ * is done. 1: so it was; 0: it was not.
  */
-int dioh_consume_begin(const char *in_path, const struct dioh_tool_image *image, const char *out_path, const char *format,
+int dioh_consume_finish(const char *in_path, uint64_t base_offset, const char *out_path, struct dioh_error *err);
+
+/*
+ * Begins, or finds where an earlier run came to. IN is opened for writing; its regions have checksums. EINVAL: IN is no
+ * file, or the state is that of another conversion or of another image in IN.
+ */
+int dioh_consume_begin(const struct dioh_tool_image *image, const struct dioh_msg_open_image_reply *open,
+                       const struct dioh_tool_table *table, const char *out_path, const char *format,
                        struct dioh_consume *ret_consume, struct dioh_error *err);
 
 /* OUT has been opened: is it the one that the state speaks of? */
@@ -87,7 +95,7 @@ int dioh_consume_take_out(struct dioh_consume *consume, int out_fd, int director
 int dioh_consume_durable(void *owner, const struct dioh_msg_entry *regions, const struct dioh_join_place *place,
                          struct dioh_error *err);
 
-/* OUT is complete: the state goes. */
+/* OUT is complete and durable: IN is made no image any more, and the state goes. */
 int dioh_consume_end(struct dioh_consume *consume, struct dioh_error *err);
 void dioh_consume_close(struct dioh_consume *consume);
 

@@ -3,7 +3,9 @@
  * convert_consume.c - `convert --consume`: room for IN and OUT together is not needed, because IN's pages are freed behind
  * the work. What keeps this safe is an order: OUT durable up to a place -> the place durable in a file beside OUT -> IN's
  * pages before it freed. A run that is interrupted, by whatever, goes on from the place in that file; what has been
- * freed is then in OUT. IN's tables and streams are never freed, so that it can be opened again.
+ * freed is then in OUT. IN's tables and streams are never freed, so that it can be opened again, and so that it can be
+ * told from another image that was saved into the same file in between. The end has an order, too: OUT complete -> that
+ * durable in the file -> IN's mark away -> the file away.
  *
  * Owns OUT.consume. Trusts it as far as its own directory: who may write there may harm OUT anyway. Called by convert.c.
  */
@@ -11,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -22,17 +25,35 @@
 
 #define STATE_SUFFIX ".consume"
 #define STATE_BYTES_MAX 4096u
+#define STATE_VERSION 2
+#define FORMAT_BYTES 32u
+/* A container's or record's head and all checksums are in front of this, but for regions of more than 16 TiB. */
+#define IDENTITY_BYTES_MAX (UINT64_C(1) << 30)
+#define PIECE_BYTES (1u << 20)
+#define MARK_BYTES 512u /* docs/image-format.md, "What a crash leaves behind", step 1 */
 
 /* ---- the state ---------------------------------------------------------------------------------------------- */
 
-static json_t *make_state(const struct dioh_consume *consume, const struct stat *in, const struct stat *out,
-                          const struct dioh_join_place *place)
+struct state {
+	char format[FORMAT_BYTES]; /* of OUT */
+	uint64_t in_bytes;
+	uint64_t base_offset;
+	uint64_t header_bytes;
+	uint64_t identity;
+	ino_t out_inode;
+	struct dioh_join_place place;
+	bool done; /* OUT is complete */
+};
+
+/* No device numbers: after a reboot the same file may be on another. */
+static json_t *make_state(const struct dioh_consume *consume, ino_t out_inode, const struct dioh_join_place *place,
+                          bool done)
 {
-	return json_pack("{s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "version", 1, "format", consume->format,
-	                 "in_device", (json_int_t)in->st_dev, "in_inode", (json_int_t)in->st_ino, "in_bytes",
-	                 (json_int_t)consume->in_bytes, "base_offset", (json_int_t)consume->base_offset, "out_device",
-	                 (json_int_t)out->st_dev, "out_inode", (json_int_t)out->st_ino, "region", (json_int_t)place->index,
-	                 "offset", (json_int_t)place->offset);
+	return json_pack("{s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "version", STATE_VERSION, "format",
+	                 consume->format, "in_bytes", (json_int_t)consume->in_bytes, "base_offset",
+	                 (json_int_t)consume->base_offset, "header_bytes", (json_int_t)consume->header_bytes, "in_identity",
+	                 (json_int_t)consume->identity, "out_inode", (json_int_t)out_inode, "region",
+	                 (json_int_t)place->index, "offset", (json_int_t)place->offset, "done", (int)done);
 }
 
 static int write_all(int fd, const char *text)
@@ -66,16 +87,17 @@ static int replace_state(struct dioh_consume *consume, const char *text)
 	return r;
 }
 
-static int write_state(struct dioh_consume *consume, const struct dioh_join_place *place, struct dioh_error *err)
+static int write_state(struct dioh_consume *consume, const struct dioh_join_place *place, bool done,
+                       struct dioh_error *err)
 {
-	struct stat in, out = { 0 };
+	struct stat out;
 	json_t *state;
 	char *text;
 	int r;
 
-	if (fstat(consume->in_fd, &in) != 0 || (consume->out_fd >= 0 && fstat(consume->out_fd, &out) != 0))
+	if (fstat(consume->out_fd, &out) != 0)
 		return dioh_tool_error_set(err, errno, "fstat failed: %s", strerror(errno));
-	state = make_state(consume, &in, &out, place);
+	state = make_state(consume, out.st_ino, place, done);
 	text = state ? json_dumps(state, JSON_INDENT(1)) : NULL;
 	json_decref(state);
 	if (!text)
@@ -92,57 +114,106 @@ static int refuse_state(const struct dioh_consume *consume, const char *why, str
 	return dioh_tool_error_set(err, EINVAL, "%.120s, which an earlier --consume has left, %s", consume->state_path, why);
 }
 
-static int take_state(struct dioh_consume *consume, const json_t *state, struct dioh_error *err)
+static bool parse_state(const json_t *json, struct state *ret_state)
 {
-	json_int_t device, inode, bytes, base, out_device, out_inode, region, offset;
+	json_int_t bytes, base, header, identity, out_inode, region, offset;
 	const char *format;
-	struct stat in;
-	int version;
+	int version, done;
 
-	if (json_unpack((json_t *)state, "{s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "version", &version,
-	                "format", &format, "in_device", &device, "in_inode", &inode, "in_bytes", &bytes, "base_offset", &base,
-	                "out_device", &out_device, "out_inode", &out_inode, "region", &region, "offset", &offset) != 0 ||
-	    version != 1 || region < 0 || region > DIOH_REGIONS_MAX || offset < 0 || offset % DIOH_CHUNK_BYTES != 0)
-		return refuse_state(consume, "cannot be understood", err);
-	if (fstat(consume->in_fd, &in) != 0)
-		return dioh_tool_error_set(err, errno, "fstat failed: %s", strerror(errno));
-	if (strcmp(format, consume->format) != 0 || (dev_t)device != in.st_dev || (ino_t)inode != in.st_ino ||
-	    (uint64_t)bytes != consume->in_bytes || (uint64_t)base != consume->base_offset)
-		return refuse_state(consume, "is of another IN or another format", err);
-	consume->resumed = true;
-	consume->out_device = (dev_t)out_device;
-	consume->out_inode = (ino_t)out_inode;
-	consume->place = consume->freed = (struct dioh_join_place){ (uint32_t)region, (uint64_t)offset };
-	return 0;
+	if (json_unpack((json_t *)json, "{s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "version", &version, "format",
+	                &format, "in_bytes", &bytes, "base_offset", &base, "header_bytes", &header, "in_identity", &identity,
+	                "out_inode", &out_inode, "region", &region, "offset", &offset, "done", &done) != 0 ||
+	    version != STATE_VERSION || strlen(format) >= FORMAT_BYTES || header < 0 || header > DIOH_HEADER_BYTES_MAX ||
+	    region < 0 || region > DIOH_REGIONS_MAX || offset < 0 || offset % DIOH_CHUNK_BYTES != 0)
+		return false;
+	*ret_state = (struct state){
+		.in_bytes = (uint64_t)bytes, .base_offset = (uint64_t)base, .header_bytes = (uint64_t)header,
+		.identity = (uint64_t)identity, .out_inode = (ino_t)out_inode, .place = { (uint32_t)region, (uint64_t)offset },
+		.done = done != 0
+	};
+	strcpy(ret_state->format, format);
+	return true;
 }
 
-static int read_state(struct dioh_consume *consume, struct dioh_error *err)
+/* 1: there is one; 0: there is none. */
+static int read_state(const struct dioh_consume *consume, struct state *ret_state, struct dioh_error *err)
 {
 	DIOH_AUTO_FD int fd = open(consume->state_path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	char text[STATE_BYTES_MAX];
-	json_t *state;
+	json_t *json;
 	ssize_t count;
-	int r;
+	bool good;
 
 	if (fd < 0 && errno == ENOENT)
 		return 0;
 	count = fd < 0 ? -1 : read(fd, text, sizeof(text));
 	if (count < 0)
 		return dioh_tool_error_set(err, errno, "%.120s cannot be read: %s", consume->state_path, strerror(errno));
-	state = json_loadb(text, (size_t)count, 0, NULL);
-	r = state ? take_state(consume, state, err) : refuse_state(consume, "cannot be understood", err);
-	json_decref(state);
-	return r;
+	json = json_loadb(text, (size_t)count, 0, NULL);
+	good = json && parse_state(json, ret_state);
+	json_decref(json);
+	return good ? 1 : refuse_state(consume, "cannot be understood", err);
+}
+
+static int take_state(struct dioh_consume *consume, const struct state *state, struct dioh_error *err)
+{
+	if (strcmp(state->format, consume->format) != 0 || state->in_bytes != consume->in_bytes ||
+	    state->base_offset != consume->base_offset)
+		return refuse_state(consume, "is of another IN or another format", err);
+	if (state->identity != consume->identity)
+		return refuse_state(consume, "is of another image than the one that is in IN now: remove it to begin with this one",
+		                    err);
+	consume->resumed = true;
+	consume->out_inode = state->out_inode;
+	consume->place = consume->freed = state->place;
+	return 0;
+}
+
+/* ---- which image is in IN ----------------------------------------------------------------------------------- */
+
+/* FNV-1a: an image is to be told from another one, not from one that was made to look the same. */
+static uint64_t hash(uint64_t value, const uint8_t *bytes, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		value = (value ^ bytes[i]) * UINT64_C(0x100000001b3);
+	return value;
+}
+
+/*
+ * What stands in front of the first page: heads, tables, bitmaps and the checksums of all pages, which are read as
+ * bytes without a meaning. A header in front of a mapped-ram image is left out: libvirt's may be edited in place.
+ */
+static int identify(struct dioh_consume *consume, const struct dioh_tool_table *table, struct dioh_error *err)
+{
+	DIOH_AUTO_FREE uint8_t *piece = malloc(PIECE_BYTES);
+	uint64_t at = consume->base_offset + consume->header_bytes, end = consume->base_offset + IDENTITY_BYTES_MAX;
+
+	if (!piece)
+		return dioh_tool_error_set(err, ENOMEM, "there is no memory to read into");
+	consume->identity = UINT64_C(0xcbf29ce484222325);
+	for (uint32_t i = 0; i < table->region_count; i++)
+		end = dioh_min(end, consume->base_offset + table->entries[i].image_offset);
+	while (at < end) {
+		ssize_t count = pread(consume->in_fd, piece, dioh_min(end - at, PIECE_BYTES), (off_t)at);
+
+		if (count < 0 && errno == EINTR)
+			continue;
+		if (count <= 0)
+			return dioh_tool_error_set(err, count < 0 ? errno : EBADMSG, "reading at %" PRIu64 " failed: %s", at,
+			                           count < 0 ? strerror(errno) : "it ends there");
+		consume->identity = hash(consume->identity, piece, (size_t)count);
+		at += (uint64_t)count;
+	}
+	return 0;
 }
 
 /* ---- beginning and end -------------------------------------------------------------------------------------- */
 
-static int open_in(struct dioh_consume *consume, const char *path, const struct dioh_tool_image *image,
-                   struct dioh_error *err)
+static int open_in(struct dioh_consume *consume, const struct dioh_tool_image *image, struct dioh_error *err)
 {
 	struct stat st, mine;
 
-	consume->in_fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+	consume->in_fd = open(image->path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
 	if (consume->in_fd < 0)
 		return dioh_tool_error_set(err, errno, "cannot be opened for writing, as --consume needs: %s", strerror(errno));
 	if (fstat(consume->in_fd, &mine) != 0 || fstat(image->buffered_fd, &st) != 0)
@@ -156,19 +227,35 @@ static int open_in(struct dioh_consume *consume, const char *path, const struct 
 	return 0;
 }
 
-int dioh_consume_begin(const char *in_path, const struct dioh_tool_image *image, const char *out_path, const char *format,
-                       struct dioh_consume *ret_consume, struct dioh_error *err)
+static int name_state(struct dioh_consume *consume, const char *out_path, struct dioh_error *err)
 {
-	struct dioh_consume *consume = ret_consume;
 	int n;
 
-	*consume = (struct dioh_consume){ .format = format, .in_fd = -1, .out_fd = -1, .directory_fd = -1 };
 	snprintf(consume->state_path, sizeof(consume->state_path), "%s" STATE_SUFFIX, out_path);
 	n = snprintf(consume->new_path, sizeof(consume->new_path), "%s" STATE_SUFFIX ".new", out_path);
 	if (n < 0 || (size_t)n >= sizeof(consume->new_path))
 		return dioh_tool_error_set(err, ENAMETOOLONG, "OUT's name is too long");
-	n = open_in(consume, in_path, image, err);
-	return n != 0 ? n : read_state(consume, err);
+	return 0;
+}
+
+int dioh_consume_begin(const struct dioh_tool_image *image, const struct dioh_msg_open_image_reply *open,
+                       const struct dioh_tool_table *table, const char *out_path, const char *format,
+                       struct dioh_consume *ret_consume, struct dioh_error *err)
+{
+	struct dioh_consume *consume = ret_consume;
+	struct state state;
+	int r;
+
+	*consume = (struct dioh_consume){ .format = format, .in_fd = -1, .out_fd = -1, .directory_fd = -1 };
+	consume->header_bytes = open->layout == DIOH_LAYOUT_MAPPED_RAM ? open->header_bytes : 0;
+	r = name_state(consume, out_path, err);
+	if (r == 0)
+		r = open_in(consume, image, err);
+	if (r == 0)
+		r = identify(consume, table, err);
+	if (r == 0)
+		r = read_state(consume, &state, err);
+	return r > 0 ? take_state(consume, &state, err) : r;
 }
 
 /* Before OUT is touched there is a state, so that a new run knows whose a partial OUT is. */
@@ -181,9 +268,9 @@ int dioh_consume_take_out(struct dioh_consume *consume, int out_fd, int director
 	consume->directory_fd = directory_fd;
 	if (fstat(out_fd, &st) != 0)
 		return dioh_tool_error_set(err, errno, "fstat failed: %s", strerror(errno));
-	if (begun && (st.st_dev != consume->out_device || st.st_ino != consume->out_inode))
+	if (begun && st.st_ino != consume->out_inode)
 		return refuse_state(consume, "says that a part of IN is in another OUT already", err);
-	return begun ? 0 : write_state(consume, &consume->place, err);
+	return write_state(consume, &consume->place, false, err);
 }
 
 static bool is_reached(const struct dioh_join_place *a, const struct dioh_join_place *b)
@@ -211,7 +298,7 @@ int dioh_consume_durable(void *owner, const struct dioh_msg_entry *regions, cons
                          struct dioh_error *err)
 {
 	struct dioh_consume *consume = owner;
-	int r = write_state(consume, place, err);
+	int r = write_state(consume, place, false, err);
 
 	while (r == 0 && !is_reached(&consume->freed, place)) {
 		const bool last = consume->freed.index == place->index;
@@ -223,11 +310,79 @@ int dioh_consume_durable(void *owner, const struct dioh_msg_entry *regions, cons
 	return r;
 }
 
-int dioh_consume_end(struct dioh_consume *consume, struct dioh_error *err)
+/* ---- the end ------------------------------------------------------------------------------------------------ */
+
+static int zero_and_sync(int fd, uint64_t at, struct dioh_error *err)
 {
+	static const uint8_t zeros[MARK_BYTES];
+	ssize_t count = pwrite(fd, zeros, sizeof(zeros), (off_t)at);
+
+	if (count >= 0 && count != (ssize_t)sizeof(zeros))
+		errno = EIO;
+	if (count != (ssize_t)sizeof(zeros) || fdatasync(fd) != 0)
+		return dioh_tool_error_set(err, errno, "is complete, but IN cannot be marked as no image: writing at %" PRIu64
+		                           " failed: %s", at, strerror(errno));
+	return 0;
+}
+
+/* IN's beginning, and then QEMU's behind a header: dioh_consume_finish() goes by the first of them. */
+static int finish(const struct dioh_consume *consume, struct dioh_error *err)
+{
+	int r = zero_and_sync(consume->in_fd, consume->base_offset, err);
+
+	if (r == 0 && consume->header_bytes > 0)
+		r = zero_and_sync(consume->in_fd, consume->base_offset + consume->header_bytes, err);
+	if (r != 0)
+		return r;
 	if (unlink(consume->state_path) != 0 || fsync(consume->directory_fd) != 0)
 		return dioh_tool_error_set(err, errno, "%.120s cannot be removed: %s", consume->state_path, strerror(errno));
 	return 0;
+}
+
+int dioh_consume_end(struct dioh_consume *consume, struct dioh_error *err)
+{
+	int r = write_state(consume, &consume->freed, true, err);
+
+	return r != 0 ? r : finish(consume, err);
+}
+
+static bool has_no_mark(int fd, uint64_t at)
+{
+	static const uint8_t zeros[MARK_BYTES];
+	uint8_t bytes[MARK_BYTES];
+
+	return pread(fd, bytes, sizeof(bytes), (off_t)at) == (ssize_t)sizeof(bytes) &&
+	       memcmp(bytes, zeros, sizeof(zeros)) == 0;
+}
+
+static bool is_done(const struct dioh_consume *consume, const struct state *state, const char *out_path)
+{
+	struct stat in, out;
+
+	return state->done && stat(out_path, &out) == 0 && out.st_ino == state->out_inode &&
+	       fstat(consume->in_fd, &in) == 0 && S_ISREG(in.st_mode) && (uint64_t)in.st_size == state->in_bytes &&
+	       consume->base_offset == state->base_offset && has_no_mark(consume->in_fd, consume->base_offset);
+}
+
+/* Whatever is not as it should be here is for dioh_consume_begin() to complain of. */
+int dioh_consume_finish(const char *in_path, uint64_t base_offset, const char *out_path, struct dioh_error *err)
+{
+	DIOH_AUTO_FD int in_fd = open(in_path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+	struct dioh_consume consume = { .in_fd = in_fd, .base_offset = base_offset };
+	char directory[DIOH_TOOL_PATH_BYTES];
+	DIOH_AUTO_FD int directory_fd = -1;
+	struct state state;
+
+	if (in_fd < 0 || name_state(&consume, out_path, err) != 0 || read_state(&consume, &state, err) <= 0 ||
+	    !is_done(&consume, &state, out_path))
+		return 0;
+	snprintf(directory, sizeof(directory), "%s", out_path);
+	directory_fd = open(dirname(directory), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (directory_fd < 0)
+		return dioh_tool_error_set(err, errno, "its directory cannot be opened: %s", strerror(errno));
+	consume.header_bytes = state.header_bytes;
+	consume.directory_fd = directory_fd;
+	return finish(&consume, err) == 0 ? 1 : -err->code;
 }
 
 void dioh_consume_close(struct dioh_consume *consume)

@@ -249,10 +249,12 @@ static int open_image(struct ingestion *ingestion, struct dioh_error *err)
 
 	ingestion->image_fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	ingestion->made = ingestion->image_fd >= 0;
-	if (!ingestion->made) /* O_NONBLOCK: opening a FIFO must not wait */
-		ingestion->image_fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+	/* O_NONBLOCK: opening a FIFO must not wait. O_EXCL: no device that is mounted, or in use in another way. */
+	if (!ingestion->made)
+		ingestion->image_fd = open(path, O_RDWR | O_EXCL | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
 	if (ingestion->image_fd < 0 || fstat(ingestion->image_fd, &st) != 0)
-		return dioh_tool_error_set(err, errno, "cannot be opened: %s", strerror(errno));
+		return dioh_tool_error_set(err, errno, "cannot be opened: %s%s", strerror(errno),
+		                           errno == EBUSY ? " (is it mounted?)" : "");
 	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
 		return dioh_tool_error_set(err, EINVAL, "is neither a regular file nor a block device");
 	flags = fcntl(ingestion->image_fd, F_GETFL);

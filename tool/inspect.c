@@ -15,6 +15,14 @@
 /* A header that people may want to read as it is: a line of JSON, some XML. */
 #define HEADER_SHOWN_MAX 4096u
 
+struct options {
+	const char *path;
+	const char *helper;
+	uint64_t base_offset;
+	uint64_t header_bytes;
+	bool json;
+};
+
 struct inspection {
 	struct dioh_tool_image image;
 	struct dioh_msg_open_image_reply open;
@@ -47,16 +55,17 @@ static int read_header(struct dioh_session *session, struct inspection *inspecti
 	return 0;
 }
 
-static int read_image(const char *helper, struct inspection *inspection, struct dioh_error *err)
+static int read_image(const struct options *options, struct inspection *inspection, struct dioh_error *err)
 {
-	const struct dioh_tool_session_options options = {
-		.helper = helper, .image = &inspection->image, .memory_fd = -1, .open_flags = DIOH_OPEN_INSPECT
+	const struct dioh_tool_session_options session_options = {
+		.helper = options->helper, .image = &inspection->image, .memory_fd = -1, .open_flags = DIOH_OPEN_INSPECT,
+		.header_bytes = options->header_bytes
 	};
 	struct dioh_session *session;
 	struct dioh_error end_err;
 	int r, end;
 
-	r = dioh_tool_session_start(&options, &session, &inspection->open, err);
+	r = dioh_tool_session_start(&session_options, &session, &inspection->open, err);
 	if (r != 0)
 		return r;
 	r = dioh_tool_table_read(session, inspection->open.region_count, inspection->open.stream_count,
@@ -421,20 +430,20 @@ static json_t *json_document(const struct inspection *inspection)
 
 /* ---- the verb ----------------------------------------------------------------------------------------------- */
 
-static int inspect(const char *path, uint64_t base_offset, const char *helper, bool json, struct dioh_error *err)
+static int inspect(const struct options *options, struct dioh_error *err)
 {
 	struct inspection inspection;
 	int r;
 
 	memset(&inspection, 0, sizeof(inspection));
-	r = dioh_tool_image_open(path, base_offset, false, &inspection.image, err);
+	r = dioh_tool_image_open(options->path, options->base_offset, false, &inspection.image, err);
 	if (r != 0)
 		return r;
-	r = read_image(helper, &inspection, err);
+	r = read_image(options, &inspection, err);
 	if (r == 0)
 		r = read_allocation(&inspection, err);
 	inspection.record = r == 0 && dioh_tool_has_record(&inspection.open, &inspection.table);
-	if (r == 0 && json)
+	if (r == 0 && options->json)
 		r = dioh_tool_json_print(json_document(&inspection), err);
 	else if (r == 0)
 		print_human(&inspection);
@@ -445,28 +454,27 @@ static int inspect(const char *path, uint64_t base_offset, const char *helper, b
 
 static int run(int argc, char **argv)
 {
-	bool json = false;
-	const char *helper = NULL, *path;
-	uint64_t base_offset = 0;
-	const struct dioh_tool_option options[] = {
-		{ "json", NULL, "print a JSON document instead of tables", &json, NULL, NULL },
-		{ "base-offset", "SIZE", DIOH_TOOL_BASE_OFFSET_HELP, NULL, NULL, &base_offset },
-		{ "helper", "PATH", DIOH_TOOL_HELPER_HELP, NULL, &helper, NULL },
+	struct options options = { 0 };
+	const struct dioh_tool_option table[] = {
+		{ "json", NULL, "print a JSON document instead of tables", &options.json, NULL, NULL },
+		{ "base-offset", "SIZE", DIOH_TOOL_BASE_OFFSET_HELP, NULL, NULL, &options.base_offset },
+		{ "header-bytes", "SIZE", DIOH_TOOL_HEADER_BYTES_HELP, NULL, NULL, &options.header_bytes },
+		{ "helper", "PATH", DIOH_TOOL_HELPER_HELP, NULL, &options.helper, NULL },
 	};
 	const struct dioh_tool_usage usage = {
-		"inspect", "IMAGE", "Shows what IMAGE holds, whatever its state. Exit status 1 if it cannot be read.", options,
-		sizeof(options) / sizeof(options[0])
+		"inspect", "IMAGE", "Shows what IMAGE holds, whatever its state. Exit status 1 if it cannot be read.", table,
+		sizeof(table) / sizeof(table[0])
 	};
 	struct dioh_error err;
-	int status = dioh_tool_parse(&usage, argc, argv, &path);
+	int status = dioh_tool_parse(&usage, argc, argv, &options.path);
 
 	if (status < 0)
-		status = dioh_tool_check_base_offset(usage.verb, base_offset);
+		status = dioh_tool_check_place(usage.verb, options.base_offset, options.header_bytes);
 	if (status >= 0)
 		return status;
-	if (inspect(path, base_offset, helper, json, &err) == 0)
+	if (inspect(&options, &err) == 0)
 		return DIOH_TOOL_OK;
-	return dioh_tool_fail(path, base_offset, json, &err);
+	return dioh_tool_fail(options.path, options.base_offset, options.json, &err);
 }
 
 const struct dioh_tool_verb dioh_tool_inspect = { "inspect", "what an image holds", run };

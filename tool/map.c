@@ -18,6 +18,7 @@ struct options {
 	const char *path;
 	const char *helper;
 	uint64_t base_offset;
+	uint64_t header_bytes;
 	bool json;
 };
 
@@ -176,7 +177,8 @@ static int map_image(const struct options *options, bool *ret_begun, struct dioh
 {
 	struct dioh_tool_image image;
 	const struct dioh_tool_session_options session_options = {
-		.helper = options->helper, .image = &image, .memory_fd = -1, .open_flags = DIOH_OPEN_INSPECT
+		.helper = options->helper, .image = &image, .memory_fd = -1, .open_flags = DIOH_OPEN_INSPECT,
+		.header_bytes = options->header_bytes
 	};
 	struct dioh_msg_open_image_reply open;
 	struct dioh_session *session;
@@ -205,6 +207,7 @@ static int run(int argc, char **argv)
 	const struct dioh_tool_option table[] = {
 		{ "json", NULL, "print JSON, as qemu-img map does, for each region", &options.json, NULL, NULL },
 		{ "base-offset", "SIZE", DIOH_TOOL_BASE_OFFSET_HELP, NULL, NULL, &options.base_offset },
+		{ "header-bytes", "SIZE", DIOH_TOOL_HEADER_BYTES_HELP, NULL, NULL, &options.header_bytes },
 		{ "helper", "PATH", DIOH_TOOL_HELPER_HELP, NULL, &options.helper, NULL },
 	};
 	const struct dioh_tool_usage usage = {
@@ -216,7 +219,7 @@ static int run(int argc, char **argv)
 	int status = dioh_tool_parse(&usage, argc, argv, &options.path);
 
 	if (status < 0)
-		status = dioh_tool_check_base_offset(usage.verb, options.base_offset);
+		status = dioh_tool_check_place(usage.verb, options.base_offset, options.header_bytes);
 	if (status >= 0)
 		return status;
 	if (map_image(&options, &begun, &err) != 0)

@@ -37,6 +37,14 @@ int dioh_tool_check_base_offset(const char *verb, uint64_t base_offset)
 	return -1;
 }
 
+int dioh_tool_check_place(const char *verb, uint64_t base_offset, uint64_t header_bytes)
+{
+	if (header_bytes > DIOH_HEADER_BYTES_MAX)
+		return dioh_tool_usage_error(verb, "--header-bytes: %llu is more than %u", (unsigned long long)header_bytes,
+		                             DIOH_HEADER_BYTES_MAX);
+	return dioh_tool_check_base_offset(verb, base_offset);
+}
+
 static void print_help(const struct dioh_tool_usage *usage)
 {
 	printf("Usage: " DIOH_TOOL_NAME " %s [OPTION...] %s\n%s\n\n", usage->verb, usage->operand,

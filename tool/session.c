@@ -150,9 +150,10 @@ static uint64_t feature_of(uint32_t open_flags)
 int dioh_tool_session_start(const struct dioh_tool_session_options *options, struct dioh_session **ret_session,
                             struct dioh_msg_open_image_reply *ret_open, struct dioh_error *err)
 {
+	const bool behind_header = options->header_bytes && options->layout == DIOH_LAYOUT_DETECT;
 	struct dioh_open_options open_options = {
-		.layout = options->layout, .flags = options->open_flags, .entry_count = options->region_count,
-		.entries = options->regions, .header_bytes = options->header_bytes
+		.layout = behind_header ? DIOH_LAYOUT_MAPPED_RAM : options->layout, .flags = options->open_flags,
+		.entry_count = options->region_count, .entries = options->regions, .header_bytes = options->header_bytes
 	};
 	struct dioh_msg_open_image_reply open;
 	struct dioh_session *session;

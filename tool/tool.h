@@ -36,8 +36,9 @@ struct dioh_tool_option {
 	uint64_t *size; /* bytes; suffixes K, M, G, T */
 };
 
-/* Options that every verb has. */
+/* Options that several verbs have. */
 #define DIOH_TOOL_BASE_OFFSET_HELP "where in IMAGE the image starts (default 0)"
+#define DIOH_TOOL_HEADER_BYTES_HELP "mapped-ram: size of a header of another manager's in front"
 #define DIOH_TOOL_HELPER_HELP "the diohelper to use (default: $DIOHELPER, the one beside this program, PATH)"
 
 struct dioh_tool_usage {
@@ -63,8 +64,9 @@ bool dioh_tool_parse_size(const char *text, uint64_t *ret_bytes);
 /* Complains "diohelper-tool VERB: ..." on stderr. Returns DIOH_TOOL_USAGE. */
 int dioh_tool_usage_error(const char *verb, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Checks what --base-offset brought: -1 to go on, else the exit status. */
+/* Check what --base-offset and --header-bytes brought: -1 to go on, else the exit status. */
 int dioh_tool_check_base_offset(const char *verb, uint64_t base_offset);
+int dioh_tool_check_place(const char *verb, uint64_t base_offset, uint64_t header_bytes);
 
 /* ---- output (output.c) -------------------------------------------------------------------------------------- */
 
@@ -142,7 +144,7 @@ struct dioh_tool_session_options {
 	uint32_t stream_count;
 	uint32_t layout;     /* enum dioh_layout */
 	uint32_t open_flags; /* enum dioh_open_flag */
-	uint64_t header_bytes; /* mapped-ram: of a header that is not libvirt's */
+	uint64_t header_bytes; /* not 0: mapped-ram behind a header of so many bytes, which is not libvirt's; raw: of its header */
 	uint32_t region_count; /* mapped-ram: regions that will be loaded into memory; raw: all entries */
 	const struct dioh_msg_entry *regions;
 };

@@ -20,6 +20,7 @@ struct options {
 	const char *path;
 	const char *helper;
 	uint64_t base_offset;
+	uint64_t header_bytes;
 	bool json;
 	bool quiet;
 };
@@ -79,7 +80,7 @@ static int look(struct verification *verification, struct dioh_error *err)
 {
 	const struct dioh_tool_session_options options = {
 		.helper = verification->options->helper, .image = &verification->image, .memory_fd = -1,
-		.open_flags = DIOH_OPEN_INSPECT
+		.open_flags = DIOH_OPEN_INSPECT, .header_bytes = verification->options->header_bytes
 	};
 	struct dioh_session *session;
 	int r = dioh_tool_session_start(&options, &session, &verification->open, err);
@@ -188,7 +189,8 @@ static int start_check(struct verification *verification, struct dioh_session **
 	struct dioh_tool_session_options options = {
 		.helper = verification->options->helper, .image = &verification->image,
 		.memory_fd = verification->memory_fd, .stream_fds = writers, .stream_count = count,
-		.layout = verification->open.layout, .open_flags = DIOH_OPEN_ACCEPT_WRITTEN
+		.layout = verification->open.layout, .open_flags = DIOH_OPEN_ACCEPT_WRITTEN,
+		.header_bytes = verification->options->header_bytes
 	};
 	int r;
 
@@ -498,6 +500,7 @@ static int run(int argc, char **argv)
 		{ "json", NULL, "print a JSON document instead of sentences", &options.json, NULL, NULL },
 		{ "quiet", NULL, "print nothing if all is well, and no progress", &options.quiet, NULL, NULL },
 		{ "base-offset", "SIZE", DIOH_TOOL_BASE_OFFSET_HELP, NULL, NULL, &options.base_offset },
+		{ "header-bytes", "SIZE", DIOH_TOOL_HEADER_BYTES_HELP, NULL, NULL, &options.header_bytes },
 		{ "helper", "PATH", DIOH_TOOL_HELPER_HELP, NULL, &options.helper, NULL },
 	};
 	const struct dioh_tool_usage usage = {
@@ -510,7 +513,7 @@ static int run(int argc, char **argv)
 	int status = dioh_tool_parse(&usage, argc, argv, &options.path);
 
 	if (status < 0)
-		status = dioh_tool_check_base_offset(usage.verb, options.base_offset);
+		status = dioh_tool_check_place(usage.verb, options.base_offset, options.header_bytes);
 	if (status >= 0)
 		return status;
 	if (verify(&options, &ok, &err) != 0)

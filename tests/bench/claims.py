@@ -22,7 +22,7 @@ MIB = 1 << 20
 class Claim(NamedTuple):
     text: str
     measure: Callable
-    floor: float
+    floor: Optional[float]  # None: there is no more than an aim
     aim: float
     at_least: bool = True
 
@@ -192,9 +192,11 @@ CLAIMS = {
     ],
     "QEMU": [
         Claim("save, rate to QEMU's best way", ratio("qemu-save", OURS, best_qemu), 1, 1.25),
-        Claim("save, CPU time to that way's", ratio("qemu-save", OURS, best_qemu, CPU), 0.8, 0.6, False),
+        Claim("save, CPU time to that way's", ratio("qemu-save", OURS, best_qemu, CPU), 0.8, 0.5, False),
         Claim("load, rate to QEMU's best way", ratio("qemu-load", OURS, best_qemu), 1, 1.1),
         Claim("load, CPU time to that way's", ratio("qemu-load", OURS, best_qemu, CPU), 0.8, 0.6, False),
+        Claim("save, of fio's rate", ratio("qemu-save", OURS, FIO), None, 0.95),
+        Claim("load, of fio's rate", ratio("qemu-load", OURS, FIO), None, 0.95),
         Claim("save, rate to the legacy stream through libvirt_iohelper", ratio("qemu-save", OURS, LEGACY), 1.5, 2),
         Claim("load, rate to the legacy stream through libvirt_iohelper", ratio("qemu-load", OURS, LEGACY), 1.5, 2),
     ],
@@ -247,7 +249,7 @@ CLAIMS = {
 
 # Experiments whose tables also tell of I/Os and of the image's size; of the CPU time of the program beside QEMU.
 SHAPES = ("zero", "holes", "sparse", "scattered")
-BESIDE_QEMU = ("qemu", "ingest")
+BESIDE_QEMU = ("qemu", "cold", "ingest")
 
 # ---- remarks -----------------------------------------------------------------------------------------------------------
 
@@ -264,6 +266,10 @@ REMARKS = {
                             "still has of it makes the difference.",
     "qemu-save": "Without multifd, QEMU's parameter direct-io has no effect on the pages. CPU time is QEMU's and the "
                  "helper's together.",
+    "cold-save": "Without prealloc=on, and the memory filled from outside: QEMU finds each page while it saves. This table and "
+                 "the next one count neither in the summary nor in a claim.",
+    "cold-load": "The pages are made while they are loaded; after diohelper's loads QEMU has yet to find each of them, when its "
+                 "guest uses it.",
     "ingest-save": "*raw*: the stream as it is; the drop-in is diohelper in the place of libvirt_iohelper. *ingest*: a "
                    "mapped-ram image. CPU time is QEMU's and the program's together. Each channel is a thread of QEMU's: "
                    "where they, its main thread and the helper are more than the machine has processors, further channels "

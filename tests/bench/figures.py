@@ -38,9 +38,11 @@ def best(peers, names, key="mib_per_s"):
 
 
 def verdict(measured, floor, aim, at_least):
-    """`aim`, `floor` or `below`: how far a figure comes."""
+    """`aim`, `floor` or `below`: how far a figure comes. `missed`: not to the aim, and there is no floor (None)."""
     def reaches(limit):
         return measured >= limit if at_least else measured <= limit
     if reaches(aim):
         return "aim"
+    if floor is None:
+        return "missed"
     return "floor" if reaches(floor) else "below"

@@ -19,7 +19,8 @@ import figures  # noqa: E402
 import plots  # noqa: E402
 
 TEMPLATE = os.path.join(HERE, "performance.md.in")
-VERDICTS = {"aim": "aim reached", "floor": "floor reached, aim not", "below": "**BELOW THE FLOOR**"}
+VERDICTS = {"aim": "aim reached", "floor": "floor reached, aim not", "below": "**BELOW THE FLOOR**",
+            "missed": "aim not reached"}
 BUSY = 1.0 # load average
 NOT_MEASURED = "not measured"
 
@@ -70,12 +71,13 @@ def short(experiments):
 
 def claim_row(claim, experiments):
     measured = claim.measure(experiments)
+    limits = ["" if limit is None else f"{limit:g}" for limit in (claim.floor, claim.aim)]
     if measured is None:
-        return [claim.text, NOT_MEASURED, f"{claim.floor:g}", f"{claim.aim:g}", ""]
+        return [claim.text, NOT_MEASURED, *limits, ""]
     decided = figures.verdict(measured.median, claim.floor, claim.aim, claim.at_least)
     sign = "≥" if claim.at_least else "≤"
-    return [claim.text, show(measured, max(2, digits_of(measured.median))), f"{sign} {claim.floor:g}",
-            f"{sign} {claim.aim:g}", VERDICTS[decided]]
+    return [claim.text, show(measured, max(2, digits_of(measured.median))),
+            *(limit and f"{sign} {limit}" for limit in limits), VERDICTS[decided]]
 
 
 def claim_tables(experiments):

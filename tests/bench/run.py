@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import harness  # noqa: E402  (its place is known only now)
 
-ROWS = ["memory", "stream", "qemu", "ingest", "convert", "libvirt", "shapes", "flat", "cpu", "defaults"]
+ROWS = ["memory", "stream", "qemu", "cold", "ingest", "convert", "libvirt", "shapes", "flat", "cpu", "defaults"]
 ROUNDS_DEFAULT, ROUNDS_QUICK = 9, 2
 FORMAT = 1
 

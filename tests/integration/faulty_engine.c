@@ -13,6 +13,8 @@
  * Or what the kernel may answer beside it:
  *
  *   writeback  sync_file_range(2) number INDEX tells of ENOSPC; that the bytes are gone nobody is told again
+ *   badmsg     the same, of EBADMSG: so file systems call it when a checksum of their own does not match
+ *   punch      fallocate(2) can make no holes in files
  *   ring       there is no memory for io_uring number INDEX, nor for any behind it; a probe's is smaller
  *   aio        the same, and the kernel has not so many I/Os left for libaio either
  *   broken     behind it the kernel carries out nothing any more
@@ -21,13 +23,15 @@
  *
  * That it came to that is said on standard error.
  */
-/* LDFLAGS: -Wl,--wrap=dioh_engine_find,--wrap=sync_file_range,--wrap=io_uring_queue_init_params,--wrap=io_setup,--wrap=dioh_payload_memory,--wrap=dioh_memory_erase */
+/* LDFLAGS: -Wl,--wrap=dioh_engine_find,--wrap=sync_file_range,--wrap=fallocate64,--wrap=dioh_payload_memory,--wrap=dioh_memory_erase */
+/* LDFLAGS: -Wl,--wrap=io_uring_queue_init_params,--wrap=io_setup */
 int helper_main(int argc, char **argv);
 
 #define main helper_main
 #include "main.c"
 #undef main
 
+#include <fcntl.h>
 #include <libaio.h>
 #include <liburing.h>
 #include <stdlib.h>
@@ -42,9 +46,10 @@ const struct dioh_engine_ops *__real_dioh_engine_find(uint32_t id);
 
 #define PROBE_DEPTH_MAX 4
 
-static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "nothing", "reorder", "writeback", "ring",
-	                             "aio", "parts", "erase", "broken" };
-enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, WRITEBACK, RING, AIO, PARTS, ERASE, BROKEN, KINDS };
+static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "nothing", "reorder", "writeback", "badmsg",
+	                             "punch", "ring", "aio", "parts", "erase", "broken" };
+enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, WRITEBACK, BADMSG, PUNCH, RING, AIO, PARTS, ERASE,
+	    BROKEN, KINDS };
 
 static struct {
 	enum kind kind;
@@ -270,10 +275,23 @@ int __wrap_sync_file_range(int fd, off64_t offset, off64_t bytes, unsigned flags
 {
 	static unsigned long calls; /* by one thread, the control-I/O thread */
 
-	if (fault.kind != WRITEBACK || calls++ != fault.index)
+	if ((fault.kind != WRITEBACK && fault.kind != BADMSG) || calls++ != fault.index)
 		return __real_sync_file_range(fd, offset, bytes, flags);
 	say_hit();
-	errno = ENOSPC;
+	errno = fault.kind == BADMSG ? EBADMSG : ENOSPC;
+	return -1;
+}
+
+/* fallocate(2), with offsets of 64 bits. */
+int __real_fallocate64(int fd, int mode, off64_t offset, off64_t bytes);
+int __wrap_fallocate64(int fd, int mode, off64_t offset, off64_t bytes);
+
+int __wrap_fallocate64(int fd, int mode, off64_t offset, off64_t bytes)
+{
+	if (fault.kind != PUNCH || !(mode & FALLOC_FL_PUNCH_HOLE))
+		return __real_fallocate64(fd, mode, offset, bytes);
+	say_hit();
+	errno = EOPNOTSUPP;
 	return -1;
 }
 

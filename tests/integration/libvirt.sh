@@ -36,6 +36,15 @@ requires_libvirt() {
 	[ -e "$BUILD/guest/boot.img" ] || fail "$BUILD/guest/boot.img is not built"
 }
 
+# Its save images of the format sparse are that young.
+requires_sparse() {
+	local version
+
+	version=$(virsh --version) || fail 'virsh does not tell its version'
+	printf '11.2\n%s\n' "$version" | sort --version-sort --check=quiet ||
+		skip "needs libvirt 11.2, for the format sparse: this is $version"
+}
+
 unshare_flags=(--mount --net --pid --fork --kill-child --mount-proc)
 
 # Runs the script itself in the namespaces. It ends with the script, however that ends, and everything in

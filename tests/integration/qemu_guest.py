@@ -21,8 +21,13 @@ class QmpError(Exception):
     """QEMU answered a command with an error."""
 
 
+def backend_id(block):
+    """QEMU puts a device's place in front of it: 0000:00:05.0/id."""
+    return block.rpartition("/")[2]
+
+
 class Memory:
-    """A memfd that a guest's memory backend opens by its name in /proc."""
+    """A memfd that a guest's memory backend opens by its name in /proc. `name`: what QEMU calls the RAM block."""
 
     def __init__(self, size, name):
         self.size = size
@@ -33,7 +38,7 @@ class Memory:
     def backend(self):
         # The last one, which libvirt sets too: machine types up to 3.1 would call the RAM block by the backend's path,
         # but that of a private backend by its name: a QEMU with the one could not go on where one with the other was.
-        return (f"memory-backend-file,id={self.name},size={self.size},mem-path=/proc/self/fd/{self.fd},share=on,"
+        return (f"memory-backend-file,id={backend_id(self.name)},size={self.size},mem-path=/proc/self/fd/{self.fd},share=on,"
                 "x-use-canonical-path-for-ramblock-id=off")
 
     def read(self, offset, count):
@@ -53,7 +58,7 @@ class PrivateMemory:
         self.name = name
 
     def backend(self):
-        return f"memory-backend-ram,id={self.name},size={self.size}"
+        return f"memory-backend-ram,id={backend_id(self.name)},size={self.size}"
 
     def close(self):
         pass
@@ -72,13 +77,14 @@ def version():
 class Guest:
     """One QEMU, stopped (-S). `memories`: Memory and PrivateMemory objects; else `mib` of private memory called pc.ram.
 
-    poke: memory can be written from outside, by poke().
+    poke: memory can be written from outside, by poke(). devices: Memory and PrivateMemory objects that are not the
+    machine's memory, but of a device among the options.
     """
 
-    def __init__(self, directory, mib, memories=(), machine="q35", incoming=False, options=(), poke=False):
+    def __init__(self, directory, mib, memories=(), machine="q35", incoming=False, options=(), poke=False, devices=()):
         self.serial = os.path.join(directory, "serial.log")
         self.complaints = os.path.join(directory, "qemu.log")
-        self.shared = {memory.name: memory for memory in memories if memory.fd is not None}
+        self.shared = {memory.name: memory for memory in [*memories, *devices] if memory.fd is not None}
         ours, theirs = socket.socketpair()
         fds = [theirs.fileno()] + [memory.fd for memory in self.shared.values()]
         command = [QEMU, "-nodefaults", "-no-user-config", "-S", "-display", "none", "-accel", "tcg", "-m", f"{mib}M",
@@ -86,7 +92,7 @@ class Guest:
                    "-drive", f"if=virtio,format=raw,readonly=on,file={BUILD}/guest/boot.img",
                    "-chardev", f"file,id=serial,append=on,path={self.serial}", "-serial", "chardev:serial",
                    "-chardev", f"socket,id=monitor,fd={theirs.fileno()}", "-mon", "chardev=monitor,mode=control"]
-        for backend in self._backends(mib, memories):
+        for backend in self._backends(mib, memories) + [memory.backend() for memory in devices]:
             command += ["-object", backend]
         if len(memories) > 1:
             for node, memory in enumerate(memories):
@@ -217,13 +223,21 @@ class Guest:
 
     # Its memory, from outside.
 
+    def qtest(self, line):
+        """What a command of QEMU's qtest answers."""
+        self.poker.sendall(f"{line}\n".encode())
+        answer = ""
+        while not answer.endswith("\n"):
+            answer += self.poker.recv(65536).decode()
+        assert answer.startswith("OK"), f"{line[:80]}: {answer}"
+        return answer[2:].strip()
+
     def poke(self, address, data):
         """Writes physical memory, whatever stands there: a video memory, say."""
-        self.poker.sendall(f"b64write {address:#x} {len(data):#x} {base64.b64encode(data).decode()}\n".encode())
-        answer = b""
-        while not answer.endswith(b"\n"):
-            answer += self.poker.recv(4096)
-        assert answer == b"OK\n", answer
+        self.qtest(f"b64write {address:#x} {len(data):#x} {base64.b64encode(data).decode()}")
+
+    def peek(self, address, count):
+        return base64.b64decode(self.qtest(f"b64read {address:#x} {count:#x}"))
 
     def blocks(self):
         """QEMU's RAM blocks: a function (offset, count) -> bytes, and how many there are, by name.

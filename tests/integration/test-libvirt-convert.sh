@@ -7,6 +7,7 @@
 # timeout: 300
 # shellcheck source=tests/integration/libvirt.sh
 . "$(dirname "$0")/libvirt.sh"
+requires_sparse
 
 saved=$state/witness.save
 sparse=$state/witness.sparse

@@ -8,6 +8,7 @@
 # timeout: 240
 # shellcheck source=tests/integration/libvirt.sh
 . "$(dirname "$0")/libvirt.sh"
+requires_sparse
 requires python3
 
 image=$state/witness.save

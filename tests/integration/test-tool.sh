@@ -151,7 +151,7 @@ if command -v python3 >/dev/null; then
 		done
 	done
 else
-	echo "note: there is no python3 here: images of QEMU's and libvirt's are not tested"
+	echo "images of QEMU's and libvirt's are skipped: there is no python3 here"
 fi
 if [ "$(id -u)" != 0 ]; then
 	: >unreadable
@@ -252,6 +252,24 @@ if command -v python3 >/dev/null; then
 	complains '^diohelper-tool: made: renaming made to made.partial failed: Is a directory'
 	rmdir made.partial
 	cmp random made || fail 'what stood there was touched'
+
+	# A name that could not be made durable is taken back.
+	faulty=$BUILD/tests/integration/faulty_tool
+	DIOH_FAULT=0 run 1 "$faulty" ingest --helper="$DIOHELPER" --or-raw --fd=5 made 5<foreign
+	complains '^diohelper-tool: made: renaming made to made.partial could not be made durable: Input/output error'
+	cmp random made || fail 'what stood there was touched'
+	[ ! -e made.partial ] || fail 'made.partial is left'
+	rm made
+	DIOH_FAULT=0 run 1 "$faulty" ingest --helper="$DIOHELPER" --or-raw --fd=5 made 5<foreign
+	complains 'could not be made durable'
+	[ "$(echo made*)" = 'made*' ] || fail 'it left a file behind'
+	DIOH_FAULT=1 run 1 "$faulty" ingest --helper="$DIOHELPER" --or-raw --fd=5 made 5<foreign
+	complains '^diohelper-tool: made: renaming made.partial to made could not be made durable: Input/output error'
+	[ ! -e made ] || fail 'a name that is not durable has been given'
+	cmp foreign made.partial || fail 'what was kept is not the stream'
+	rm made.partial
+	DIOH_FAULT=2 run 0 "$faulty" ingest --helper="$DIOHELPER" --or-raw --fd=5 made 5<foreign
+	cmp foreign made || fail 'what was kept is not the stream'
 	rm made
 fi
 

@@ -441,8 +441,10 @@ static void image_with_a_direct_descriptor(void **state)
 	int plain, direct;
 
 	(void)state;
-	if (!has_direct())
+	if (!has_direct()) {
+		print_message("skipped: no O_DIRECT here\n");
 		skip();
+	}
 	plain = open_file("image", O_RDWR);
 	(void)unlink(fixture_path("second-name"));
 	assert_int_equal(link(fixture_path("image"), fixture_path("second-name")), 0);

@@ -2,7 +2,8 @@
 /*
  * test_continue.c - images that a save goes on with (CREATE_IMAGE's CONTINUE, KEEP_REGION): until FINISH nobody takes one for
  * complete, whatever it was before; what is kept is as good as it was, with checksums or without; what comes anew leaves
- * nothing of what stood there. `convert --consume`, which uses all this: test_tool_convert.py.
+ * nothing of what stood there; a region that comes by another way makes it another image. `convert --consume`, which uses
+ * all this: test_tool_convert.py.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,6 +15,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -22,6 +25,8 @@
 #define SAVE DIOH_DIRECTION_SAVE
 #define LOAD DIOH_DIRECTION_LOAD
 #define RAM GUEST_IN(GUEST_RAM)
+
+static char healthy[512], faulty[512]; /* helpers; faulty_engine.c */
 
 /* ---- a container ---- */
 
@@ -294,40 +299,144 @@ static uint64_t place_of(struct moves *m, const char *name)
 	return 0;
 }
 
-/* The video memory was data, and is zeros now: nothing of it stays in the file. (RAM is the same in both.) */
-static void pages_that_come_no_more(void **state)
+/* Of the video memory all pages are data, or one comes, and is zero. RAM is the same in all these guests. */
+static void make_vga(struct guest *g, bool data)
+{
+	guest_start(g, RAM);
+	qemu_put_section(&g->q, QEMU_END);
+	for (uint64_t page = 0; page < (data ? GUEST_VGA_BYTES / PAGE : 1); page++)
+		qemu_put_page(&g->q, GUEST_VGA, page, data ? page + 1 : 0);
+	qemu_put_section_end(&g->q);
+	qemu_put_end(&g->q);
+}
+
+/* An image of the first guest is continued with the second one, and loads as that. Is anything in the video memory's place? */
+static bool vga_stays(const struct guest *first, const struct guest *second, const char *helper)
 {
 	struct qemu_feeder feeder;
-	struct guest data, zeros;
 	struct moves m;
 	uint64_t vga;
 
-	(void)state;
-	guest_start(&data, RAM);
-	qemu_put_section(&data.q, QEMU_END);
-	for (uint64_t page = 0; page < GUEST_VGA_BYTES / PAGE; page++)
-		qemu_put_page(&data.q, GUEST_VGA, page, page + 1);
-	qemu_put_section_end(&data.q);
-	qemu_put_end(&data.q);
-	must_guest_image(&data, fixture_path("mapped-ram"));
-	guest_start(&zeros, RAM);
-	qemu_put_section(&zeros.q, QEMU_END);
-	qemu_put_page(&zeros.q, GUEST_VGA, 0, 0);
-	qemu_put_section_end(&zeros.q);
-	qemu_put_end(&zeros.q);
-	guest_continue(&m, &zeros, &feeder);
-	vga = place_of(&m, data.q.blocks[GUEST_VGA].name);
+	must_guest_image(first, fixture_path("mapped-ram"));
+	setenv("DIOHELPER", helper, 1);
+	guest_continue(&m, second, &feeder);
+	vga = place_of(&m, first->q.blocks[GUEST_VGA].name);
 	must(moves_wait(&m, guest_begin_stream(&m)), &m.err);
 	keep_ram(&m);
 	finish(&m);
 	qemu_feeder_join(&feeder);
-	assert_false(has_data(fixture_path("mapped-ram"), vga, GUEST_VGA_BYTES));
-	must_guest_load(&zeros, &WAY_MAPPED_RAM, fixture_path("mapped-ram"), 0, RAM);
+	setenv("DIOHELPER", healthy, 1);
+	must_guest_load(second, &WAY_MAPPED_RAM, fixture_path("mapped-ram"), 0, RAM);
+	return has_data(fixture_path("mapped-ram"), vga, GUEST_VGA_BYTES);
+}
+
+/* The video memory was data, and is zeros now: nothing of it stays in the file. */
+static void pages_that_come_no_more(void **state)
+{
+	struct guest data, zeros;
+
+	(void)state;
+	make_vga(&data, true);
+	make_vga(&zeros, false);
+	assert_false(vga_stays(&data, &zeros, healthy));
 	guest_free(&data);
 	guest_free(&zeros);
 }
 
-int main(void)
+/* What stood there stays then, and is absent all the same. Zeros in its place would take room, and time. */
+static void where_no_hole_can_be_made(void **state)
+{
+	struct guest data, zeros;
+
+	(void)state;
+	make_vga(&data, true);
+	make_vga(&zeros, false);
+	setenv("DIOH_FAULT", "punch:0", 1);
+	assert_true(vga_stays(&data, &zeros, faulty));
+	assert_false(vga_stays(&zeros, &zeros, faulty));
+	unsetenv("DIOH_FAULT");
+	guest_free(&data);
+	guest_free(&zeros);
+}
+
+/* ---- another image ---- */
+
+#define VGA_NUMBER 1u /* its number when it is in the stream, and RAM is not: blocks get the lowest ones, BIOS first */
+
+static void add_block(struct moves *m, uint32_t number, const struct dioh_qemu_block *block)
+{
+	struct dioh_msg_entry *entry = moves_add_region(m, number, block->bytes);
+
+	memcpy(entry->name, block->name, sizeof(entry->name));
+}
+
+/* RAM and video memory are in memories, and have these numbers. */
+static int create_with_vga(struct moves *m, const struct guest *g, uint32_t create_flags, struct qemu_feeder *feeder)
+{
+	*m = (struct moves)MOVES(WAY_MAPPED_RAM, fixture_path("mapped-ram"));
+	m->create_flags = create_flags;
+	add_block(m, GUEST_REGION(GUEST_RAM), &g->q.blocks[GUEST_RAM]);
+	add_block(m, VGA_NUMBER, &g->q.blocks[GUEST_VGA]);
+	moves_add_stream(m, GUEST_ENTRY, 0);
+	moves_start(m, SAVE);
+	moves_attach(m, GUEST_REGION(GUEST_RAM), g->memories[GUEST_RAM], -1);
+	moves_attach(m, VGA_NUMBER, g->memories[GUEST_VGA], -1);
+	moves_attach_stream(m, 0, qemu_feed(feeder, g->q.bytes, g->q.count, 0));
+	return moves_create(m);
+}
+
+static void expect_another(struct moves *m, int r, struct qemu_feeder *feeder)
+{
+	assert_int_equal(r, -EINVAL);
+	moves_assert_error(m, EINVAL, PARSE, IMAGE, 0);
+	moves_end(m, 1);
+	qemu_feeder_join(feeder);
+}
+
+/*
+ * What a stream that broke off has left of a chunk may have a checksum that matches: nobody can vouch for such a region, so
+ * it is not kept as a memory's.
+ */
+static void what_came_by_the_stream_is_in_a_memory_now(void **state)
+{
+	struct guest streamed, mapped;
+	struct qemu_feeder feeder;
+	struct moves m;
+
+	(void)state;
+	guest_make(&streamed, RAM);
+	guest_make(&mapped, RAM | GUEST_IN(GUEST_VGA));
+	must_guest_image(&streamed, fixture_path("mapped-ram"));
+	expect_another(&m, create_with_vga(&m, &mapped, DIOH_CREATE_CONTINUE, &feeder), &feeder);
+	must_guest_load(&streamed, &WAY_MAPPED_RAM, fixture_path("mapped-ram"), 0, RAM);
+	guest_free(&streamed);
+	guest_free(&mapped);
+}
+
+static void what_was_in_a_memory_comes_by_the_stream_now(void **state)
+{
+	struct guest streamed, mapped;
+	struct qemu_feeder feeder;
+	struct moves m;
+
+	(void)state;
+	guest_make(&streamed, RAM);
+	guest_make(&mapped, RAM | GUEST_IN(GUEST_VGA));
+	must(create_with_vga(&m, &mapped, 0, &feeder), &m.err);
+	must(moves_wait(&m, guest_begin_stream(&m)), &m.err);
+	must(moves_region(&m, GUEST_REGION(GUEST_RAM), 0), &m.err);
+	must(moves_region(&m, VGA_NUMBER, 0), &m.err);
+	finish(&m);
+	qemu_feeder_join(&feeder);
+	m = (struct moves)MOVES(WAY_MAPPED_RAM, fixture_path("mapped-ram"));
+	m.create_flags = DIOH_CREATE_CONTINUE;
+	expect_another(&m, guest_create(&m, &streamed, qemu_feed(&feeder, streamed.q.bytes, streamed.q.count, 0)), &feeder);
+	must_guest_load(&mapped, &WAY_MAPPED_RAM, fixture_path("mapped-ram"), 0, RAM | GUEST_IN(GUEST_VGA));
+	guest_free(&streamed);
+	guest_free(&mapped);
+}
+
+int main(int argc, char **argv)
 {
 	static const struct CMUnitTest tests[] = {
 		cmocka_unit_test(kept_without_checksums),
@@ -337,8 +446,14 @@ int main(void)
 		cmocka_unit_test(a_continued_mapped_ram_image_is_partial),
 		cmocka_unit_test(the_record_says_so_itself),
 		cmocka_unit_test(pages_that_come_no_more),
+		cmocka_unit_test(where_no_hole_can_be_made),
+		cmocka_unit_test(what_came_by_the_stream_is_in_a_memory_now),
+		cmocka_unit_test(what_was_in_a_memory_comes_by_the_stream_now),
 	};
 
+	(void)argc;
+	(void)snprintf(healthy, sizeof(healthy), "%s", fixture_helper());
+	(void)snprintf(faulty, sizeof(faulty), "%.*s/faulty_engine", (int)(strrchr(argv[0], '/') - argv[0]), argv[0]);
 	signal(SIGPIPE, SIG_IGN);
 	return cmocka_run_group_tests_name("continue", tests, NULL, NULL);
 }

@@ -463,6 +463,30 @@ static void cut_off_while_open(void **state)
 	restore();
 }
 
+/* The image shrinks while it is made: FINISH reads its tables once more, to sum them. */
+static void cut_off_before_finish(void **state)
+{
+	const char *path = fixture_path("cut");
+	int memory = must_memfd("memory", 2 * MIB, 0);
+	struct moves m = MOVES(WAY_CONTAINER, path), l = m;
+
+	(void)state;
+	must_fill(memory, 0, 2 * MIB, 1);
+	moves_add_region(&m, REGION_A, 2 * MIB);
+	moves_start(&m, DIOH_DIRECTION_SAVE);
+	moves_attach(&m, REGION_A, memory, -1);
+	must(moves_create(&m), &m.err);
+	must(moves_region(&m, REGION_A, 0), &m.err);
+	assert_int_equal(truncate(path, PAGE), 0);
+	assert_int_equal(moves_finish(&m, DIOH_FINISH_DURABLE), -EBADMSG);
+	moves_assert_error(&m, EBADMSG, READ, IMAGE, 0);
+	moves_end(&m, 1);
+	moves_start(&l, DIOH_DIRECTION_LOAD);
+	assert_true(moves_open(&l, 0) < 0);
+	moves_end(&l, 0);
+	close(memory);
+}
+
 /* ---- versions, features, states ---- */
 
 static void write_head(struct dioh_record_head *head)
@@ -627,6 +651,7 @@ int main(void)
 		cmocka_unit_test(what_means_nothing_is_ignored),
 		cmocka_unit_test(cut_off_at_each_boundary),
 		cmocka_unit_test(cut_off_while_open),
+		cmocka_unit_test(cut_off_before_finish),
 		cmocka_unit_test(what_is_too_new),
 		cmocka_unit_test(killed_over_an_older_image),
 		cmocka_unit_test(nothing_is_finished_by_halves),

@@ -362,6 +362,20 @@ def signal_while_loading(p):
     return outcome
 
 
+def signal_while_copying(p):
+    """To a pipe, which it does plainly, and never waits."""
+    source, sink = os.pipe()
+    with open("/dev/zero", "rb") as zeros, subprocess.Popen(["cat"], stdin=source, stdout=subprocess.DEVNULL):
+        process = start(p, ["pipe", "1"], zeros.fileno(), sink)
+        os.close(source)
+        os.close(sink)
+        if not p.stock:
+            dropin.wait_until(lambda: caught(process.pid), "its signal handlers")
+        time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        return end(process)
+
+
 def file_size_limit(limit, direct=False):
     import resource
     return lambda p: save(p, fresh(), [DATA], direct=direct, limits=[(resource.RLIMIT_FSIZE, limit)])
@@ -510,6 +524,8 @@ def other_cases():
                            image=Where("no longer than what came", lambda image: len(image) <= 50000)),
                    {"status": -number, "error": ""}, DIES)
     yield Case("SIGTERM while loading", signal_while_loading, failing("ended by signal 15 \\(TERM\\) after \\d+ bytes"),
+               {"status": -signal.SIGTERM, "error": ""}, DIES)
+    yield Case("SIGTERM while copying to a pipe", signal_while_copying, failing("ended by signal TERM"),
                {"status": -signal.SIGTERM, "error": ""}, DIES)
     yield Case("SIGPIPE from outside", signal_while_saving(signal.SIGPIPE), {**OK, "image": DATA[:60000]},
                {"status": -signal.SIGPIPE, "error": "", "image": ANY}, DIES)

@@ -644,15 +644,15 @@ static void transfers_that_do_not_fit(void **state)
 
 /* ---- streams that are none ---- */
 
-/* CREATE_IMAGE fails, and the older image has not been touched. */
-static void refused_before(const struct guest *g, size_t count, int code, const char *what)
+/* CREATE_IMAGE fails with a sentence that has these words in it, and the older image has not been touched. */
+static void refused_before(const struct guest *g, size_t count, int code, const char *words, const char *what)
 {
 	struct qemu_feeder feeder;
 	struct moves m;
 
 	describe_save(&m, g);
 	start_save(&m, g->memories[GUEST_RAM], qemu_feed(&feeder, g->q.bytes, count, 0));
-	if (moves_create(&m) != -code)
+	if (moves_create(&m) != -code || !strstr(m.err.text, words))
 		fail_msg("%s: %s", what, m.err.text);
 	moves_assert_error(&m, code, PARSE, STREAM, 0);
 	moves_assert_alive(&m);
@@ -661,8 +661,8 @@ static void refused_before(const struct guest *g, size_t count, int code, const 
 	expect_older_untouched(what);
 }
 
-/* The transfer fails, and the image is partial. */
-static void refused_behind(const struct guest *g, size_t count, int code, const char *what)
+/* The transfer fails, with such a sentence too, and the image is partial. */
+static void refused_behind(const struct guest *g, size_t count, int code, const char *words, const char *what)
 {
 	struct qemu_feeder feeder;
 	struct moves m;
@@ -670,7 +670,7 @@ static void refused_behind(const struct guest *g, size_t count, int code, const 
 	describe_save(&m, g);
 	start_save(&m, g->memories[GUEST_RAM], qemu_feed(&feeder, g->q.bytes, count, 0));
 	must(moves_create(&m), &m.err);
-	if (moves_wait(&m, guest_begin_stream(&m)) != -code)
+	if (moves_wait(&m, guest_begin_stream(&m)) != -code || !strstr(m.err.text, words))
 		fail_msg("%s: %s", what, m.err.text);
 	moves_assert_error(&m, code, PARSE, STREAM, 0);
 	assert_int_equal(try_stream(&m, 0), -EBADF);
@@ -679,6 +679,16 @@ static void refused_behind(const struct guest *g, size_t count, int code, const 
 	moves_end(&m, 1);
 	qemu_feeder_join(&feeder);
 	expect_older_gone(g, what);
+}
+
+#define BEFORE_RAMS_END "it ends too early, before the RAM section's end"
+
+static void cut_before(const struct guest *g, size_t count)
+{
+	char words[80];
+
+	snprintf(words, sizeof(words), "it ends after %zu bytes, before its RAM setup is complete", count);
+	refused_before(g, count, EBADMSG, words, "cut in the setup");
 }
 
 static void a_stream_that_ends_early(void **state)
@@ -690,17 +700,18 @@ static void a_stream_that_ends_early(void **state)
 	make_older();
 	guest_start(&g, RAM);
 	for (size_t count = 0; count < g.q.count; count += 1 + count / 3)
-		refused_before(&g, count, EBADMSG, "cut in the setup");
-	refused_before(&g, g.q.count - 1, EBADMSG, "cut before the setup's last byte");
-	refused_before(&g, g.q.count, EBADMSG, "cut behind the setup");
+		cut_before(&g, count);
+	cut_before(&g, g.q.count - 1);
+	cut_before(&g, g.q.count); /* behind the setup: the byte that says so is missing */
 	guest_finish_stream(&g, 5000);
-	refused_behind(&g, g.q.setup_bytes + 1, EBADMSG, "cut behind the first byte that tells what follows");
+	refused_behind(&g, g.q.setup_bytes + 1, EBADMSG, BEFORE_RAMS_END,
+	               "cut behind the first byte that tells what follows");
 	pages = g.q.setup_bytes + 9 + 5; /* behind ping and a part's head */
-	refused_behind(&g, pages + 4, EBADMSG, "cut in a record");
-	refused_behind(&g, pages + 3000, EBADMSG, "cut in a page");
-	refused_behind(&g, g.q.count - 5200, EBADMSG, "cut about the RAM section's end");
-	refused_behind(&g, g.q.count - 1000, EBADMSG, "cut in a device");
-	refused_behind(&g, g.q.count - 1, EBADMSG, "cut in the description");
+	refused_behind(&g, pages + 4, EBADMSG, BEFORE_RAMS_END, "cut in a record");
+	refused_behind(&g, pages + 3000, EBADMSG, BEFORE_RAMS_END, "cut in a page");
+	refused_behind(&g, g.q.count - 5200, EBADMSG, BEFORE_RAMS_END, "cut about the RAM section's end");
+	refused_behind(&g, g.q.count - 1000, EBADMSG, "it ends too early, in the device state", "cut in a device");
+	refused_behind(&g, g.q.count - 1, EBADMSG, "it ends too early, in the device state", "cut in the description");
 	guest_free(&g);
 }
 
@@ -728,30 +739,35 @@ static void what_is_not_known_before(void **state)
 	make_older();
 	start_bare(&g);
 	put_capability(&g.q, "x-colo");
-	refused_before(&g, g.q.count, EOPNOTSUPP, "unknown capability");
+	refused_before(&g, g.q.count, EOPNOTSUPP, "the capability \"x-colo\"", "unknown capability");
 	g.q.count = 0;
 	put_capability(&g.q, "mapped-ram");
 	qemu_put_be(&g.q, 1, 1);
-	refused_before(&g, g.q.count, EOPNOTSUPP, "mapped-ram");
+	refused_before(&g, g.q.count, EOPNOTSUPP, "it declares mapped-ram", "mapped-ram");
 	g.q.count = 0;
 	qemu_put(&g.q, g.q.configuration, g.q.setup.configuration_bytes);
 	qemu_put_device(&g.q, 1, 10, 1);
-	refused_before(&g, g.q.count, EOPNOTSUPP, "a device before RAM");
+	refused_before(&g, g.q.count, EOPNOTSUPP, "the state of section \"device\"", "a device before RAM");
 	g.q.count = 0;
 	qemu_put_setup(&g.q);
 	qemu_put_device(&g.q, 1, 10, 1);
-	refused_before(&g, g.q.count, EOPNOTSUPP, "a device behind RAM's setup");
+	refused_before(&g, g.q.count, EOPNOTSUPP, "the state of section \"device\"", "a device behind RAM's setup");
 	g.q.bytes[g.q.setup_bytes] = 1;
-	refused_before(&g, g.q.count, EOPNOTSUPP, "another section in parts");
+	refused_before(&g, g.q.count, EOPNOTSUPP, "the start of section \"device\"", "another section in parts");
 	g.q.count = 0;
 	qemu_put(&g.q, "LibvirtQemudSave", 16);
-	refused_before(&g, g.q.count, EBADMSG, "no magic");
+	refused_before(&g, g.q.count, EBADMSG, "instead of QEMU's magic", "no magic");
 	guest_free(&g);
 }
 
 static void what_is_not_known_behind(void **state)
 {
-	static const uint32_t flags[] = { 0x40, 0x80, 0x100, 0x200 };
+	static const struct {
+		uint32_t flag;
+		const char *words;
+	} foreign[] = {
+		{ 0x40, "flag XBZRLE" }, { 0x80, "flag HOOK" }, { 0x100, "flag COMPRESS_PAGE" }, { 0x200, "flag MULTIFD_FLUSH" },
+	};
 	struct guest g;
 	size_t setup;
 
@@ -762,23 +778,23 @@ static void what_is_not_known_behind(void **state)
 	qemu_put_section(&g.q, QEMU_PART);
 	qemu_put_section_end(&g.q);
 	qemu_put_device(&g.q, 1, 10, 1);
-	refused_behind(&g, g.q.count, EOPNOTSUPP, "a device before RAM's end");
+	refused_behind(&g, g.q.count, EOPNOTSUPP, "the state of section \"device\"", "a device before RAM's end");
 	g.q.count = setup;
 	qemu_put_command(&g.q, 7, "abcd", 4);
-	refused_behind(&g, g.q.count, EOPNOTSUPP, "a package");
-	for (unsigned i = 0; i < COUNT(flags); i++) {
+	refused_behind(&g, g.q.count, EOPNOTSUPP, "command 7, PACKAGED", "a package");
+	for (unsigned i = 0; i < COUNT(foreign); i++) {
 		g.q.count = setup;
 		qemu_put_section(&g.q, QEMU_PART);
 		qemu_put_page(&g.q, GUEST_BIOS, 0, 3);
-		qemu_put_be(&g.q, flags[i], 8);
-		refused_behind(&g, g.q.count, EOPNOTSUPP, "a record's flag");
+		qemu_put_be(&g.q, foreign[i].flag, 8);
+		refused_behind(&g, g.q.count, EOPNOTSUPP, foreign[i].words, "a record's flag");
 	}
 	g.q.count = setup;
 	qemu_put_section(&g.q, QEMU_PART);
 	qemu_put_be(&g.q, g.q.blocks[GUEST_BIOS].bytes | 2, 8);
 	qemu_put_name(&g.q, g.q.blocks[GUEST_BIOS].name);
 	qemu_put_be(&g.q, 0, 1);
-	refused_behind(&g, g.q.count, EBADMSG, "a page behind its block");
+	refused_behind(&g, g.q.count, EBADMSG, "block \"pc.bios\": a page at offset", "a page behind its block");
 	guest_free(&g);
 }
 
@@ -792,7 +808,7 @@ static void pages_of_a_memory(void **state)
 	qemu_put_section(&g.q, QEMU_PART);
 	qemu_put_page(&g.q, GUEST_BIOS, 0, 1);
 	qemu_put_page(&g.q, GUEST_RAM, 7, 1);
-	refused_behind(&g, g.q.count, EBADMSG, "pages of what is in a memory");
+	refused_behind(&g, g.q.count, EBADMSG, "it brings pages of block \"pc.ram\"", "pages of what is in a memory");
 	guest_free(&g);
 }
 

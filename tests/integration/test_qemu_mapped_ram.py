@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# timeout: 300
+# timeout: 450
 #
 # Layout mapped-ram between us and a real QEMU, both ways: images that we compose are restored by a stock QEMU with
 # memory of its own, images of QEMU's own by us. After each restore every RAM block (the video memory and the ROMs too)
@@ -26,6 +26,7 @@ sys.path[:0] = [HERE, os.path.join(HERE, "other_language")]
 
 import manager  # noqa: E402 (the path had to be set first)
 import qemu_guest  # noqa: E402
+import virtio_mem  # noqa: E402
 from manager import Entry, HelperError, Session  # noqa: E402
 from qemu_guest import Guest, Memory, PrivateMemory, QmpError  # noqa: E402
 
@@ -42,6 +43,7 @@ DICE = random.Random(5)
 
 directory = None  # of the images; made by main()
 direct_works = True
+left_out = []  # of the case that runs: what could not be had of it
 
 
 class Skipped(Exception):
@@ -56,13 +58,16 @@ def path(name):
 
 PLAIN, MULTIFD, DIRECT = "plain", "multifd 4", "multifd 4, direct-io"
 ALL_WAYS = (PLAIN, MULTIFD, DIRECT)
+NO_DIRECT = "there is no O_DIRECT where the images stand"
 
 
 def choose_way(guest, way):
+    if way == DIRECT and not direct_works:
+        raise Skipped(NO_DIRECT)
     guest.capabilities(*(["mapped-ram"] if way == PLAIN else ["mapped-ram", "multifd"]))
     if way != PLAIN:
         guest.parameters(multifd_channels=4)
-    if way == DIRECT and direct_works:
+    if way == DIRECT:
         guest.parameters(direct_io=True)
 
 
@@ -70,14 +75,12 @@ def choose_way(guest, way):
 
 
 class Machine:
-    """What a guest's QEMU is started with, here and at every restore. `parts`: its memory backends' names and MiB."""
+    """What a guest's QEMU is started with, here and at every restore. `parts`: its memory backends' names and MiB.
+    `more`: those of its devices."""
 
-    def __init__(self, machine="q35", parts=(("pc.ram", 64),), options=VGA):
-        self.machine, self.parts, self.options = machine, parts, options
+    def __init__(self, machine="q35", parts=(("pc.ram", 64),), options=VGA, more=()):
+        self.machine, self.parts, self.options, self.more = machine, parts, options, more
         self.mib = sum(mib for _, mib in parts)
-
-    def memories(self, kind):
-        return [kind(mib * MIB, name) for name, mib in self.parts]
 
     def addresses(self):
         """Where in the guest each backend begins: without a hole, as QEMU places them in its machine's memory."""
@@ -92,9 +95,11 @@ class Machine:
         with tempfile.TemporaryDirectory(dir=directory) as place:
             with open(os.path.join(place, "serial.log"), "wb") as serial:
                 serial.write(log)
-            memories = self.memories(kind)
+            memories = [kind(mib * MIB, name) for name, mib in (*self.parts, *self.more)]
+            count = len(self.parts)
             try:
-                with Guest(place, self.mib, memories, self.machine, options=self.options, **more) as guest:
+                with Guest(place, self.mib, memories[:count], self.machine, options=self.options,
+                           devices=memories[count:], **more) as guest:
                     guest.memories = memories
                     yield guest
             finally:
@@ -112,6 +117,7 @@ class Saved:
         self.machine, self.image, self.base, self.header_bytes = machine, image, base, len(header)
         self.stream_bytes = None
         self.passes = guest.passes()
+        self.devices = guest.command("query-memory-devices")
         with open(guest.serial, "rb") as log:
             self.log = log.read()
         self.blocks = dict(self._keep(guest))
@@ -140,9 +146,10 @@ class Saved:
 
 
 def check_same(guest, saved):
-    """Every block is, byte for byte, what was saved."""
+    """Every block is, byte for byte, what was saved, and so much of the devices' memory is plugged in."""
     found = guest.blocks()
     assert found.keys() == saved.blocks.keys(), (sorted(found), sorted(saved.blocks))
+    assert guest.command("query-memory-devices") == saved.devices
     for name, (read, used) in found.items():
         was, was_used = saved.blocks[name]
         assert used == was_used, f"{name}: {used} bytes, not {was_used}"
@@ -230,8 +237,8 @@ def compose(guest, machine, image, base=0, header=b"", finish=0):
     return saved
 
 
-def start_and_compose(machine, image, *where, video=True, stop=True, prepare=lambda guest: None, **how):
-    with machine.guest(Memory, poke=video) as guest:
+def start_and_compose(machine, image, *where, kind=Memory, video=True, stop=True, prepare=lambda guest: None, **how):
+    with machine.guest(kind, poke=video) as guest:
         guest.run_to_pass(2)
         if stop:
             guest.command("stop")
@@ -272,10 +279,13 @@ def restored_by_qemu(saved, way, image=None):
         yield guest
 
 
-def check_qemu_restores(saved, *ways, image=None):
+def check_qemu_restores(saved, *ways, image=None, passes=2):
     for way in ways:
+        if way == DIRECT and not direct_works:
+            left_out.append(f"no restore by direct-io: {NO_DIRECT}")
+            continue
         with restored_by_qemu(saved, way, image) as guest:
-            check_goes_on(guest, saved)
+            check_goes_on(guest, saved, passes)
 
 
 def check_qemu_refuses(saved, pattern, way=MULTIFD):
@@ -334,7 +344,7 @@ def check_table(helper, saved):
     entries = {entry.name.decode(): entry for entry in helper.get_table() if entry.kind == manager.REGION}
     assert entries.keys() == saved.blocks.keys(), sorted(entries)
     for name, entry in entries.items():
-        mine = name in dict(saved.machine.parts)
+        mine = name in dict((*saved.machine.parts, *saved.machine.more))
         assert bool(entry.flags & IN_STREAM) != mine, entry
     return entries
 
@@ -383,13 +393,14 @@ def composed(machine):
 def two_backends():
     saved = start_and_compose(NUMA, path("composed"))
     assert all(saved.has_contents(name) for name in ("left", "right"))
-    check_qemu_restores(saved, PLAIN, DIRECT)
+    check_qemu_restores(saved, *ALL_WAYS)
     check_we_restore(saved)
 
 
 def of_512_mib():
     saved = start_and_compose(Machine(parts=(("pc.ram", 512),)), path("composed"), video=False)
-    check_qemu_restores(saved, MULTIFD, DIRECT)
+    check_qemu_restores(saved, *ALL_WAYS, passes=1)  # each takes long here, and every byte has been compared
+    check_we_restore(saved)
 
 
 # The guest fills and checks what lies below the PCI hole, which is kept small here: a pass over gigabytes would take
@@ -405,7 +416,7 @@ def of_4_gib():
         os.pwrite(memory.fd, DICE.randbytes(PAGE), 4096 * MIB - PAGE)
 
     saved = start_and_compose(machine, path("composed"), prepare=scatter)
-    check_qemu_restores(saved, DIRECT)
+    check_qemu_restores(saved, *ALL_WAYS)
     with restored_by_us(saved) as guest:
         allocated = os.fstat(guest.shared["pc.ram"].fd).st_blocks * 512
         assert allocated < 256 * MIB, f"a sparse guest of 4 GiB has {allocated} bytes after a load"
@@ -503,6 +514,61 @@ def let_rounds_pass(guest, wanted):
             return
         time.sleep(0.05)
     raise AssertionError(f"QEMU makes no rounds: {answer}")
+
+
+# ---- cases: a virtio-mem device --------------------------------------------------------------------------------------
+
+VMEM = "0000:00:05.0/vmem"
+
+
+# What is not plugged in, QEMU discards. The guest has no driver: without our help nothing is plugged in.
+def with_virtio_mem(properties=""):
+    return Machine(options=(*VGA, "-m", "maxmem=256M", "-device", "virtio-mem-pci,memdev=vmem,addr=5.0" + properties),
+                   more=((VMEM, 128),))
+
+
+def read_file(name):
+    with open(name, "rb") as file:
+        return file.read()
+
+
+def virtio_mem_early():
+    good = start_and_compose(Machine(), path("composed"))
+    stood_there = read_file(good.image)
+    try:
+        start_and_compose(with_virtio_mem(), good.image)
+    except HelperError as error:
+        assert '"0000:00:05.0/virtio-mem-device-early"' in error.text, error
+        print(f"     {error.text}")
+    else:
+        raise AssertionError("it was composed, without what QEMU sends ahead of the memory")
+    assert read_file(good.image) == stood_there, "the older image was touched"
+    check_qemu_restores(good, PLAIN)
+
+
+def virtio_mem_late(kind, plugged):
+    machine = with_virtio_mem(f",x-early-migration=off,requested-size={plugged}")
+
+    def prepare(guest):
+        if plugged:
+            address = virtio_mem.plug(guest, 5, plugged)
+            for at in (0, 3 * MIB, plugged - PAGE):
+                guest.poke(address + at, DICE.randbytes(PAGE))
+
+    def run():
+        saved = start_and_compose(machine, path("composed"), kind=kind, prepare=prepare)
+        _, table = look_at(saved)
+        assert (table[VMEM].bytes, table[VMEM].present_bytes) == (128 * MIB, 3 * PAGE if plugged else 0), table[VMEM]
+        assert [device["data"]["size"] for device in saved.devices] == [plugged], saved.devices
+        check_qemu_restores(saved, *ALL_WAYS)
+        if kind is PrivateMemory:
+            check_plain_stream(saved)
+            return
+        with restored_by_us(saved) as guest:
+            allocated = os.fstat(guest.shared[VMEM].fd).st_blocks * 512  # pages, or huge ones
+            assert allocated <= table[VMEM].present_bytes // PAGE * 2 * MIB, f"{allocated} bytes for a few pages"
+            check_goes_on(guest, saved)
+    return run
 
 
 # ---- cases: QEMU's own images ----------------------------------------------------------------------------------------
@@ -669,6 +735,10 @@ CASES = [
     ("composed, stopped by QEMU", stopped_by_qemu),
     ("composed from a running guest's whole stream", of_a_running_guest),
     ("composed on a block device", on_a_block_device),
+    ("composed with virtio-mem in its usual form: refused", virtio_mem_early),
+    ("composed with virtio-mem of a file, nothing plugged in", virtio_mem_late(Memory, 0)),
+    ("composed with virtio-mem of a file, half of it plugged in", virtio_mem_late(Memory, 64 * MIB)),
+    ("composed with virtio-mem that QEMU sends, half of it plugged in", virtio_mem_late(PrivateMemory, 64 * MIB)),
     ("QEMU's own, plain", qemus_own(PLAIN, Machine())),
     ("QEMU's own, multifd", qemus_own(MULTIFD, Machine("pc"), header=bytes(ODD))),
     ("QEMU's own, multifd and direct-io", qemus_own(DIRECT, Machine(), base=3 * PAGE)),
@@ -689,7 +759,6 @@ def look_for_direct():
         os.close(os.open(path("probe"), os.O_RDONLY | os.O_DIRECT))
         return True
     except OSError:
-        print("direct-io is left out: the images stand on a file system without O_DIRECT")
         return False
 
 
@@ -699,18 +768,22 @@ def skip(reason):
 
 
 def run_case(name, run):
-    """What came of it, in a word."""
+    """What came of it, in a word. A case of which something was left out is a skipped one."""
     began = time.monotonic()
+    left_out.clear()
     for image in os.listdir(directory):
         os.unlink(path(image))
+    outcome = "ok"
     try:
         run()
-        outcome = "ok"
     except Skipped as reason:
-        outcome, name = "skip", f"{name}: {reason}"
+        left_out.append(str(reason))
     except Exception:  # whatever it is: the other cases are to run too
         traceback.print_exc(file=sys.stdout)
         outcome = "FAIL"
+    if left_out:
+        print(f"{name} is skipped: {'; '.join(dict.fromkeys(left_out))}")
+        outcome = "skip" if outcome == "ok" else outcome
     print(f"{outcome:4} {name} ({time.monotonic() - began:.1f} s)", flush=True)
     return outcome
 
@@ -731,8 +804,6 @@ def main():
         outcomes = [run_case(*case) for case in CASES if len(sys.argv) < 2 or sys.argv[1] in case[0]]
     finally:
         shutil.rmtree(directory)
-    if "skip" in outcomes:  # in the form that tests/run looks for
-        print(f"[  SKIPPED ] {outcomes.count('skip')} test(s), named above")
     sys.exit(1 if "FAIL" in outcomes or not outcomes else 0)
 
 

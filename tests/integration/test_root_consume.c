@@ -3,7 +3,8 @@
  * test_root_consume.c - `diohelper-tool convert --consume` frees IN's pages behind the work, and what is freed must be in
  * OUT whatever happens then. OUT is on a disk of our own (fuse_file.h). At each of its syncs in turn, either the power
  * goes: the sync fails, and OUT loses all that no earlier sync has made durable; or, while the sync is under way, the file
- * that says how far it is can no longer be written. The next run goes on, and every byte is in OUT. Needs root and FUSE.
+ * that says how far it is can no longer be written. The next run goes on, every byte is in OUT, and IN is no image. If
+ * another machine has been saved into IN by then, it is not made part of the first. Needs root and FUSE.
  */
 /* timeout: 240 */
 #define _GNU_SOURCE
@@ -29,6 +30,7 @@
 
 #define MEMORY_BYTES (400 * MIB) /* IN is freed in steps of 128 MiB or more */
 #define SYNCS_MIN 5u             /* two of the new image, a step, data, mark */
+#define MARK_BYTES 512u
 #define STEP_MS 2
 #define HANG_S 60
 
@@ -78,6 +80,17 @@ static void expect_machine(void)
 	assert_true(same_bytes(memory, loaded));
 }
 
+/* Its tables and all that no step has freed would be there still. */
+static void expect_no_mark(void)
+{
+	const uint8_t zeros[MARK_BYTES] = { 0 };
+	uint8_t bytes[MARK_BYTES];
+	DIOH_AUTO_FD int fd = open(in, O_RDONLY | O_CLOEXEC);
+
+	assert_int_equal(pread(fd, bytes, sizeof(bytes), 0), sizeof(bytes));
+	assert_memory_equal(bytes, zeros, sizeof(zeros));
+}
+
 /* ---- conversions ---- */
 
 static pid_t convert(const char *how, const char *from, const char *to)
@@ -108,15 +121,32 @@ static bool end_conversion(pid_t pid)
 	return WEXITSTATUS(status) == 0;
 }
 
-static void begin_anew(void)
+static void save_both(void)
+{
+	const struct format *const before = target;
+
+	save_machine();
+	(void)unlink(formats[0].kept);
+	target = formats;
+	assert_true(end_conversion(convert("--quiet", formats[1].kept, formats[0].kept)));
+	target = before;
+}
+
+/* The same file gets it, if it is there already. */
+static void put_in(void)
 {
 	const struct format *source = target == formats ? &formats[1] : formats;
 	char command[2048];
 
-	alarm(HANG_S);
-	(void)unlink(state);
 	(void)snprintf(command, sizeof(command), "cp --sparse=always '%s' '%s'", source->kept, in);
 	assert_int_equal(system(command), 0);
+}
+
+static void begin_anew(void)
+{
+	alarm(HANG_S);
+	(void)unlink(state);
+	put_in();
 	assert_int_equal(ftruncate(fuse_file_memfd(disk), 0), 0);
 	fuse_file_record(disk, true);
 }
@@ -171,6 +201,7 @@ static bool power_goes(unsigned sync)
 		assert_true(end_conversion(begin_conversion()));
 	}
 	expect_machine();
+	expect_no_mark();
 	return hit;
 }
 
@@ -227,6 +258,7 @@ static bool cannot_say(unsigned sync)
 		assert_int_equal(rmdir(obstacle), 0);
 	}
 	expect_machine();
+	expect_no_mark();
 	return held;
 }
 
@@ -234,6 +266,29 @@ static void how_far_cannot_be_said(void **state_)
 {
 	(void)state_;
 	each_sync(cannot_say);
+}
+
+/* ---- another machine is saved into IN ---- */
+
+static void another_machine(void **state_)
+{
+	(void)state_;
+	for (target = formats; target < formats + 2; target++) {
+		begin_anew();
+		fuse_file_fault(disk, FUSE_FSYNC, .kind = FUSE_FAULT_ERROR, .value = EIO, .after = SYNCS_MIN - 2, .times = 1);
+		assert_false(end_conversion(begin_conversion()));
+		fuse_file_release(disk, 0);
+		fuse_file_record(disk, false);
+		must_fill(memory, 0, MIB, (uint64_t)(1 + target - formats));
+		save_both();
+		put_in();
+		assert_false(end_conversion(begin_conversion()));
+		assert_int_equal(unlink(state), 0);
+		assert_int_equal(ftruncate(fuse_file_memfd(disk), 0), 0);
+		assert_true(end_conversion(begin_conversion()));
+		expect_machine();
+		alarm(0);
+	}
 }
 
 /* ---- all of it ---- */
@@ -249,9 +304,7 @@ static int begin(void **state_)
 	memory = must_memfd("memory", MEMORY_BYTES, 0);
 	for (uint64_t at = 0; at < MEMORY_BYTES; at += 10 * MIB)
 		must_fill(memory, at, MIB, at);
-	save_machine();
-	target = formats;
-	assert_true(end_conversion(convert("--quiet", formats[1].kept, formats[0].kept)));
+	save_both();
 	return symlink(fuse_file_path(disk), out);
 }
 
@@ -268,6 +321,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_power_goes),
 		cmocka_unit_test(how_far_cannot_be_said),
+		cmocka_unit_test(another_machine),
 	};
 	const char *why;
 	int r;

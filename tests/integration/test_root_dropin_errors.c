@@ -195,7 +195,7 @@ static void errors_end_libvirts(void **state)
 {
 	(void)state;
 	if (access(stock, X_OK) < 0) {
-		print_message("no libvirt_iohelper is installed here\n");
+		print_message("skipped: no libvirt_iohelper is installed here\n");
 		skip();
 	}
 	all_cases(stock, false);

@@ -296,8 +296,10 @@ static void every_layer_may_be_required(void **state)
 	struct raw_options options = RAW_OPTIONS_INIT;
 
 	(void)state;
-	if (selinux_is_on())
-		skip(); /* tests/vm */
+	if (selinux_is_on()) {
+		print_message("skipped: SELinux is on, which tests/vm has\n");
+		skip();
+	}
 	require_each(&options, here);
 	options.no_landlock = true;
 	require_each(&options, here & ~(uint32_t)DIOH_LAYER_LANDLOCK);
@@ -380,8 +382,10 @@ static void nobody_of_the_same_user_traces_it(void **state)
 	pid_t other;
 
 	(void)state;
-	if (is_sanitized())
+	if (is_sanitized()) {
+		print_message("skipped: a sanitizer looks at its own process\n");
 		skip();
+	}
 	other = ordinary_process();
 	assert_int_equal(trace_as_user(other), 0); /* else this test would show nothing */
 	kill(other, SIGKILL);

@@ -19,9 +19,11 @@ import time
 import unittest
 
 sys.dont_write_bytecode = True  # no __pycache__ in the source tree
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [os.path.join(HERE, "other_language"), HERE]
 
 import dropin  # noqa: E402 (the path had to be set first)
+import manager  # noqa: E402
 from dropin import KIB, MIB  # noqa: E402
 
 TOOL = os.path.abspath(os.environ.get("DIOHELPER_TOOL") or os.path.join(dropin.HERE, "../../build/diohelper-tool"))
@@ -87,7 +89,7 @@ class Bench(unittest.TestCase):
         self.assertEqual(document["result"], "ok")
         self.assertEqual(document["path"], self.directory)
         self.assertIn(document["direct"], (True, False))
-        self.assertRegex(document["advice"], r"MiB/s saved and .* loaded, .*\.$")
+        self.assertRegex(document["advice"], r"MiB/s saved \(.*\) and .* MiB/s loaded \(.*\), .*\.$")
         for run in document["runs"]:
             self.check_run(run)
         for operation in ("save", "load"):
@@ -105,7 +107,30 @@ class Bench(unittest.TestCase):
         self.assertTrue(document["quick"])
         self.assertEqual(document["kind"], "file")
         self.assertTrue(all(run["repeats"] == 1 for run in document["runs"]))
+        for run in document["runs"]:
+            self.assertEqual((run["block_bytes"], run["in_flight"], run["workers"]), self.defaults(run["operation"])[1:])
+        self.assertEqual([run["engine"] for run in document["runs"][:2]], [self.defaults("save")[0]] * 2)
         self.is_left_clean()
+
+    def defaults(self, operation):
+        """What the helper does when it is asked for nothing, by its own word: engine, block size, depth, workers."""
+        with open(self.path("asked"), "w+b") as file, manager.Session(dropin.HELPER) as session:
+            session.hello(offered=0xFF)
+            image = session.attach_image(manager.SAVE if operation == "save" else manager.LOAD, buffered=file.fileno())
+        os.unlink(self.path("asked"))
+        return ("any", "io_uring", "libaio", "sync")[image.engine], image.block_bytes, image.in_flight, image.workers
+
+    def test_defaults(self):
+        """They are among what is measured without --quick, and what was not chosen by name is theirs."""
+        document = self.document("--size=8M", "--repeat=1", self.directory)
+        measured = [(run["operation"], (run["engine"], run["block_bytes"], run["in_flight"], run["workers"]))
+                    for run in document["runs"]]
+        for operation in ("save", "load"):
+            self.assertEqual(measured.count((operation, self.defaults(operation))), 1, operation)
+        for run in self.document("--quick", "--size=8M", "--depth=7", "--engine=sync", self.directory)["runs"]:
+            _, block_bytes, _, workers = self.defaults(run["operation"])
+            self.assertEqual((run["engine"], run["block_bytes"], run["in_flight"], run["workers"]),
+                             ("sync", block_bytes, 7, workers))
 
     def test_every_combination(self):
         document = self.document("--size=8M", "--repeat=2", "--engine=sync", "--block=64K,256K", "--depth=1,8",
@@ -150,7 +175,7 @@ class Bench(unittest.TestCase):
         self.assertEqual(sum(line.startswith("save  memory ") for line in lines), 1)
         self.assertEqual(sum(line.startswith("load  memory ") for line in lines), 1)
         self.assertEqual(sum(line.startswith("load  stream, buffered  drop-in") for line in lines), 1)
-        self.assertRegex(lines[-1], r"MiB/s saved and .*\.$")
+        self.assertRegex(lines[-1], r"MiB/s saved .*\.$")
 
     def test_csv(self):
         rows = list(csv.DictReader(io.StringIO(self.run_bench(*SMALL, "--engine=sync", "--streams", "--csv",

@@ -350,16 +350,27 @@ def test_consume(path):
     memory = make_big(path)
     before = allocated(path)
     if before > BIG_BYTES * 3 // 4:
-        print("note: this file system keeps no holes; not tested")
+        print("skipped: this file system keeps no holes")
         return
     container, back = path + ".container", path + ".back"
     convert(0, "--consume", "--to", "container", path, container)
     check(allocated(path) < before * 2 // 3, f"IN was freed: {allocated(path)} bytes of {before}")
-    check(not os.path.exists(container + ".consume"), "the state is gone")
+    is_consumed(path, container)
     is_big(container, memory)
     convert(0, "--consume", container, back)
+    is_consumed(container, back)
     is_big(back, memory)
     os.close(memory)
+
+
+def is_consumed(path, out, header_bytes=0):
+    """IN is nobody's image any more, wherever one looks for its beginning."""
+    check(not os.path.exists(out + ".consume"), "the state is gone")
+    with open(path, "rb") as file:
+        for place in (0, header_bytes):
+            file.seek(place)
+            check_equal(file.read(512), bytes(512), f"IN's mark at {place}")
+    check(inspect_state(path) != "complete", "IN does not say that it is complete")
 
 
 def interrupt(arguments, seconds):
@@ -411,18 +422,109 @@ def test_consume_state(path):
     for text in ("", "{", "[]", "{}", '{"version": 2}'):
         write(out + ".consume", text.encode())
         has(convert(1, *arguments), "which an earlier --consume has left, cannot be understood")
-    st = os.stat(path)
-    state = {"version": 1, "format": "container", "in_device": st.st_dev, "in_inode": st.st_ino, "in_bytes": st.st_size,
-             "base_offset": 0, "out_device": st.st_dev, "out_inode": 1, "region": 0, "offset": MIB}
-    for key, value, words in (("in_inode", 1, "is of another IN"), ("format", "mapped-ram", "or another format"),
+    state = state_of(path, out)
+    for key, value, words in (("in_identity", 1, "is of another image"), ("format", "mapped-ram", "or another format"),
                               ("in_bytes", 5, "is of another IN"), ("offset", 5, "cannot be understood"),
-                              ("region", -1, "cannot be understood"), ("out_inode", 2, "in another OUT already")):
+                              ("region", -1, "cannot be understood"), ("header_bytes", -1, "cannot be understood"),
+                              ("version", 1, "cannot be understood"), ("out_inode", 2, "in another OUT already")):
         write(out + ".consume", json.dumps({**state, key: value}).encode())
         has(convert(1, *arguments), words)
     write(out, b"no image".ljust(4096))
     write(out + ".consume", json.dumps({**state, "out_inode": os.stat(out).st_ino}).encode())
     has(convert(1, *arguments), "it cannot be continued")
     check_equal(read(path), good, "IN")
+
+
+def state_of(path, out):
+    """What a run leaves behind that stops at damage in the device state, said to have come 1 MiB far."""
+    os.unlink(out + ".consume")
+    flip(path, os.stat(path).st_size - 1)
+    convert(1, "--consume", "--to", "container", path, out)
+    flip(path, os.stat(path).st_size - 1)
+    state = json.loads(read(out + ".consume"))
+    os.unlink(out)
+    return {**state, "offset": MIB}
+
+
+def interrupted(path, out, target="container"):
+    """A conversion that stops at damage in IN's last pages, which is mended then; how far it came."""
+    last = inspect(path)[0]["regions"][0]["image_offset"] + BIG_BYTES // (2 * BIG_RUN) * 2 * BIG_RUN
+    flip(path, last)
+    convert(1, "--consume", "--to", target, path, out)
+    flip(path, last)
+    state = json.loads(read(out + ".consume"))
+    check(state["offset"] > 0, f"a part of IN was freed: {state}")
+    return state
+
+
+def stamp(path):
+    st = os.stat(path)
+    return st.st_ino, st.st_size, st.st_mtime_ns
+
+
+def test_consume_another_save(path):
+    """Another machine was saved into IN's file after an interruption: what was freed of the first is not made part of it."""
+    os.close(make_big(path))
+    out, inode = path + ".out", os.stat(path).st_ino
+    interrupted(path, out)
+    memory, before, kept = make_big(path), allocated(path), stamp(out)
+    check_equal(os.stat(path).st_ino, inode, "it is the same file")
+    has(convert(1, "--consume", "--to", "container", path, out), "is of another image than the one that is in IN now")
+    check_equal(allocated(path), before, "nothing of IN was freed")
+    check_equal(stamp(out), kept, "OUT")
+    is_big(path, memory)
+    os.unlink(out + ".consume")
+    convert(0, "--consume", "--force", "--to", "container", path, out)
+    is_big(out, memory)
+    os.close(memory)
+
+
+def test_consume_elsewhere(path):
+    """After a reboot devices may have other numbers, and a copy of IN is as good: the run goes on."""
+    memory = make_big(path)
+    out = path + ".out"
+    state = interrupted(path, out)
+    check_equal([key for key in state if "device" in key], [], "devices' numbers in the state")
+    subprocess.run(["cp", "--sparse=always", path, path + ".copy"], check=True)
+    os.rename(path + ".copy", path)
+    convert(0, "--consume", "--to", "container", path, out)
+    is_big(out, memory)
+    os.close(memory)
+
+
+def test_consume_end(path):
+    """A run that was interrupted when OUT was complete: what is left is done, and nothing else."""
+    memory = make_big(path)
+    out, arguments = path + ".out", ("--consume", "--to", "container", path, path + ".out")
+    done = json.dumps({**interrupted(path, out), "done": True}).encode()
+    convert(0, *arguments)
+    good = stamp(out)
+    write(out + ".consume", done)
+    write(path + ".new", b"no image")
+    os.rename(out, path + ".kept")
+    os.rename(path + ".new", out)
+    convert(1, *arguments)  # that OUT is not the one that is complete
+    os.rename(path + ".kept", out)
+    has(convert(0, *arguments), "note: an earlier run has made OUT complete")
+    is_consumed(path, out)
+    check_equal(stamp(out), good, "OUT")
+    convert(1, *arguments)
+    is_big(out, memory)
+    os.close(memory)
+
+
+def test_consume_needs(path):
+    """Regions without checksums are refused, and behind libvirt's header QEMU's mark goes with libvirt's."""
+    images.Saved(path, flags=images.NO_CHECKSUM)
+    good = read(path)
+    has(convert(1, "--consume", "--to", "container", path, path + ".out"), "region 7 has no checksums")
+    check_equal((read(path), os.path.exists(path + ".out")), (good, False), "IN, and whether there is an OUT")
+    convert(0, "--to", "container", path, path + ".out")
+    partial = qemu_stream.libvirt_header(complete=False, memory=8 * MIB)
+    images.Saved(path, partial, HEADER[:16])
+    convert(0, "--consume", "--to", "mapped-ram", path, path + ".mapped")
+    is_whole(path + ".mapped", "mapped-ram of libvirt's")
+    is_consumed(path, path + ".mapped", len(HEADER))
 
 
 # The map.
@@ -481,7 +583,8 @@ def test_map_of_a_large_region(path):
 
 
 TESTS = (test_streams, test_qemus_own, test_container, test_headers, test_stdout, test_options, test_refusals, test_broken,
-         test_state_is_not_qemus, test_no_room, test_consume, test_consume_killed, test_consume_state, test_map,
+         test_state_is_not_qemus, test_no_room, test_consume, test_consume_killed, test_consume_state,
+         test_consume_another_save, test_consume_elsewhere, test_consume_end, test_consume_needs, test_map,
          test_map_of_a_large_region)
 
 

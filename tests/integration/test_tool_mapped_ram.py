@@ -180,6 +180,30 @@ def check_libvirt(told, text, header, form):
         f'domain:  "guest", uuid {UUID}, memory 8.0 MiB, was running\n')
 
 
+def test_anothers_header(path):
+    """Behind a header that is not libvirt's nothing says where the image begins; with its size all is as without it."""
+    mine, base = b"another manager's".ljust(5000, b"\n"), 2 * MIB
+    for make, record in ((Saved, True), (write_qemus, False)):
+        make(path, mine, base=base)
+        place = f"--base-offset={base}"
+        for verb in ("inspect", "verify", "map"):
+            run(1, verb, place, path)
+            has(run(2, verb, "--header-bytes=17M", path)[1], "--header-bytes: 17825792 is more than 16777216")
+        told, _ = inspect(path, place, "--header-bytes=5000")
+        check_equal((told["layout"], told["record"], told["header_bytes"], told["libvirt"]), ("mapped-ram", record, 5000, None),
+                    "the image")
+        found, _ = verify(0, path, place, "--header-bytes=5000")
+        check_equal((found["result"], found["unchecked"]), ("ok", 0 if record else 3), "the verdict")
+        ram = json.loads(run(0, "map", "--json", place, "--header-bytes=5000", path)[0])[0]["map"]
+        first = next(piece for piece in ram if piece["present"])
+        with open(path, "rb") as file:
+            check_equal(os.pread(file.fileno(), PAGE, first["offset"]), RAM_PAGES[first["start"] // PAGE], "the first page")
+        run(1, "inspect", place, "--header-bytes=4999", path)
+        flip(path, first["offset"])
+        check_equal(verify(1 if record else 0, path, place, "--header-bytes=5000")[0]["result"], "damaged" if record else "ok",
+                    "a damaged page")
+
+
 def test_damage(path):
     """Damaged pages, wherever they came from, the device state, and the setup, each in its place."""
     saved = Saved(path)
@@ -205,6 +229,13 @@ def test_without_checksums(path):
     found, text = verify(0, path)
     check_equal((found["result"], found["unchecked"]), ("ok", 3), "the verdict")
     has(text, 'region 7 "pc.ram": not checked', "ok, as far as it can be checked")
+
+
+def test_endless_state(path):
+    """A file of a few MiB on the disk that claims 20 GiB of device state: not read to its end, nor into the page cache."""
+    os.truncate(path, write_qemus(path) + 20480 * MIB)
+    has(verify(1, path)[1], "bytes of device state are more than 17179869184")
+    has(inspect(path)[1], "layout:  mapped-ram")
 
 
 def test_partial(path):
@@ -322,7 +353,7 @@ def test_filled_holes(path):
         subprocess.run(["cp", "--sparse=never", path, full], check=True)
         subprocess.run(["cp", "--sparse=always", path, sparse], check=True)
         if os.stat(sparse).st_blocks * 512 > 6 * MIB:
-            print("note: this file system keeps no holes; not tested")
+            print("skipped: this file system keeps no holes")
             return
         told, text = inspect(full)
         check_equal((told["holes_filled"], told["allocated_bytes"]), (True, os.stat(full).st_blocks * 512), "a full copy")
@@ -332,8 +363,8 @@ def test_filled_holes(path):
             check(not told["holes_filled"] and "warning" not in text, f"{good} has its holes")
 
 
-TESTS = (test_ours, test_damage, test_without_checksums, test_partial, test_qemus, test_broken_qemus,
-         test_libvirts_other_formats, test_hostile_headers, test_filled_holes)
+TESTS = (test_ours, test_anothers_header, test_damage, test_without_checksums, test_endless_state, test_partial, test_qemus,
+         test_broken_qemus, test_libvirts_other_formats, test_hostile_headers, test_filled_holes)
 
 
 def main(tests=TESTS):

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* timeout: 120 */
 /*
  * test_transfers.c - transfers beside each other, memory that is cut short under them, regions that are huge and nearly
  * empty.

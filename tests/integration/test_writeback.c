@@ -106,6 +106,30 @@ static void several_workers(void **state)
 	lose(3);
 }
 
+/*
+ * What the file system says may be what a malformed message is called, which ends a session: FINISH is refused by another
+ * name, and answered.
+ */
+static void a_damaged_file_system(void **state)
+{
+	struct moves m;
+	int stream;
+
+	(void)state;
+	setenv("DIOH_FAULT", "badmsg:0", 1);
+	begin(&m, 1, &stream);
+	close(stream);
+	assert_int_equal(moves_region(&m, LARGE, 0), -EBADMSG);
+	moves_assert_error(&m, EBADMSG, SYNC, IMAGE, 0);
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(moves_finish(&m, DIOH_FINISH_DURABLE), -EIO);
+		moves_assert_error(&m, EIO, SYNC, IMAGE, 0);
+		moves_assert_alive(&m);
+	}
+	moves_end(&m, 1);
+	expect_refused(m.path);
+}
+
 /* The last of it, too: what has no error ends well. */
 static void nothing_lost(void **state)
 {
@@ -154,6 +178,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(nothing_lost),
 		cmocka_unit_test(one_worker),
 		cmocka_unit_test(several_workers),
+		cmocka_unit_test(a_damaged_file_system),
 		cmocka_unit_test(drop_in),
 	};
 

@@ -194,7 +194,8 @@ static void pages_are_the_models(void **state)
 
 #define STREAMS 3u
 
-static void must_create(struct dioh_image_layout *layout, struct dioh_image *image)
+static void must_create(struct dioh_image_layout *layout, struct dioh_image *image, const struct dioh_layout_ops *ops,
+                        unsigned streams)
 {
 	struct dioh_msg_entry entries[STREAMS] = { { 0 } };
 	struct dioh_error err;
@@ -205,12 +206,12 @@ static void must_create(struct dioh_image_layout *layout, struct dioh_image *ima
 	image->direction = DIOH_DIRECTION_SAVE;
 	image->readable = true;
 	memset(layout, 0, sizeof(*layout));
-	layout->ops = &dioh_layout_container;
+	layout->ops = ops;
 	layout->image = image;
-	for (unsigned i = 0; i < STREAMS; i++)
+	for (unsigned i = 0; i < streams; i++)
 		entries[i] = stream_entry(i, (const char *const[]){ "a", "b", "c" }[i]);
-	must(dioh_layout_allocate(layout, 0, STREAMS, &err), &err);
-	must(dioh_layout_put(layout, entries, STREAMS, &err), &err);
+	must(dioh_layout_allocate(layout, 0, streams, &err), &err);
+	must(dioh_layout_put(layout, entries, streams, &err), &err);
 	must(layout->ops->create(layout, &err), &err);
 }
 
@@ -247,7 +248,7 @@ static void extents_have_one_owner_each(void **state)
 	struct dioh_error err;
 
 	(void)state;
-	must_create(&layout, &image);
+	must_create(&layout, &image, &dioh_layout_container, STREAMS);
 	for (unsigned step = 0; step < 60; step++) {
 		must(layout.ops->add_extent(&layout, &layout.streams[below(STREAMS)], &err), &err);
 		check_extents(&layout, &end);
@@ -267,7 +268,7 @@ static void extents_have_a_limit(void **state)
 	unsigned model[STREAMS] = { 0 }, all = 0;
 
 	(void)state;
-	must_create(&layout, &image);
+	must_create(&layout, &image, &dioh_layout_container, STREAMS);
 	for (unsigned step = 0; all < DIOH_EXTENTS_MAX; step++) {
 		const unsigned i = below(STREAMS);
 		struct dioh_record_extent *extent = NULL;
@@ -294,6 +295,33 @@ static void extents_have_a_limit(void **state)
 	dioh_image_close(&image);
 }
 
+/* A terabyte and a half. Steps are not counted: the stream just goes on. */
+static void a_raw_stream_has_no_such_limit(void **state)
+{
+	struct dioh_image_layout layout;
+	struct dioh_stream_entry *entry;
+	struct dioh_image image;
+	struct dioh_error err;
+	uint64_t at = 0;
+
+	(void)state;
+	must_create(&layout, &image, &dioh_layout_raw, 1);
+	entry = &layout.streams[0];
+	for (unsigned step = 0; step < 3 * DIOH_EXTENTS_MAX; step++) {
+		const struct dioh_record_extent *extent;
+
+		must(layout.ops->add_extent(&layout, entry, &err), &err);
+		extent = &entry->extents[entry->record.extent_count - 1];
+		assert_int_equal(extent->offset, at);
+		at += extent->bytes;
+		must(layout.ops->store_extent(&layout, entry, entry->record.extent_count - 1, NULL, &err), &err);
+	}
+	assert_true(at > UINT64_C(1) << 40);
+	assert_int_equal(layout.image_bytes, at);
+	dioh_layout_free(&layout);
+	dioh_image_close(&image);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
@@ -301,6 +329,7 @@ int main(void)
 		cmocka_unit_test(pages_are_the_models),
 		cmocka_unit_test(extents_have_one_owner_each),
 		cmocka_unit_test(extents_have_a_limit),
+		cmocka_unit_test(a_raw_stream_has_no_such_limit),
 	};
 
 	return cmocka_run_group_tests(tests, seed, NULL);

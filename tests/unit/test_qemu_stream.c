@@ -993,7 +993,6 @@ static void test_the_other_form_is_refused(void **state)
 	assert_refused(EOPNOTSUPP, stream.at[AT_START], "it declares mapped-ram: it is an image");
 }
 
-/* Version 0 is as good as 1. */
 /* Where its channels are to be waited for: at records of their own, or where each part ends. */
 static void test_a_multifd_stream_has_sync_points(void **state)
 {
@@ -1021,6 +1020,7 @@ static void test_a_multifd_stream_has_sync_points(void **state)
 	assert_refused(EOPNOTSUPP, stream.at[AT_START], "declares mapped-ram");
 }
 
+/* Version 0 is as good as 1. */
 static void test_an_image_of_version_0(void **state)
 {
 	(void)state;

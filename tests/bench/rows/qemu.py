@@ -30,6 +30,7 @@ MAPPED_RAM_FEATURE, MAPPED_RAM = 0x80, 3
 BLOCK = "pc.ram"
 TICK = os.sysconf("SC_CLK_TCK")
 PAGES_COMPARED = 64
+VERBS = {"save": "migrate", "load": "migrate-incoming"}
 F_SETPIPE_SZ = 1031  # Python has its name since 3.10
 LEGACY = "QEMU, legacy stream, libvirt_iohelper"
 MODES = { # capabilities, parameters
@@ -73,12 +74,12 @@ class Clock:
 
 
 class Turns:
-    """One save or load each, by name. `source`: the memory that is saved."""
+    """One save or load each, by name. `kind` of memory guests have; `source`: the one that is saved."""
 
-    def __init__(self, bench, mib, save, load):
-        self.bench, self.mib = bench, mib
+    def __init__(self, bench, mib, save, load, kind=Prefaulted):
+        self.bench, self.mib, self.kind = bench, mib, kind
         self.experiments = {"save": save, "load": load}
-        self.source = Prefaulted(mib << 20, BLOCK)
+        self.source = kind(mib << 20, BLOCK)
         harness.fill(self.source.fd, self.source.size)
 
     def path(self, name):
@@ -92,7 +93,7 @@ class Turns:
         path = self.path(name)
         saves = direction == "save"
         (harness.remove if saves else harness.uncache)(path)
-        memory = self.source if saves else Prefaulted(self.mib << 20, BLOCK)
+        memory = self.source if saves else self.kind(self.mib << 20, BLOCK)
         with self.guest(memory, incoming=not saves) as guest:
             prepare(guest)
             with Clock(guest) as clock:
@@ -241,17 +242,26 @@ def our_load(guest, path, memory):
 # ---- all ---------------------------------------------------------------------------------------------------------------
 
 
-def commands(experiment, direction, fio, mode):
+def command_ours(experiment, direction):
     experiment.command(OURS, "x-ignore-shared, migrate to a pipe; diohelper serve: SAVE_STREAM, SAVE_MEMORY, FINISH"
                        if direction == "save" else
                        "diohelper serve: LOAD_MEMORY; x-ignore-shared, migrate-incoming from a pipe, LOAD_STREAM")
-    verb = "migrate" if direction == "save" else "migrate-incoming"
-    experiment.command(LEGACY, f"{verb} fd: (a pipe of 1 MiB) | libvirt_iohelper $DIR/image " +
+
+
+def command_mode(experiment, direction, name):
+    capabilities, parameters = MODES[name]
+    settings = [f"{key.replace('_', '-')}={str(value).lower()}" for key, value in parameters.items()]
+    experiment.command(name, f"{VERBS[direction]} file:$DIR/image; "
+                       f"{', '.join([*capabilities, *settings, 'max-bandwidth=0'])}" +
+                       ("; then fdatasync" if direction == "save" else ""))
+
+
+def commands(experiment, direction, fio, mode):
+    command_ours(experiment, direction)
+    experiment.command(LEGACY, f"{VERBS[direction]} fd: (a pipe of 1 MiB) | libvirt_iohelper $DIR/image " +
                        ("1 (O_DIRECT)" if direction == "save" else "0 (O_DIRECT)"))
-    for name, (capabilities, parameters) in MODES.items():
-        settings = [f"{key.replace('_', '-')}={str(value).lower()}" for key, value in parameters.items()]
-        experiment.command(name, f"{verb} file:$DIR/image; {', '.join([*capabilities, *settings, 'max-bandwidth=0'])}" +
-                           ("; then fdatasync" if direction == "save" else ""))
+    for name in MODES:
+        command_mode(experiment, direction, name)
     fio.describe(experiment, mode)
 
 
@@ -268,14 +278,19 @@ def turn_lists(turns, fio):
         yield found
 
 
-def require(mib):
-    """What this QEMU is called."""
+def require_qemu(mib):
+    """What it is called."""
     version = qemu_guest.version()
     if not version or version < (9, 1):
         raise harness.Unavailable("this needs QEMU 9.1: mapped-ram with direct-io")
-    stream.stock_program()
     harness.require_memory(3 * mib << 20)
     return f"QEMU {version[0]}.{version[1]}"
+
+
+def require(mib):
+    """As require_qemu(), and libvirt's program."""
+    stream.stock_program()
+    return require_qemu(mib)
 
 
 def measure(bench):

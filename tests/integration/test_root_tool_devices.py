@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # timeout: 120
 #
-# `diohelper bench` on block devices: only with --destroy, and never on one that is in use. Needs a loop device.
+# diohelper-tool on block devices: bench only with --destroy, and nothing ever on one that is in use. Needs a loop device.
 
 import json
 import os
@@ -11,13 +11,17 @@ import sys
 import unittest
 
 sys.dont_write_bytecode = True  # no __pycache__ in the source tree
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [os.path.join(HERE, "other_language"), HERE]
 
 import dropin  # noqa: E402 (the path had to be set first)
+import qemu_stream  # noqa: E402
 from dropin import MIB  # noqa: E402
 
 TOOL = os.path.abspath(os.environ.get("DIOHELPER_TOOL") or os.path.join(dropin.HERE, "../../build/diohelper-tool"))
 DEVICE_BYTES = 64 * MIB
+RAM = qemu_stream.Block("pc.ram", 8 * MIB, {page: b"%4096d" % page for page in range(0, 2048, 3)}, 0)
+WHOLE = qemu_stream.residual_stream((RAM,), state=bytes(range(256)) * 100)
 OPTIONS = ["--size=16M", "--repeat=1", "--block=1M", "--depth=4"]
 
 
@@ -33,12 +37,17 @@ class Device(unittest.TestCase):
         self.device = made.stdout.strip()
         self.addCleanup(subprocess.run, ["losetup", "--detach", self.device], check=False)
 
+    def run_tool(self, *arguments, standard_input=subprocess.DEVNULL):
+        return subprocess.run([TOOL, *arguments, self.device], stdin=standard_input, timeout=60, capture_output=True,
+                              text=True, env=dict(os.environ, DIOHELPER=dropin.HELPER), check=False)
+
     def run_bench(self, *arguments):
-        return subprocess.run([TOOL, "bench", *OPTIONS, *arguments, self.device], stdin=subprocess.DEVNULL, timeout=60,
-                              capture_output=True, text=True, env=dict(os.environ, DIOHELPER=dropin.HELPER), check=False)
+        return self.run_tool("bench", *OPTIONS, *arguments)
 
     def refused(self, pattern, *arguments):
-        done = self.run_bench(*arguments)
+        self.untouched(self.run_bench(*arguments), pattern)
+
+    def untouched(self, done, pattern):
         self.assertEqual(done.returncode, 1, done.stdout + done.stderr)
         self.assertRegex(done.stderr, pattern)
         with open(self.device, "rb") as device:
@@ -51,8 +60,28 @@ class Device(unittest.TestCase):
         holder = os.open(self.device, os.O_RDONLY | os.O_EXCL)
         try:
             self.refused("cannot be opened exclusively: .*mounted", "--destroy")
+            with self.stream() as stream:
+                self.untouched(self.run_tool("ingest", standard_input=stream), "cannot be opened: .*mounted")
+                self.untouched(self.run_tool("convert", "--force", "--to", "mapped-ram", stream.name),
+                               "cannot be opened: .*mounted")
         finally:
             os.close(holder)
+
+    def test_not_in_use(self):
+        """So that what is refused above is refused for that reason."""
+        with self.stream() as stream:
+            for arguments, standard_input in ((["ingest"], stream),
+                                              (["convert", "--force", "--to", "mapped-ram", stream.name], None)):
+                done = self.run_tool(*arguments, standard_input=standard_input)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                done = self.run_tool("verify")
+                self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def stream(self):
+        """A machine's migration stream, in a file."""
+        name = os.path.join(self.temporary.name, "stream")
+        dropin.put(name, WHOLE)
+        return open(name, "rb")
 
     def test_too_small(self):
         self.refused(r"the device has room for 64\.0 MiB", "--destroy", "--size=64M")
