@@ -17,7 +17,8 @@
 
 #define PLACE(op, offset) DIOH_PLACE(op, MEMORY, memory->number, offset)
 
-#define COARSE_BYTES (UINT64_C(256) << 10) /* how far data is taken to go on, if holes do no harm */
+/* How far data is taken to go on, if holes do no harm. Behind a hole as long as that it is looked up: it may be one page. */
+#define COARSE_BYTES (UINT64_C(256) << 10)
 
 #define HUGE_PAGE_BYTES (UINT64_C(2) << 20) /* of the machines there are; with others the advice has no effect */
 
@@ -49,16 +50,14 @@ static int seek(const struct dioh_memory *memory, uint64_t offset, int whence, u
 	return 0;
 }
 
-static int find_hole(const struct dioh_memory *memory, const struct dioh_memory_extent *extent, uint64_t data,
-                     uint64_t *ret_hole, struct dioh_error *err)
+/* `offset`: where the search for this data began. */
+static int find_hole(const struct dioh_memory *memory, bool coarse, uint64_t offset, uint64_t data, uint64_t *ret_hole,
+                     struct dioh_error *err)
 {
-	int r = 0;
-
-	if (extent->coarse)
-		*ret_hole = dioh_align_down(data, COARSE_BYTES) + COARSE_BYTES;
-	else
-		r = seek(memory, data, SEEK_HOLE, ret_hole, err);
-	return r;
+	if (!coarse || data - offset >= COARSE_BYTES)
+		return seek(memory, data, SEEK_HOLE, ret_hole, err);
+	*ret_hole = dioh_align_down(data, COARSE_BYTES) + COARSE_BYTES;
+	return 0;
 }
 
 static int look_up(const struct dioh_memory *memory, struct dioh_memory_extent *extent, uint64_t offset,
@@ -72,7 +71,7 @@ static int look_up(const struct dioh_memory *memory, struct dioh_memory_extent *
 		return 0;
 	r = seek(memory, offset, SEEK_DATA, &data, err);
 	if (r == 0 && data != DIOH_OFFSET_NONE)
-		r = find_hole(memory, extent, data, &hole, err);
+		r = find_hole(memory, extent->coarse, offset, data, &hole, err);
 	if (r < 0)
 		return r;
 	if (data != DIOH_OFFSET_NONE)
