@@ -82,6 +82,20 @@ static void fill_window(const struct job *job, uint64_t begin, uint64_t bytes)
 	munmap(map, bytes);
 }
 
+/* As prealloc=on does: fallocate(2) would leave it to the first write to find out whether a host has the page, too. */
+static void touch(const struct job *job)
+{
+	for (uint64_t at = 0; at < job->bytes; at += WINDOW_BYTES) {
+		const uint64_t bytes = dioh_min(WINDOW_BYTES, job->bytes - at);
+		void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, job->fd, (off_t)at);
+
+		if (map == MAP_FAILED)
+			die("mmap");
+		memset(map, 0, bytes);
+		munmap(map, bytes);
+	}
+}
+
 static void fill(const struct job *job)
 {
 	for (uint64_t at = 0; at < job->bytes; at += WINDOW_BYTES)
@@ -180,8 +194,8 @@ static void load(const struct job *job, struct seen *seen)
 	what.flags |= job->save_flags & DIOH_TRANSFER_NO_CHECKSUM;
 	if (fallocate(job->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)job->bytes) < 0)
 		die("emptying the memory");
-	if (job->allocated && fallocate(job->fd, 0, 0, (off_t)job->bytes) < 0)
-		die("allocating the memory");
+	if (job->allocated)
+		touch(job);
 	begin(job, DIOH_DIRECTION_LOAD, &session, &sampler, seen);
 	must(dioh_open_image(session, &open_options, NULL, &err), &err);
 	must(dioh_load_memory(session, &what, &transfer, &err), &err);
