@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -297,10 +296,7 @@ static int make_header(struct conversion *c, struct dioh_error *err)
 
 static int open_directory(struct conversion *c, struct dioh_error *err)
 {
-	char path[DIOH_TOOL_PATH_BYTES];
-
-	snprintf(path, sizeof(path), "%s", c->options->out_path);
-	c->directory_fd = open(dirname(path), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	c->directory_fd = dioh_tool_open_directory(c->options->out_path);
 	if (c->directory_fd < 0)
 		return dioh_tool_error_set(err, errno, "its directory cannot be opened: %s", strerror(errno));
 	return 0;

@@ -13,7 +13,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -369,15 +368,13 @@ int dioh_consume_finish(const char *in_path, uint64_t base_offset, const char *o
 {
 	DIOH_AUTO_FD int in_fd = open(in_path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
 	struct dioh_consume consume = { .in_fd = in_fd, .base_offset = base_offset };
-	char directory[DIOH_TOOL_PATH_BYTES];
 	DIOH_AUTO_FD int directory_fd = -1;
 	struct state state;
 
 	if (in_fd < 0 || name_state(&consume, out_path, err) != 0 || read_state(&consume, &state, err) <= 0 ||
 	    !is_done(&consume, &state, out_path))
 		return 0;
-	snprintf(directory, sizeof(directory), "%s", out_path);
-	directory_fd = open(dirname(directory), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	directory_fd = dioh_tool_open_directory(out_path);
 	if (directory_fd < 0)
 		return dioh_tool_error_set(err, errno, "its directory cannot be opened: %s", strerror(errno));
 	consume.header_bytes = state.header_bytes;

@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <libgen.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -208,14 +207,6 @@ static int read_header(struct ingestion *ingestion, struct dioh_error *err)
 	return 0;
 }
 
-/* So that a new image's name is durable, too. Without it the image is none the worse. */
-static int open_directory(const char *path)
-{
-	DIOH_AUTO_FREE char *copy = strdup(path);
-
-	return copy ? open(dirname(copy), O_RDONLY | O_CLOEXEC | O_DIRECTORY) : -1;
-}
-
 /* The file that is open, and no link to it, must be what has the name: the name is to be taken from it. */
 static int check_name(const struct ingestion *ingestion, const char *path, struct dioh_error *err)
 {
@@ -263,8 +254,9 @@ static int open_image(struct ingestion *ingestion, struct dioh_error *err)
 		/* EINVAL: this file system has none. Without it the work can be done, too. */
 		ingestion->direct_fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_DIRECT);
 	}
+	/* So that a new image's name is durable, too. Without it the image is none the worse. */
 	if (S_ISREG(st.st_mode))
-		ingestion->directory_fd = open_directory(path);
+		ingestion->directory_fd = dioh_tool_open_directory(path);
 	else if (ingestion->options->or_raw)
 		return dioh_tool_error_set(err, EINVAL, "is a device: nothing would say where a stream on it ends: not with --or-raw");
 	return ingestion->options->or_raw ? prepare_for_raw(ingestion, err) : 0;

@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -52,6 +53,13 @@ static int open_buffered(const char *path, int *ret_fd, struct dioh_error *err)
 		return dioh_tool_error_set(err, errno, "fcntl failed: %s", strerror(errno));
 	*ret_fd = dioh_steal_fd(&fd);
 	return 0;
+}
+
+int dioh_tool_open_directory(const char *path)
+{
+	DIOH_AUTO_FREE char *copy = strdup(path);
+
+	return copy ? open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
 }
 
 int dioh_tool_image_open(const char *path, uint64_t base_offset, bool direct, struct dioh_tool_image *ret_image,

@@ -131,6 +131,9 @@ int dioh_tool_image_open(const char *path, uint64_t base_offset, bool direct, st
                          struct dioh_error *err);
 void dioh_tool_image_close(struct dioh_tool_image *image);
 
+/* The directory in which `path` stands; -1 and errno. */
+int dioh_tool_open_directory(const char *path);
+
 #define DIOH_TOOL_PATH_BYTES 4096u
 
 /* Bytes of hostile images are parsed behind these. They can be had everywhere: no helper without them is to be used. */
