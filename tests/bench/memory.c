@@ -82,24 +82,20 @@ static void fill_window(const struct job *job, uint64_t begin, uint64_t bytes)
 	munmap(map, bytes);
 }
 
-/* As prealloc=on does: fallocate(2) would leave it to the first write to find out whether a host has the page, too. */
-static void touch(const struct job *job)
-{
-	for (uint64_t at = 0; at < job->bytes; at += WINDOW_BYTES) {
-		const uint64_t bytes = dioh_min(WINDOW_BYTES, job->bytes - at);
-		void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, job->fd, (off_t)at);
-
-		if (map == MAP_FAILED)
-			die("mmap");
-		memset(map, 0, bytes);
-		munmap(map, bytes);
-	}
-}
-
 static void fill(const struct job *job)
 {
 	for (uint64_t at = 0; at < job->bytes; at += WINDOW_BYTES)
 		fill_window(job, at, dioh_min(WINDOW_BYTES, job->bytes - at));
+}
+
+/* As prealloc=on does: fallocate(2) would leave it to the first write to find out whether a host has the page, too. */
+static void touch(const struct job *job)
+{
+	struct job zeros = *job;
+
+	zeros.unit_bytes = 0;
+	zeros.zeros_between = true;
+	fill(&zeros);
 }
 
 static void check_page(const struct job *job, uint64_t at)

@@ -38,13 +38,13 @@ static const struct sick_engine punches = { .engine = DIOH_ENGINE_SYNC, .falloca
 static struct sick_disk disk;
 static struct loop_device device = { .fd = -1 };
 
-static void open_device(void **state)
+static void open_device(void **state, uint64_t bytes)
 {
 	const char *why;
 	int file;
 
 	sick_open(&disk, *state, false);
-	assert_int_equal(ftruncate(fuse_file_memfd(disk.file), DEVICE_BYTES), 0);
+	assert_int_equal(ftruncate(fuse_file_memfd(disk.file), (off_t)bytes), 0);
 	file = open(fuse_file_path(disk.file), O_RDWR | O_CLOEXEC);
 	assert_true(file >= 0);
 	why = loop_device_open(&device, file);
@@ -98,7 +98,7 @@ static void cancel_waits_for_the_device(void **state)
 	struct dioh_error err;
 	uint32_t transfer, in_flight;
 
-	open_device(state);
+	open_device(state, DEVICE_BYTES);
 	transfer = begin_stuck_save();
 	sick_event(&disk, DIOH_EVENT_STUCK, STUCK_MS, &event);
 	assert_true(event.stuck.in_flight >= 1);
@@ -117,7 +117,7 @@ static void writes_land_after_the_helper(void **state)
 {
 	uint64_t before;
 
-	open_device(state);
+	open_device(state, DEVICE_BYTES);
 	(void)begin_stuck_save();
 	sick_hang_up(&disk);
 	expect_exit(sick_reap(&disk, STUCK_MS));
@@ -135,7 +135,7 @@ static void writes_land_after_the_helper(void **state)
 /* The other engines' I/O the kernel does not let a process leave behind: it has said its word, and goes when the disk does. */
 static void helper_is_kept_for_the_device(void **state)
 {
-	open_device(state);
+	open_device(state, DEVICE_BYTES);
 	(void)begin_stuck_save();
 	sick_hang_up(&disk);
 	sick_says(&disk, "have not come back for", STUCK_MS);
@@ -152,7 +152,7 @@ static void device_comes_back_with_an_error(void **state)
 	struct dioh_event event;
 	uint32_t transfer;
 
-	open_device(state);
+	open_device(state, DEVICE_BYTES);
 	transfer = begin_stuck_save();
 	fuse_file_release(disk.file, EIO);
 	assert_int_equal(sick_complete(&disk, transfer, SOON_MS, &event), EIO);
@@ -172,22 +172,10 @@ static void device_comes_back_with_an_error(void **state)
 static void open_old_device(void **state)
 {
 	static const uint8_t old = OLD;
-	const char *why;
-	int file;
 
-	sick_open(&disk, *state, false);
-	assert_int_equal(ftruncate(fuse_file_memfd(disk.file), EMPTY_BYTES), 0);
+	open_device(state, EMPTY_BYTES);
 	for (uint64_t at = 0; at < EMPTY_BYTES; at += GIB)
 		assert_int_equal(pwrite(fuse_file_memfd(disk.file), &old, 1, (off_t)at), 1);
-	file = open(fuse_file_path(disk.file), O_RDWR | O_CLOEXEC);
-	assert_true(file >= 0);
-	why = loop_device_open(&device, file);
-	close(file);
-	if (why) {
-		print_message("skipped: %s\n", why);
-		skip();
-	}
-	disk.path = device.path;
 }
 
 static unsigned count_old(void)
