@@ -345,7 +345,7 @@ powercut: all tests | $(FIRST) ## power cuts in the middle of saves, REPLAYS=500
 
 .PHONY: faults
 faults: all tests | $(FIRST) ## every I/O of small saves and loads fails once, in every way; needs root
-	@DIOH_FAULTS=1 $(RUN_ENV) V=1 tests/run $(BUILD)/tests/integration/test_root_faults
+	@DIOH_FAULTS='$(or $(DIOH_FAULTS),1)' $(RUN_ENV) V=1 tests/run $(BUILD)/tests/integration/test_root_faults
 
 KILLS = 10000
 .PHONY: kills
@@ -472,7 +472,8 @@ bench-startup: all bench-build | $(FIRST) ## how long a helper takes until it is
 
 # ---- installing -------------------------------------------------------------------------------------------------------------
 
-DOCS := README.md LICENSE $(wildcard docs/*.md docs/*.svg)
+# As in the tree, so that links between them hold.
+DOCS := README.md CHANGELOG.md CONTRIBUTING.md LICENSE $(wildcard docs/*.md docs/*.svg) $(shell find examples -type f ! -name '*.pyc')
 MAN_PAGES := $(wildcard docs/*.[1-8])
 HEADERS := $(wildcard include/*.h)
 man_dir = $(DESTDIR)$(mandir)/man$(patsubst .%,%,$(suffix $(1)))
@@ -487,7 +488,7 @@ install: all ## install under $(DESTDIR)$(prefix)
 	$(pc_text) >'$(DESTDIR)$(libdir)/pkgconfig/libdiohelper.pc'
 	chmod 644 '$(DESTDIR)$(libdir)/pkgconfig/libdiohelper.pc'
 	$(INSTALL) -m 644 $(HEADERS) '$(DESTDIR)$(includedir)'
-	$(INSTALL) -m 644 $(DOCS) '$(DESTDIR)$(docdir)'
+	$(foreach file,$(DOCS),$(INSTALL) -D -p -m $(if $(filter %.sh,$(file)),755,644) $(file) '$(DESTDIR)$(docdir)/$(file)' &&) :
 	$(foreach page,$(MAN_PAGES),$(INSTALL) -D -m 644 -t '$(call man_dir,$(page))' $(page) &&) :
 	$(INSTALL) -D -m 644 packaging/bash-completion '$(DESTDIR)$(completionsdir)/diohelper'
 	ln -sf diohelper '$(DESTDIR)$(completionsdir)/diohelper-tool'
@@ -498,10 +499,10 @@ uninstall: ## remove what install put there
 		$(foreach f,so so.0 a,'$(DESTDIR)$(libdir)/libdiohelper.$(f)') \
 		'$(DESTDIR)$(libdir)/pkgconfig/libdiohelper.pc' \
 		$(foreach f,$(notdir $(HEADERS)),'$(DESTDIR)$(includedir)/$(f)') \
-		$(foreach f,$(notdir $(DOCS)),'$(DESTDIR)$(docdir)/$(f)') \
+		$(foreach f,$(DOCS),'$(DESTDIR)$(docdir)/$(f)') \
 		$(foreach page,$(MAN_PAGES),'$(call man_dir,$(page))/$(notdir $(page))') \
 		$(foreach f,diohelper diohelper-tool,'$(DESTDIR)$(completionsdir)/$(f)')
-	-rmdir '$(DESTDIR)$(docdir)' 2>/dev/null
+	-[ ! -d '$(DESTDIR)$(docdir)' ] || find '$(DESTDIR)$(docdir)' -depth -type d -empty -delete
 
 # The same commit gives the same bytes: git sorts, and takes its own date for the files'.
 DIST = diohelper-$(VERSION)
@@ -511,24 +512,22 @@ dist: ## build/diohelper-VERSION.tar.gz: what is committed, in git's HEAD
 	$(Q)git -c tar.tar.gz.command='gzip -cn' archive --prefix=$(DIST)/ -o '$(abspath $(BUILD))/$(DIST).tar.gz' HEAD
 	@echo $(BUILD)/$(DIST).tar.gz
 
-# A copy, never a link: AppArmor's profiles of libvirt permit exactly this path.
-IOHELPER = $(firstword $(wildcard /usr/lib/libvirt/libvirt_iohelper /usr/libexec/libvirt_iohelper))
+# What changes the running system is not for a DESTDIR.
+no_destdir = @[ -z '$(DESTDIR)' ] || { echo '$@: this changes the running system: not with DESTDIR' >&2; exit 1; }
 
+# (Also in packaging/iohelper.)
+IOHELPERS = /usr/lib/libvirt/libvirt_iohelper /usr/libexec/libvirt_iohelper
+
+# A copy, never a link: AppArmor's profiles of libvirt permit exactly this path.
 .PHONY: install-iohelper
 install-iohelper: ## put the drop-in in libvirt_iohelper's place, by dpkg-divert (Debian, Ubuntu)
-	@[ -f $(BUILD)/diohelper ] || { echo 'install-iohelper: run make first' >&2; exit 1; }
-	@[ -n '$(IOHELPER)' ] || { echo 'install-iohelper: no libvirt_iohelper is installed here' >&2; exit 1; }
-	@command -v dpkg-divert >/dev/null || \
-		{ echo 'install-iohelper: this needs dpkg-divert; elsewhere see docs/drop-in.md' >&2; exit 1; }
-	dpkg-divert --local --rename --divert '$(IOHELPER).stock' --add '$(IOHELPER)'
-	$(INSTALL) -m 755 $(BUILD)/diohelper '$(IOHELPER)'
-	@! command -v restorecon >/dev/null || restorecon '$(IOHELPER)'
+	$(no_destdir)
+	@packaging/iohelper install $(BUILD)/diohelper
 
 .PHONY: uninstall-iohelper
 uninstall-iohelper: ## put libvirt's own libvirt_iohelper back
-	@[ -n '$(IOHELPER)' ] && [ -f '$(IOHELPER).stock' ] || { echo 'uninstall-iohelper: nothing was diverted' >&2; exit 1; }
-	rm -f '$(IOHELPER)'
-	dpkg-divert --local --rename --remove '$(IOHELPER)'
+	$(no_destdir)
+	@packaging/iohelper uninstall
 
 # ---- SELinux --------------------------------------------------------------------------------------------------------------------
 
@@ -553,15 +552,16 @@ selinux: $(SELINUX_MODULE) ## compile the SELinux policy module (selinux/README.
 
 .PHONY: install-selinux
 install-selinux: selinux ## load the policy module and label the installed program
+	$(no_destdir)
 	semodule -s $(SELINUX_TYPE) -i $(SELINUX_MODULE)
-	@for file in '$(bindir)/diohelper' $(IOHELPER); do \
+	@for file in '$(bindir)/diohelper' $(IOHELPERS); do \
 		[ ! -e "$$file" ] || restorecon -F -v "$$file"; \
 	done
 
 .PHONY: uninstall-selinux
 uninstall-selinux: ## take the policy module out again
 	semodule -s $(SELINUX_TYPE) -r diohelper
-	@for file in '$(bindir)/diohelper' $(IOHELPER); do \
+	@for file in '$(bindir)/diohelper' $(IOHELPERS); do \
 		[ ! -e "$$file" ] || restorecon -F -v "$$file"; \
 	done
 
