@@ -24,7 +24,8 @@ run_make install >"$work/log" 2>&1 || { cat "$work/log"; fail "make install fail
 ! grep -E '^ +(CC|LD) ' "$work/log" || fail "make install compiled something"
 for file in bin/diohelper bin/diohelper-tool lib/libdiohelper.so lib/libdiohelper.so.0 lib/libdiohelper.a \
 	lib/pkgconfig/libdiohelper.pc include/diohelper.h include/diohelper-protocol.h include/diohelper-image.h \
-	share/doc/diohelper/README.md share/doc/diohelper/LICENSE share/bash-completion/completions/diohelper \
+	share/doc/diohelper/README.md share/doc/diohelper/docs/security.md share/doc/diohelper/LICENSE \
+	share/bash-completion/completions/diohelper \
 	share/bash-completion/completions/diohelper-tool share/man/man1/diohelper.1 share/man/man1/diohelper-tool.1 \
 	share/man/man3/libdiohelper.3 share/man/man7/diohelper-protocol.7 share/man/man7/diohelper-image.7; do
 	[ -s "$stage/opt/dioh/$file" ] || fail "$file was not installed"
@@ -38,6 +39,19 @@ sed -n 's/^ \(dioh_.*@[A-Z_0-9]*\) .*/\1/p' debian/libdiohelper0.symbols | sort 
 nm -D --defined-only --with-symbol-versions "$library" | sed -n 's/.* T \(.*\)/\1/p' | sed 's/@@/@/' | sort >"$work/exported"
 [ -s "$work/listed" ] || fail "debian/libdiohelper0.symbols lists nothing"
 diff "$work/listed" "$work/exported" || fail "debian/libdiohelper0.symbols (<) and the library (>) differ"
+
+# What a page that is installed speaks of is installed, too.
+(cd "$stage/opt/dioh/share/doc/diohelper" && find . -name '*.md' | while read -r page; do
+	grep -o ']([^)#]*[)#]' "$page" | sed 's/^](//; s/.$//' | grep -v '^https\?:\|^$' | while read -r link; do
+		[ -e "$(dirname "$page")/$link" ] || echo "$page: $link"
+	done
+done) >"$work/broken"
+[ ! -s "$work/broken" ] || fail "links lead nowhere: $(cat "$work/broken")"
+(cd "$stage/opt/dioh/share/man" && grep -rho '/usr/share/doc/diohelper/[a-z\\/-]*\.md' . | tr -d '\\') >"$work/named"
+[ -s "$work/named" ] || fail "no manual page names a page"
+while read -r page; do
+	[ -e "$stage/opt/dioh${page#/usr}" ] || fail "a manual page names $page, which is not there"
+done <"$work/named"
 
 export PKG_CONFIG_PATH=$stage/opt/dioh/lib/pkgconfig PKG_CONFIG_SYSROOT_DIR=$stage
 version=$(sed -n 's/.*DIOH_VERSION_STRING "\(.*\)"/\1/p' include/diohelper.h)
