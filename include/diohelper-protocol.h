@@ -533,7 +533,7 @@ struct dioh_msg_stuck { /* event, id 0: I/O older than the helper's limit. The m
 
 enum dioh_finish_mode { DIOH_FINISH_DURABLE = 0, DIOH_FINISH_WRITTEN = 1 };
 
-struct dioh_msg_finish { /* reply: no payload; then COMPLETE with this id, then the helper exits 0 */
+struct dioh_msg_finish { /* reply: no payload; then COMPLETE with this id, then the helper exits: 0 if its code is 0 */
 	uint32_t mode;
 	uint32_t patch_bytes;  /* <= DIOH_HEADER_PATCH_BYTES_MAX */
 	uint64_t patch_offset; /* in the manager's header */

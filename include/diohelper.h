@@ -143,7 +143,8 @@ struct dioh_image_options {
  * Hands over the image. Access modes must suit the direction: save needs writing on every descriptor and reading on
  * the buffered one (O_RDWR; a lone O_WRONLY descriptor serves the raw layout only), load needs reading.
  * Errors from the helper: EBADF (O_PATH, access mode), EINVAL (kind, O_APPEND, alignment of base_offset, two
- * different files), EISDIR, EOPNOTSUPP (O_DIRECT required and not to be had; label, owner or mode not served).
+ * different files), EISDIR, EPERM (`ask` names what the helper's --allow does
+ * not), EOPNOTSUPP (O_DIRECT required and not to be had; a label required where SELinux is off).
  */
 int dioh_attach_image(struct dioh_session *session, const struct dioh_image_options *options,
                       struct dioh_msg_attach_image_reply *ret_info, struct dioh_error *err);
