@@ -473,7 +473,8 @@ bench-startup: all bench-build | $(FIRST) ## how long a helper takes until it is
 # ---- installing -------------------------------------------------------------------------------------------------------------
 
 # As in the tree, so that links between them hold.
-DOCS := README.md CHANGELOG.md CONTRIBUTING.md LICENSE $(wildcard docs/*.md docs/*.svg) $(shell find examples -type f ! -name '*.pyc')
+DOCS := README.md CHANGELOG.md CONTRIBUTING.md LICENSE $(wildcard docs/*.md docs/*.svg) \
+	$(shell find examples -type f ! -name '*.pyc')
 MAN_PAGES := $(wildcard docs/*.[1-8])
 HEADERS := $(wildcard include/*.h)
 man_dir = $(DESTDIR)$(mandir)/man$(patsubst .%,%,$(suffix $(1)))
