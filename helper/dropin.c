@@ -84,14 +84,19 @@ static void end_at_once(int signal_number)
 
 static void catch_signals(struct dropin *d, bool plainly)
 {
+	static const int signals[] = { SIGTERM, SIGINT, SIGHUP };
 	struct sigaction action = { .sa_handler = plainly ? end_at_once : on_signal };
 
 	plain = d;
 	wake_fd = d->mailbox.event_fd;
 	sigemptyset(&action.sa_mask);
-	sigaction(SIGTERM, &action, NULL);
-	sigaction(SIGINT, &action, NULL);
-	sigaction(SIGHUP, &action, NULL);
+	for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) {
+		struct sigaction inherited;
+
+		/* Who started us with nohup(1) wants it ignored. */
+		if (sigaction(signals[i], NULL, &inherited) == 0 && inherited.sa_handler != SIG_IGN)
+			sigaction(signals[i], &action, NULL);
+	}
 }
 
 /* ---- what we were given ---- */
@@ -189,21 +194,28 @@ static int examine_image(struct dropin *d, struct dioh_error *err)
 		r = dioh_examine_image(&request, &d->fd, &d->image, err);
 	if (r < 0)
 		return r;
-	start = lseek(d->fd, 0, d->flags & O_APPEND ? SEEK_END : SEEK_CUR);
+	start = lseek(d->fd, 0, d->save && d->flags & O_APPEND ? SEEK_END : SEEK_CUR);
 	if (start < 0)
 		return dioh_error_errno(err, errno, PLACE(SEEK), "asking for the file's position failed");
 	d->start = (uint64_t)start;
 	return 0;
 }
 
-/* ---- what cannot be written at an offset: pipes, sockets, character devices ---- */
+/* ---- what is only read or written from end to end: pipes, sockets, character devices ---- */
+
+/* Files of /proc, and some of FUSE: there is more to be read than their size says. */
+static bool hides_size(const struct dropin *d, const struct stat *st)
+{
+	return S_ISREG(st->st_mode) && st->st_size == 0 && (fcntl(d->fd, F_GETFL) & O_ACCMODE) == O_RDONLY;
+}
 
 static bool has_offsets(const struct dropin *d)
 {
 	struct stat st;
 
 	/* A directory or something odder is for the examination to refuse. */
-	return fstat(d->fd, &st) < 0 || !(S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode) || S_ISCHR(st.st_mode));
+	return fstat(d->fd, &st) < 0 ||
+	       !(S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode) || S_ISCHR(st.st_mode) || hides_size(d, &st));
 }
 
 static int write_all(int fd, const char *bytes, size_t count)
@@ -223,7 +235,7 @@ static int write_all(int fd, const char *bytes, size_t count)
 
 static int copy_plainly(const struct dropin *d, struct dioh_error *err)
 {
-	static char buffer[256 * 1024];
+	static char buffer[256 * 1024] __attribute__((aligned(DIOH_PAGE_BYTES)));
 	int from = d->save ? d->stream_fd : d->fd;
 	int to = d->save ? d->fd : d->stream_fd;
 

@@ -25,6 +25,7 @@ struct uring_engine {
 	struct io_uring ring;
 	unsigned room; /* I/Os that may still be taken */
 	int fds[DIOH_SLOTS_MAX];
+	bool blocked[DIOH_SLOTS_MAX]; /* O_NONBLOCK was cleared by us: others may have the same open file */
 	bool wake_armed;
 	uint64_t wake_value;
 };
@@ -144,7 +145,7 @@ static int uring_start(struct dioh_io_engine *base, struct dioh_error *err)
 		int flags = engine->fds[i] >= 0 ? fcntl(engine->fds[i], F_GETFL) : 0;
 
 		if (flags & O_NONBLOCK)
-			(void)fcntl(engine->fds[i], F_SETFL, flags & ~O_NONBLOCK);
+			engine->blocked[i] = fcntl(engine->fds[i], F_SETFL, flags & ~O_NONBLOCK) == 0;
 	}
 	arm_wake(engine);
 	return 0;
@@ -237,7 +238,10 @@ static void uring_close_slot(struct dioh_io_engine *base, unsigned slot)
 {
 	struct uring_engine *engine = (struct uring_engine *)base;
 	int none = -1;
+	int flags = engine->blocked[slot] ? fcntl(engine->fds[slot], F_GETFL) : -1;
 
+	if (flags >= 0)
+		(void)fcntl(engine->fds[slot], F_SETFL, flags | O_NONBLOCK);
 	(void)io_uring_register_files_update(&engine->ring, slot, &none, 1);
 }
 

@@ -151,8 +151,8 @@ def save(program, path, pieces, position=0, direct=False, number=1, flags=0, **m
     return outcome
 
 
-def load(program, path, position=0, direct=False, number=0, **more):
-    image = open_image(path, os.O_RDONLY, position, direct)
+def load(program, path, position=0, direct=False, number=0, flags=0, **more):
+    image = open_image(path, os.O_RDONLY | flags, position, direct)
     source, sink = os.pipe()
     if number == 0:
         process = start(program, [path, "0"], image, sink, **more)

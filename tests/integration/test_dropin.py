@@ -139,6 +139,21 @@ def append(p):
     return save(p, fresh(OLD[:5000]), [DATA], 17, flags=os.O_APPEND)
 
 
+def append_and_load(p):
+    return load(p, fresh(DATA), flags=os.O_APPEND)
+
+
+def file_that_hides_its_size(p):
+    image = os.open("/proc/version", os.O_RDONLY)
+    source, sink = os.pipe()
+    process = start(p, ["version", "0"], image, sink)
+    os.close(sink)
+    os.close(image)
+    with os.fdopen(source, "rb") as output:
+        read = output.read()
+    return Outcome(end(process), output=read)
+
+
 def save_to_dev_null(p):
     return save(p, "/dev/null", [DATA])
 
@@ -226,10 +241,11 @@ def pipe_that_does_not_block(p):
     time.sleep(0.05)
     feeder = dropin.Feeder(sink, [DATA])
     outcome = end(process)
+    blocks = os.get_blocking(source)
     os.close(source)
     os.close(image)
     feeder.join()
-    return Outcome(outcome, image=content(path()))
+    return Outcome(outcome, image=content(path()), blocks=blocks)
 
 
 def memory_file(p):
@@ -346,6 +362,26 @@ def signal_while_saving(number, direct=False):
         os.close(image)
         return Outcome(outcome, image=content(path()))
     return run
+
+
+def signal_that_is_ignored(p):
+    """As nohup(1) leaves it."""
+    image = open_image(fresh(), os.O_WRONLY)
+    source, sink = os.pipe()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    process = start(p, [path(), "1"], source, image)
+    signal.signal(signal.SIGHUP, before)
+    os.close(source)
+    os.close(image)
+    os.write(sink, DATA[:50000])
+    dropin.wait_until(lambda: not pending(sink), "it to read")
+    if not p.stock:
+        dropin.wait_until(lambda: caught(process.pid), "its signal handlers")
+    process.send_signal(signal.SIGHUP)
+    feeder = dropin.Feeder(sink, [DATA[50000:]])
+    outcome = end(process)
+    feeder.join()
+    return Outcome(outcome, image=content(path()))
 
 
 def signal_while_loading(p):
@@ -494,6 +530,8 @@ def other_cases():
     yield Case("directory", a_directory, failing("is a directory"))
     yield Case("O_APPEND", append, {**OK, "image": OLD[:5000] + DATA, "position": 5000 + len(DATA),
                                    "flags": os.O_WRONLY | os.O_APPEND})
+    yield Case("O_APPEND, load", append_and_load, {**OK, "output": DATA})
+    yield Case("file that hides its size", file_that_hides_its_size, {**OK, "output": content("/proc/version")})
     yield Case("/dev/null, save", save_to_dev_null, OK)
     yield Case("/dev/null, load", load_from_dev_null, OK)
     yield Case("FIFO, save", save_to_a_fifo, {**OK, "output": DATA})
@@ -501,8 +539,9 @@ def other_cases():
     yield Case("socket as standard input", save_from_a_socket, {**OK, "image": DATA, "blocks": True})
     yield Case("file as standard input", save_from_a_file, {**OK, "image": DATA[100:]})
     yield Case("file as standard output", load_into_a_file, {**OK, "output": b"x" * 50 + DATA})
-    yield Case("standard input that does not block", pipe_that_does_not_block, {**OK, "image": DATA},
-               {"status": 1, "error": Says(""), "image": b""}, "libvirt's takes an empty pipe with O_NONBLOCK for an error")
+    yield Case("standard input that does not block", pipe_that_does_not_block,
+               {**OK, "image": DATA, "blocks": False}, {"status": 1, "error": Says(""), "image": b"", "blocks": False},
+               "libvirt's takes an empty pipe with O_NONBLOCK for an error")
     yield Case("tmpfs, behind a header", memory_file, {**OK, "image": b"header" + DATA})
     yield Case("standard input closed", closed_standard(0, True),
                failing("standard input is not open.*Bad file descriptor", image=b"old"))
@@ -523,6 +562,7 @@ def other_cases():
                    failing(f"ended by signal {int(number)} \\({dropin.signal_name(number)[3:]}\\) after 50000 bytes",
                            image=Where("no longer than what came", lambda image: len(image) <= 50000)),
                    {"status": -number, "error": ""}, DIES)
+    yield Case("SIGHUP that is ignored", signal_that_is_ignored, {**OK, "image": DATA})
     yield Case("SIGTERM while loading", signal_while_loading, failing("ended by signal 15 \\(TERM\\) after \\d+ bytes"),
                {"status": -signal.SIGTERM, "error": ""}, DIES)
     yield Case("SIGTERM while copying to a pipe", signal_while_copying, failing("ended by signal TERM"),
