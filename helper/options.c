@@ -113,7 +113,8 @@ static int parse_user(const char *text, struct dioh_identity *identity, struct d
 		identity->uid = user->pw_uid;
 		identity->gid = user->pw_gid;
 	} else {
-		snprintf(uid_text, sizeof(uid_text), "%.*s", (int)(colon - text), text);
+		if (snprintf(uid_text, sizeof(uid_text), "%.*s", (int)(colon - text), text) >= (int)sizeof(uid_text))
+			return bad(err, "user", text, "too many digits");
 		if (parse_number("user", uid_text, UINT_MAX - 1, &uid, err) < 0 ||
 		    parse_number("user", colon + 1, UINT_MAX - 1, &gid, err) < 0)
 			return -EINVAL;

@@ -187,7 +187,9 @@ static int settle_image_io(struct dioh_worker *worker, struct dioh_io *io)
 	}
 	io->stalls = progress ? 0 : io->stalls + 1;
 	if (io->stalls > STALLS_MAX) {
-		io->result = io->result < 0 ? io->result : -EIO;
+		/* Part of a page, again and again: a file that ends there. */
+		if (io->result >= 0)
+			io->result = io->write ? -EIO : -ENODATA;
 		return 1;
 	}
 	advance(io, progress);
