@@ -233,11 +233,29 @@ static int give_up_direct(struct dioh_image *image, struct dioh_error *err)
 	return 0;
 }
 
-static bool on_btrfs(const struct dioh_image *image)
+static bool is_on(const struct dioh_image *image, unsigned long magic)
 {
 	struct statfs fs;
 
-	return fstatfs(image->page_fd, &fs) == 0 && fs.f_type == BTRFS_SUPER_MAGIC;
+	return fstatfs(image->page_fd, &fs) == 0 && (unsigned long)fs.f_type == magic;
+}
+
+/*
+ * What the page cache holds at once: a page, and since Linux 6.12 a block where a file system has larger ones. The header path
+ * makes one dirty while the page path writes beside it, within the same one: the kernel cannot drop it then, takes that for
+ * possible corruption, and fails the next sync. Elsewhere (NFS) what is called a block is no unit of the cache.
+ */
+static uint64_t cache_unit_bytes(const struct dioh_image *image)
+{
+	const uint64_t page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
+	int block_bytes;
+
+	if (image->direction != DIOH_DIRECTION_SAVE || image->kind != DIOH_IMAGE_REGULAR)
+		return DIOH_PAGE_BYTES;
+	if ((is_on(image, XFS_SUPER_MAGIC) || is_on(image, EXT4_SUPER_MAGIC)) &&
+	    ioctl(image->page_fd, FIGETBSZ, &block_bytes) == 0)
+		return dioh_max(page_bytes, (uint64_t)block_bytes);
+	return page_bytes;
 }
 
 /*
@@ -250,7 +268,7 @@ static bool copies_direct_writes(const struct dioh_image *image)
 {
 	int flags;
 
-	return image->direction == DIOH_DIRECTION_SAVE && on_btrfs(image) &&
+	return image->direction == DIOH_DIRECTION_SAVE && is_on(image, BTRFS_SUPER_MAGIC) &&
 	       ioctl(image->page_fd, FS_IOC_GETFLAGS, &flags) == 0 && !(flags & FS_NOCOW_FL);
 }
 
@@ -278,6 +296,9 @@ static int decide_direct(const struct dioh_msg_attach_image *request, struct dio
 		} else if (image->offset_alignment > DIOH_PAGE_BYTES || image->memory_alignment > DIOH_PAGE_BYTES) {
 			image->notes |= DIOH_IMAGE_NOTE_DIRECT_ALIGNMENT;
 			why = "direct I/O on it needs more than 4096-byte alignment";
+		} else if (cache_unit_bytes(image) > DIOH_PAGE_BYTES) {
+			image->notes |= DIOH_IMAGE_NOTE_DIRECT_ALIGNMENT;
+			why = "the page cache keeps it in units of more than 4096 bytes";
 		} else if (request->direct != DIOH_DIRECT_NEVER && !copies_direct_writes(image)) {
 			return 0;
 		} else if (request->direct != DIOH_DIRECT_NEVER) {
@@ -358,7 +379,7 @@ int dioh_examine_image(const struct dioh_msg_attach_image *request, const int *f
 		r = decide_direct(request, &image, err);
 	if (r < 0)
 		return r;
-	image.reads_present_only = image.direct && image.direction == DIOH_DIRECTION_LOAD && on_btrfs(&image);
+	image.reads_present_only = image.direct && image.direction == DIOH_DIRECTION_LOAD && is_on(&image, BTRFS_SUPER_MAGIC);
 	if (image.any_engine && !dioh_engine_suits(image.engine, image.direct))
 		image.engine = DIOH_ENGINE_SYNC;
 	*ret_image = image;

@@ -150,7 +150,7 @@ const char *dioh_bench_not_direct(const struct dioh_bench_options *options, cons
 	if (options->buffered)
 		return "without direct I/O, as asked for";
 	if (result->image.notes & DIOH_IMAGE_NOTE_DIRECT_ALIGNMENT)
-		return "without direct I/O, which would need more than 4096-byte alignment here";
+		return "without direct I/O, which would need more than 4096-byte alignment here, or blocks of at most 4096 bytes";
 	if (result->image.notes & DIOH_IMAGE_NOTE_DIRECT_CHECKSUMS)
 		return "saves without direct I/O, since btrfs keeps checksums of the file (see chattr +C)";
 	return "without direct I/O, which is not to be had here";

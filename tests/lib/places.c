@@ -223,6 +223,7 @@ const char *place_name(enum place_kind kind)
 	static const char *const names[] = {
 		[PLACE_EXT4] = "ext4",
 		[PLACE_XFS] = "XFS",
+		[PLACE_XFS_16K] = "XFS, 16 KiB",
 		[PLACE_BTRFS] = "btrfs",
 		[PLACE_BTRFS_NOCOW] = "btrfs, NOCOW",
 		[PLACE_TMPFS] = "tmpfs",
@@ -244,6 +245,7 @@ static const char *open_place(struct place *place, uint64_t bytes)
 	switch (place->kind) {
 	case PLACE_EXT4: return mount_image(place, "mkfs.ext4 -q -F -m 0", bytes);
 	case PLACE_XFS: return mount_image(place, "mkfs.xfs -q -f", bytes);
+	case PLACE_XFS_16K: return mount_image(place, "mkfs.xfs -q -f -b size=16k", bytes);
 	case PLACE_BTRFS: return mount_image(place, "mkfs.btrfs -q -f", bytes);
 	case PLACE_BTRFS_NOCOW:
 		r = mount_image(place, "mkfs.btrfs -q -f", bytes);

@@ -15,6 +15,7 @@
 enum place_kind {
 	PLACE_EXT4,
 	PLACE_XFS,
+	PLACE_XFS_16K, /* blocks larger than a page: Linux 6.12 */
 	PLACE_BTRFS,       /* as it comes: with checksums */
 	PLACE_BTRFS_NOCOW, /* in a directory with chattr +C */
 	PLACE_TMPFS,
