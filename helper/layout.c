@@ -63,10 +63,16 @@ int dioh_layout_check_room(const struct dioh_image_layout *layout, uint64_t need
 	                      ": nothing was written", needed_bytes, available);
 }
 
-/*
- * Every kind of image begins with a mark of its own, in its first sector. That alone is taken away first: of a longer write
- * a power cut may leave the mark, and behind it sectors that are not the old image's any more.
- */
+/* Of a longer write a power cut may leave the mark, and behind it sectors that are not the old image's any more. */
+int dioh_layout_take_mark(struct dioh_image_layout *layout, uint64_t offset, struct dioh_error *err)
+{
+	const uint64_t at = dioh_layout_at(layout, offset);
+	int r = dioh_image_write_zeros(layout->image, at, SECTOR_BYTES - at % SECTOR_BYTES, err);
+
+	return r < 0 ? r : dioh_image_sync(layout->image, err);
+}
+
+/* Every kind of image begins with a mark of its own, in its first sector. */
 int dioh_layout_invalidate(struct dioh_image_layout *layout, struct dioh_error *err)
 {
 	uint64_t file_bytes = 0;
@@ -74,8 +80,7 @@ int dioh_layout_invalidate(struct dioh_image_layout *layout, struct dioh_error *
 
 	if (r < 0 || file_bytes == 0)
 		return r;
-	r = dioh_image_write_zeros(layout->image, dioh_layout_at(layout, 0), SECTOR_BYTES, err);
-	return r < 0 ? r : dioh_image_sync(layout->image, err);
+	return dioh_layout_take_mark(layout, 0, err);
 }
 
 static void free_tables(struct dioh_image_layout *layout)

@@ -150,6 +150,9 @@ int dioh_layout_check_room(const struct dioh_image_layout *layout, uint64_t need
 /* For creates: what stands there, if anything, is durably no complete image any more. */
 int dioh_layout_invalidate(struct dioh_image_layout *layout, struct dioh_error *err);
 
+/* The same for a mark that begins elsewhere: from there to the end of its sector, durably. */
+int dioh_layout_take_mark(struct dioh_image_layout *layout, uint64_t offset, struct dioh_error *err);
+
 /* Makes room for the announced entries, in place of what there was. */
 int dioh_layout_allocate(struct dioh_image_layout *layout, unsigned region_count, unsigned stream_count,
                          struct dioh_error *err);

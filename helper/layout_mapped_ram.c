@@ -355,6 +355,19 @@ static int write_setup(struct dioh_image_layout *layout, struct dioh_error *err)
 	return r;
 }
 
+/*
+ * Who does not look at the manager's header takes what begins with QEMU's magic for an image: on a device that is taken away,
+ * too, before anything else may be there in part. A file loses all of it at once.
+ */
+static int invalidate(struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	int r = dioh_layout_invalidate(layout, err);
+
+	if (r < 0 || layout->header_bytes == 0 || layout->image->kind == DIOH_IMAGE_REGULAR)
+		return r;
+	return dioh_layout_take_mark(layout, layout->mapped_ram->stream_offset, err);
+}
+
 static int mapped_ram_create(struct dioh_image_layout *layout, struct dioh_error *err)
 {
 	int r = check_ignores_shared(layout, err);
@@ -368,7 +381,7 @@ static int mapped_ram_create(struct dioh_image_layout *layout, struct dioh_error
 	if (r == 0 && layout->kept)
 		r = keep(layout, err);
 	if (r == 0 && !layout->kept)
-		r = dioh_layout_invalidate(layout, err);
+		r = invalidate(layout, err);
 	if (r == 0 && !layout->kept)
 		r = clear(layout, err);
 	if (r == 0)

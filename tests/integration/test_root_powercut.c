@@ -267,6 +267,26 @@ static void ask_libvirt_and_qemu(const struct replay *replay, const struct speci
 		         (unsigned long long)replay->seed);
 }
 
+/*
+ * A disk whose manager's header is gone, and QEMU's magic is not: for a manager that does not look at its header that is an
+ * image. It may be the older one, then, and must be whole.
+ */
+static void ask_who_skips_the_header(const struct replay *replay)
+{
+	static const uint8_t zeros[512];
+	enum specimen_verdict verdict;
+	struct specimen s;
+
+	if (now.before != DIOH_LAYOUT_MAPPED_RAM || memcmp(now.disk.bytes, zeros, sizeof(zeros)) != 0 ||
+	    memcmp(now.disk.bytes + SPECIMEN_HEADER_BYTES, "QEVM", 4) != 0)
+		return;
+	memcpy(now.disk.bytes, now.history.before.bytes, sizeof(zeros));
+	verdict = look(&s);
+	if (verdict != SPECIMEN_REFUSED && verdict != SPECIMEN_IS_OLD)
+		fail_msg("cut behind step %u, seed %llu: without its header it is %s: %s %s", replay->cut,
+		         (unsigned long long)replay->seed, specimen_verdict_name(verdict), s.wrong, s.err.text);
+}
+
 static void run_replay(const struct replay *replay)
 {
 	struct specimen s;
@@ -276,6 +296,8 @@ static void run_replay(const struct replay *replay)
 	judge(replay, look(&s), &s);
 	if (now.layout == DIOH_LAYOUT_MAPPED_RAM && seen.last == SPECIMEN_REFUSED)
 		ask_libvirt_and_qemu(replay, &s);
+	if (seen.last == SPECIMEN_REFUSED)
+		ask_who_skips_the_header(replay);
 }
 
 /* What is open before a sync, one step at a time: it alone, and all but it. */
