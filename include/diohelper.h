@@ -287,7 +287,10 @@ int dioh_load_stream(struct dioh_session *session, const struct dioh_msg_stream_
 int dioh_finish(struct dioh_session *session, uint32_t mode, uint64_t patch_offset, const void *patch,
                 uint32_t patch_bytes, uint32_t *ret_transfer, struct dioh_error *err);
 
-/* `transfer` 0: all. `ret_in_flight` (may be NULL): I/Os still under way; DIOH_EVENT_COMPLETE comes when there are none. */
+/*
+ * `transfer` 0: all. `ret_in_flight` (may be NULL): I/Os still under way; DIOH_EVENT_COMPLETE comes when there are none.
+ * -ENOENT: no such transfer runs. It may just have ended, and its event not been taken: that is no failure.
+ */
 int dioh_cancel(struct dioh_session *session, uint32_t transfer, uint32_t *ret_in_flight, struct dioh_error *err);
 
 int dioh_status(struct dioh_session *session, struct dioh_msg_status_reply *ret_status, struct dioh_error *err);
