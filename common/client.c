@@ -57,11 +57,22 @@ static int check_agreement(const struct dioh_msg_hello *reply, uint64_t required
 	return 0;
 }
 
-/* With a descriptor of this process the helper notices its end even if a forked child keeps the socket open. */
+/*
+ * With a descriptor of this process the helper notices its end even if a forked child keeps the socket open. Only where
+ * there can be none does a session go without: what is promised is not left out because there are no descriptors left.
+ */
+static int open_ourselves(int *ret_pidfd, struct dioh_error *err)
+{
+	*ret_pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	if (*ret_pidfd >= 0 || errno == ENOSYS || errno == EPERM || errno == EINVAL)
+		return 0;
+	return dioh_error_errno(err, errno, PLACE, "no pidfd of this process for HELLO");
+}
+
 static int exchange_hello(struct dioh_session *session, uint64_t required,
                           struct dioh_msg_hello *ret_reply, struct dioh_error *err)
 {
-	DIOH_AUTO_FD int pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	DIOH_AUTO_FD int pidfd = -1;
 	struct dioh_msg_hello hello = {
 		.version_min = DIOH_PROTOCOL_VERSION,
 		.version_max = DIOH_PROTOCOL_VERSION,
@@ -73,10 +84,14 @@ static int exchange_hello(struct dioh_session *session, uint64_t required,
 		.payload = &hello,
 		.size = sizeof(hello),
 		.fds = &pidfd,
-		.fd_count = pidfd >= 0,
 		.ret_reply = ret_reply,
 	};
+	int r;
 
+	r = open_ourselves(&pidfd, err);
+	if (r < 0)
+		return r;
+	request.fd_count = pidfd >= 0;
 	return dioh_exchange(session, &request, err);
 }
 

@@ -99,7 +99,8 @@ struct dioh_hello_info {
  * not let go of it for a second more (it is being executed from a disk that hangs, say), it stays the caller's child, to be
  * reaped by whoever takes care of SIGCHLD.
  *
- * The helper also ends when the calling process does, whoever else has the connection then.
+ * The helper also ends when the calling process does, whoever else has the connection then. For that it is sent a pidfd of
+ * this process; only where there can be none (ENOSYS, EPERM, EINVAL: an old kernel, a filter) does it go without.
  */
 int dioh_spawn(const struct dioh_spawn_options *options, uint64_t required, struct dioh_session **ret_session,
                struct dioh_error *err);

@@ -4,7 +4,7 @@
  * is a thread that plays a script (tests/lib/fake_helper.h). Events are test_events.c's business, dioh_spawn() is
  * test_spawn.c's.
  */
-/* LDFLAGS: -Wl,--wrap=poll,--wrap=clock_gettime */
+/* LDFLAGS: -Wl,--wrap=syscall,--wrap=poll,--wrap=clock_gettime */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -25,6 +25,21 @@
 
 #include "fake_helper.h"
 #include "leap.h"
+
+/* ---- between the library and the kernel ------------------------------------------------------ */
+
+static int pidfd_error; /* what pidfd_open(2) fails with; 0: it does not */
+
+long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f);
+long __real_syscall(long number, long a, long b, long c, long d, long e, long f);
+
+long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+	if (number != SYS_pidfd_open || pidfd_error == 0)
+		return __real_syscall(number, a, b, c, d, e, f);
+	errno = pidfd_error;
+	return -1;
+}
 
 /* ---- HELLO ----------------------------------------------------------------------------------- */
 
@@ -164,6 +179,39 @@ static void test_hello_in_vain(void **state)
 	connect_in_vain(f, script_another_version, EPROTONOSUPPORT, "version 2");
 	connect_in_vain(f, script_hang_up_at_hello, EPIPE, "closed");
 	connect_in_vain(f, script_short_hello, EBADMSG, "HELLO's reply");
+}
+
+static void script_without_pidfd(struct fake *fake)
+{
+	struct dioh_msg_hello hello = { .version_min = 1, .version_max = 1, .offered = FEATURES_ALL };
+
+	fake_take(fake, DIOH_MSG_HELLO);
+	fake_expect(fake, fake->in.fd_count == 0, "no descriptor with HELLO");
+	fake_reply(fake, &hello, sizeof(hello));
+}
+
+static void script_nothing(struct fake *fake)
+{
+	(void)fake;
+}
+
+/* A kernel without pidfds, or a filter, is no reason to fail; a shortage is. */
+static void test_hello_without_pidfd(void **state)
+{
+	static const int none[] = { ENOSYS, EPERM, EINVAL }, shortages[] = { EMFILE, ENFILE, ENOMEM };
+	struct client *f = *state;
+
+	for (int i = 0; i < 3; i++) {
+		pidfd_error = none[i];
+		client_connect(f, script_without_pidfd);
+		client_assert_untouched(f);
+		client_disconnect(f);
+	}
+	for (int i = 0; i < 3; i++) {
+		pidfd_error = shortages[i];
+		connect_in_vain(f, script_nothing, shortages[i], "no pidfd of this process");
+	}
+	pidfd_error = 0;
 }
 
 static void script_silence(struct fake *fake)
@@ -944,6 +992,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(test_hello),
 		TEST(test_hello_in_vain),
+		TEST(test_hello_without_pidfd),
 		TEST(test_hello_is_never_answered),
 		TEST(test_hello_has_no_room),
 		TEST(test_connect_to_something_else),
