@@ -22,6 +22,7 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -158,13 +159,29 @@ static bool is_event(uint32_t type)
 	return type >= DIOH_MSG_PROGRESS;
 }
 
-/* The helper's last words: what it ends for is the connection's error. */
+/*
+ * The helper's last words tell why it is gone. Their errno is only named: by its value the helper's end would look like
+ * the failure of a transfer or a request, which it is not.
+ */
 static int take_last_words(const struct dioh_message *in, struct dioh_error *err)
 {
 	struct dioh_msg_error wire;
+	struct dioh_error last;
+	const char *known;
+	char name[32];
 
 	memcpy(&wire, in->payload, sizeof(wire));
-	dioh_error_decode(&wire, err);
+	dioh_error_decode(&wire, &last);
+	known = strerrorname_np(last.code);
+	if (known)
+		snprintf(name, sizeof(name), "%s", known);
+	else
+		snprintf(name, sizeof(name), "errno %d", last.code);
+	*err = last;
+	err->object = DIOH_OBJECT_SESSION;
+	err->code = EPIPE;
+	snprintf(err->text, sizeof(err->text), "%.*s (%s)",
+	         (int)(sizeof(err->text) - sizeof(" ()") - strlen(name)), last.text, name);
 	return -err->code;
 }
 

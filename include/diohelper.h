@@ -26,8 +26,9 @@
  *    `ret_transfer` may be NULL.
  *  - When the helper refused a request, the error is the helper's own, and the session goes on. -EINVAL also when the
  *    library did not even send it. -EPIPE: the helper is gone or has closed the connection; the text says how it ended,
- *    if that is known. -EBADMSG: the peer broke the protocol. After these two, when the error's object is
- *    DIOH_OBJECT_SESSION, only dioh_close() is useful, and dioh_poll() for events that came before.
+ *    if that is known, or has its last words (BROKEN) and the name of their errno. -EBADMSG: the peer broke the protocol.
+ *    After these two, when the error's object is DIOH_OBJECT_SESSION, only dioh_close() is useful, and dioh_poll() for
+ *    events that came before; every call answers the same from then on. What ran has not completed.
  *  - Descriptors passed in stay the caller's: the library duplicates them into the helper by SCM_RIGHTS and keeps
  *    none. They may be closed when the call returns. Memory must not be reused, and the image's range not written,
  *    while a transfer runs: I/O in flight outlives cancel and even the helper (see DIOH_EVENT_STUCK).
@@ -93,7 +94,7 @@ struct dioh_hello_info {
  * caller does not want to go on. The child gets /dev/null as standard input and output. `options` NULL: defaults.
  * Errors: -ENOENT, -EACCES (the program), -ENOTSUP (required feature missing; the text names it), -EPROTONOSUPPORT (no
  * common version), -EPIPE (it ended at once), -ETIMEDOUT (in 30 s it has not answered: it is no helper, or its cgroup is
- * frozen), any errno of socketpair(2), clone3(2), execve(2).
+ * frozen), any errno of socketpair(2), clone3(2), execve(2), pidfd_open(2).
  *
  * Of a failure nothing stays: a child that does not end by itself within a second is killed and reaped. If the kernel does
  * not let go of it for a second more (it is being executed from a disk that hangs, say), it stays the caller's child, to be
