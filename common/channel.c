@@ -25,6 +25,10 @@
  */
 #define FDS_RECEIVED_MAX 253u
 
+#ifndef SCM_PIDFD
+#define SCM_PIDFD 4 /* Linux 6.5 */
+#endif
+
 #define PLACE DIOH_PLACE(PROTOCOL, SESSION, 0, DIOH_OFFSET_NONE)
 
 /* An end that closed with unread messages of ours resets the connection; one that did not ends it. */
@@ -103,8 +107,9 @@ int dioh_channel_send(int fd, const struct dioh_msg_header *header, const void *
 
 union receive_control {
 	struct cmsghdr align;
-	/* Whoever made the socket may have asked for credentials too; they are not looked at. */
-	char bytes[CMSG_SPACE(FDS_RECEIVED_MAX * sizeof(int)) + CMSG_SPACE(sizeof(struct ucred))];
+	/* Whoever made the socket may have asked for credentials and a pidfd too; they are not looked at. */
+	char bytes[CMSG_SPACE(FDS_RECEIVED_MAX * sizeof(int)) + CMSG_SPACE(sizeof(struct ucred)) +
+	           CMSG_SPACE(sizeof(int))];
 };
 
 static void take_fd(struct dioh_message *message, int fd, unsigned *count)
@@ -116,12 +121,24 @@ static void take_fd(struct dioh_message *message, int fd, unsigned *count)
 	*count += 1;
 }
 
+/* SO_PASSPIDFD: the kernel adds the sender's pidfd to each packet. */
+static void drop_pidfd(struct cmsghdr *cmsg)
+{
+	int fd;
+
+	memcpy(&fd, CMSG_DATA(cmsg), sizeof(fd));
+	if (fd >= 0)
+		close(fd);
+}
+
 /* Answers how many came, of which the message has at most DIOH_FDS_MAX and the rest are closed. */
 static unsigned take_fds(struct dioh_message *message, struct msghdr *packet)
 {
 	unsigned count = 0;
 
 	for (struct cmsghdr *cmsg = CMSG_FIRSTHDR(packet); cmsg; cmsg = CMSG_NXTHDR(packet, cmsg)) {
+		if (cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_PIDFD)
+			drop_pidfd(cmsg);
 		if (cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS)
 			continue;
 		for (size_t at = 0; at + sizeof(int) <= cmsg->cmsg_len - CMSG_LEN(0);

@@ -13,7 +13,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -23,13 +22,13 @@
 
 #include "align.h"
 #include "cleanup.h"
+#include "deadline.h"
 #include "exchange.h"
 #include "proto.h"
 #include "spawn.h"
 
 #define FEATURES_KNOWN (DIOH_FEATURE_VERBATIM * 2 - 1)
 #define HEADER_PIECE_BYTES (DIOH_PAYLOAD_BYTES_MAX - sizeof(struct dioh_msg_write_header))
-#define END_WITHOUT_HELLO_MS 1000
 
 #define PLACE DIOH_PLACE(PROTOCOL, SESSION, 0, DIOH_OFFSET_NONE)
 
@@ -58,28 +57,53 @@ static int check_agreement(const struct dioh_msg_hello *reply, uint64_t required
 	return 0;
 }
 
-/* With a descriptor of this process the helper notices its end even if a forked child keeps the socket open. */
-static int say_hello(struct dioh_session *session, uint64_t required, struct dioh_error *err)
+/*
+ * With a descriptor of this process the helper notices its end even if a forked child keeps the socket open. Only where
+ * there can be none does a session go without: what is promised is not left out because there are no descriptors left.
+ */
+static int open_ourselves(int *ret_pidfd, struct dioh_error *err)
 {
-	DIOH_AUTO_FD int pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	*ret_pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	if (*ret_pidfd >= 0 || errno == ENOSYS || errno == EPERM || errno == EINVAL)
+		return 0;
+	return dioh_error_errno(err, errno, PLACE, "no pidfd of this process for HELLO");
+}
+
+static int exchange_hello(struct dioh_session *session, uint64_t required,
+                          struct dioh_msg_hello *ret_reply, struct dioh_error *err)
+{
+	DIOH_AUTO_FD int pidfd = -1;
 	struct dioh_msg_hello hello = {
 		.version_min = DIOH_PROTOCOL_VERSION,
 		.version_max = DIOH_PROTOCOL_VERSION,
 		.offered = FEATURES_KNOWN,
 		.required = required,
 	};
-	struct dioh_msg_hello reply;
 	struct dioh_request request = {
 		.type = DIOH_MSG_HELLO,
 		.payload = &hello,
 		.size = sizeof(hello),
 		.fds = &pidfd,
-		.fd_count = pidfd >= 0,
-		.ret_reply = &reply,
+		.ret_reply = ret_reply,
 	};
 	int r;
 
-	r = dioh_exchange(session, &request, err);
+	r = open_ourselves(&pidfd, err);
+	if (r < 0)
+		return r;
+	request.fd_count = pidfd >= 0;
+	return dioh_exchange(session, &request, err);
+}
+
+static int say_hello(struct dioh_session *session, uint64_t required, int64_t deadline,
+                     struct dioh_error *err)
+{
+	struct dioh_msg_hello reply;
+	int r;
+
+	session->deadline = deadline;
+	r = exchange_hello(session, required, &reply, err);
+	session->deadline = -1;
 	if (r < 0)
 		return r;
 	r = check_agreement(&reply, required, err);
@@ -90,36 +114,22 @@ static int say_hello(struct dioh_session *session, uint64_t required, struct dio
 	return 0;
 }
 
-/* Nothing has been attached to such a helper, so no I/O of it can be in flight. */
-static void abandon_child(pid_t pid)
+/* The child's control_fd is taken over in any case. */
+static int greet_child(const struct dioh_child *child, uint64_t required, int64_t deadline,
+                       struct dioh_session **ret_session, struct dioh_error *err)
 {
-	if (dioh_child_wait(pid, END_WITHOUT_HELLO_MS, NULL) != -ETIMEDOUT)
-		return;
-	kill(pid, SIGKILL);
-	(void)dioh_child_wait(pid, -1, NULL);
-}
-
-static int spawn_session(const struct dioh_spawn_options *options,
-                         struct dioh_session **ret_session, struct dioh_error *err)
-{
-	DIOH_AUTO_FD int ours = -1;
-	DIOH_AUTO_FD int theirs = -1;
 	struct dioh_session *session;
-	int r, pair[2];
+	int r;
 
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
-		return dioh_error_errno(err, errno, DIOH_PLACE(SPAWN, SESSION, 0, DIOH_OFFSET_NONE),
-		                        "no socket pair for the control connection");
-	ours = pair[0];
-	theirs = pair[1];
-	r = dioh_session_new(ours, -1, &session, err);
-	if (r < 0)
+	r = dioh_session_new(child->control_fd, child->pid, &session, err);
+	if (r < 0) {
+		close(child->control_fd);
 		return r;
-	(void)dioh_steal_fd(&ours);
-	r = dioh_child_start(options, theirs, &session->pid, err);
+	}
+	r = say_hello(session, required, deadline, err);
 	if (r < 0) {
 		dioh_session_free(session);
-		return r;
+		return dioh_child_blame(child, r, err);
 	}
 	*ret_session = session;
 	return 0;
@@ -128,22 +138,18 @@ static int spawn_session(const struct dioh_spawn_options *options,
 int dioh_spawn(const struct dioh_spawn_options *options, uint64_t required,
                struct dioh_session **ret_session, struct dioh_error *err)
 {
-	struct dioh_session *session = NULL;
-	pid_t pid;
+	int64_t deadline = dioh_deadline(DIOH_HELLO_MS);
+	struct dioh_child child;
 	int r;
 
-	r = spawn_session(options, &session, err);
+	r = dioh_child_start(options, deadline, &child, err);
 	if (r < 0)
 		return r;
-	r = say_hello(session, required, err);
-	if (r < 0) {
-		pid = session->pid;
-		dioh_session_free(session);
-		abandon_child(pid);
-		return r;
-	}
-	*ret_session = session;
-	return 0;
+	r = greet_child(&child, required, deadline, ret_session, err);
+	close(child.report_fd);
+	if (r < 0)
+		dioh_child_abandon(child.pid);
+	return r;
 }
 
 static int check_socket(int fd, struct dioh_error *err)
@@ -172,7 +178,7 @@ int dioh_connect(int fd, uint64_t required, struct dioh_session **ret_session,
 	r = dioh_session_new(fd, -1, &session, err);
 	if (r < 0)
 		return r;
-	r = say_hello(session, required, err);
+	r = say_hello(session, required, dioh_deadline(DIOH_HELLO_MS), err);
 	if (r < 0) {
 		session->fd = -1; /* it stays the caller's */
 		dioh_session_free(session);

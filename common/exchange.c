@@ -22,6 +22,7 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -32,6 +33,7 @@
 #include "spawn.h"
 
 #define PLACE DIOH_PLACE(PROTOCOL, SESSION, 0, DIOH_OFFSET_NONE)
+#define DESCRIBE_MS 100 /* between the end of the connection and that of the process */
 
 int dioh_session_new(int fd, pid_t pid, struct dioh_session **ret_session, struct dioh_error *err)
 {
@@ -41,6 +43,7 @@ int dioh_session_new(int fd, pid_t pid, struct dioh_session **ret_session, struc
 		return dioh_error_errno(err, ENOMEM, PLACE, "no memory for a session");
 	session->fd = fd;
 	session->pid = pid;
+	session->deadline = -1;
 	*ret_session = session;
 	return 0;
 }
@@ -49,27 +52,38 @@ void dioh_session_free(struct dioh_session *session)
 {
 	if (!session)
 		return;
-	if (session->fd >= 0)
+	if (session->fd >= 0) {
+		(void)shutdown(session->fd, SHUT_RDWR); /* close(2) is not enough while there are copies of it */
 		close(session->fd);
+	}
 	free(session);
 }
 
 /* ---- the end of a connection ----------------------------------------------------------------- */
 
-static int still_broken(const struct dioh_session *session, struct dioh_error *err)
+/* What every call answers from then on. `wait_ms`: so long the caller may wait to learn how the child ended. */
+static int answer_broken(struct dioh_session *session, int wait_ms, struct dioh_error *err)
 {
+	if (wait_ms < 0 || wait_ms > DESCRIBE_MS)
+		wait_ms = DESCRIBE_MS;
+	if (session->end_untold)
+		session->end_untold = !dioh_child_describe_end(session->pid, wait_ms, session->broken.text);
 	if (err)
 		*err = session->broken;
 	return -session->broken.code;
 }
 
-static int become_broken(struct dioh_session *session, const struct dioh_error *why,
-                         struct dioh_error *err)
+static int become_broken(struct dioh_session *session, const struct dioh_error *why)
 {
 	session->broken = *why;
-	if (why->code == EPIPE && session->pid > 0)
-		dioh_child_describe_end(session->pid, session->broken.text);
-	return still_broken(session, err);
+	return -why->code;
+}
+
+/* Its peer is gone: there may be more to say of that. */
+static int lose_peer(struct dioh_session *session, const struct dioh_error *why)
+{
+	session->end_untold = session->pid > 0;
+	return become_broken(session, why);
 }
 
 int dioh_exchange_break(struct dioh_session *session, const char *what, struct dioh_error *err)
@@ -77,7 +91,8 @@ int dioh_exchange_break(struct dioh_session *session, const char *what, struct d
 	struct dioh_error why;
 
 	dioh_error_set(&why, EBADMSG, PLACE, "%s", what);
-	return become_broken(session, &why, err);
+	become_broken(session, &why);
+	return answer_broken(session, 0, err);
 }
 
 /* ---- events ---------------------------------------------------------------------------------- */
@@ -144,13 +159,29 @@ static bool is_event(uint32_t type)
 	return type >= DIOH_MSG_PROGRESS;
 }
 
-/* The helper's last words: what it ends for is the connection's error. */
+/*
+ * The helper's last words tell why it is gone. Their errno is only named: by its value the helper's end would look like
+ * the failure of a transfer or a request, which it is not.
+ */
 static int take_last_words(const struct dioh_message *in, struct dioh_error *err)
 {
 	struct dioh_msg_error wire;
+	struct dioh_error last;
+	const char *known;
+	char name[32];
 
 	memcpy(&wire, in->payload, sizeof(wire));
-	dioh_error_decode(&wire, err);
+	dioh_error_decode(&wire, &last);
+	known = strerrorname_np(last.code);
+	if (known)
+		snprintf(name, sizeof(name), "%s", known);
+	else
+		snprintf(name, sizeof(name), "errno %d", last.code);
+	*err = last;
+	err->object = DIOH_OBJECT_SESSION;
+	err->code = EPIPE;
+	snprintf(err->text, sizeof(err->text), "%.*s (%s)",
+	         (int)(sizeof(err->text) - sizeof(" ()") - strlen(name)), last.text, name);
 	return -err->code;
 }
 
@@ -181,17 +212,18 @@ static int examine(struct dioh_session *session, const struct dioh_msg_header *a
 }
 
 /* Takes one message, without waiting. -EAGAIN: there is none; any other failure is the connection's end. */
-static int receive(struct dioh_session *session, const struct dioh_msg_header *awaited,
-                   struct dioh_error *err)
+static int receive(struct dioh_session *session, const struct dioh_msg_header *awaited)
 {
 	struct dioh_error why;
 	int r = dioh_channel_receive(session->fd, &session->in, MSG_DONTWAIT, &why);
 
 	if (r == -EAGAIN)
 		return r;
+	if (r == -EPIPE)
+		return lose_peer(session, &why);
 	if (r == 0)
 		r = examine(session, awaited, &why);
-	return r < 0 ? become_broken(session, &why, err) : r;
+	return r < 0 ? become_broken(session, &why) : r;
 }
 
 /* 0: ready, or not in time; -EINTR. Errors of the socket count as ready: who reads then learns of them. */
@@ -200,6 +232,21 @@ static int await(struct dioh_session *session, short events, int timeout_ms)
 	struct pollfd ready = { session->fd, events, 0 };
 
 	return poll(&ready, 1, timeout_ms) < 0 && errno == EINTR ? -EINTR : 0;
+}
+
+/* As await(), for a request, which no signal interrupts; or -ETIMEDOUT, which is the connection's end. */
+static int await_for(struct dioh_session *session, const struct dioh_msg_header *header, short events)
+{
+	int left = dioh_deadline_left(session->deadline);
+	struct dioh_error why;
+
+	if (left != 0) {
+		(void)await(session, events, left);
+		return 0;
+	}
+	dioh_error_set(&why, ETIMEDOUT, PLACE, "%s was not answered within %d s",
+	               dioh_msg_name(header->type), DIOH_HELLO_MS / 1000);
+	return become_broken(session, &why);
 }
 
 /* ---- requests -------------------------------------------------------------------------------- */
@@ -241,22 +288,20 @@ static int send_request(struct dioh_session *session, const struct dioh_msg_head
                         const struct dioh_request *request, struct dioh_error *err)
 {
 	struct dioh_error why;
-	int r, taken;
+	int r, end;
 
 	for (;;) {
 		r = dioh_channel_send(session->fd, header, request->payload, request->fds,
 		                      request->fd_count, MSG_DONTWAIT, &why);
 		if (r != -EAGAIN && r != -EPIPE)
 			break;
-		if (r == -EAGAIN)
-			(void)await(session, POLLIN | POLLOUT, -1);
-		do
-			taken = receive(session, NULL, err);
-		while (taken == 0);
-		if (taken != -EAGAIN)
-			return taken;
-		if (r == -EPIPE)
-			return become_broken(session, &why, err);
+		end = r == -EAGAIN ? await_for(session, header, POLLIN | POLLOUT) : 0;
+		if (end == 0)
+			end = receive(session, NULL);
+		if (end == -EAGAIN && r == -EPIPE)
+			end = lose_peer(session, &why);
+		if (end != 0 && end != -EAGAIN)
+			return answer_broken(session, DESCRIBE_MS, err);
 	}
 	if (r < 0 && err)
 		*err = why;
@@ -269,11 +314,11 @@ static int await_reply(struct dioh_session *session, const struct dioh_msg_heade
 	int r;
 
 	do {
-		r = receive(session, awaited, err);
-		if (r == -EAGAIN)
-			(void)await(session, POLLIN, -1);
-	} while (r == -EAGAIN || r == 0);
-	return r < 0 ? r : 0;
+		r = receive(session, awaited);
+		if (r == -EAGAIN || r == 0)
+			r = await_for(session, awaited, POLLIN);
+	} while (r == 0);
+	return r < 0 ? answer_broken(session, DESCRIBE_MS, err) : 0;
 }
 
 static int refused(const struct dioh_session *session, struct dioh_error *err)
@@ -314,7 +359,7 @@ int dioh_exchange(struct dioh_session *session, const struct dioh_request *reque
                   struct dioh_error *err)
 {
 	if (session->broken.code != 0)
-		return still_broken(session, err);
+		return answer_broken(session, 0, err);
 	return exchange(session, next_id(session), request, err);
 }
 
@@ -338,7 +383,7 @@ int dioh_exchange_begin(struct dioh_session *session, const struct dioh_request 
 	int r;
 
 	if (session->broken.code != 0)
-		return still_broken(session, err);
+		return answer_broken(session, 0, err);
 	begun = free_place(session, request->type);
 	if (!begun)
 		return dioh_error_set(err, EBUSY, PLACE,
@@ -433,8 +478,8 @@ int dioh_exchange_poll(struct dioh_session *session, struct dioh_event *ret_even
 		if (hand_out(session, ret_event))
 			return 1;
 		if (session->broken.code != 0)
-			return still_broken(session, err);
-		if (receive(session, NULL, err) != -EAGAIN)
+			return answer_broken(session, left, err);
+		if (receive(session, NULL) != -EAGAIN)
 			continue;
 		if (left == 0)
 			return 0;
@@ -469,8 +514,8 @@ int dioh_exchange_wait(struct dioh_session *session, uint32_t transfer,
 		                      "there is no transfer %" PRIu32 " to wait for", transfer);
 	while (begun->arrival == 0) {
 		if (session->broken.code != 0)
-			return still_broken(session, err);
-		if (receive(session, NULL, err) == -EAGAIN)
+			return answer_broken(session, DESCRIBE_MS, err);
+		if (receive(session, NULL) == -EAGAIN)
 			(void)await(session, POLLIN, -1);
 	}
 	return end_wait(session, begun, ret_complete, err);

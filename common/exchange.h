@@ -6,6 +6,7 @@
 #ifndef DIOH_EXCHANGE_H
 #define DIOH_EXCHANGE_H
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 #include "channel.h"
@@ -24,7 +25,9 @@ struct dioh_session {
 	pid_t pid; /* -1: no child of ours */
 	struct dioh_hello_info info;
 	uint32_t last_id;
+	int64_t deadline; /* for HELLO's reply; -1: a request may take as long as the disk does */
 	struct dioh_error broken; /* code 0: the connection is good; else what every further call answers */
+	bool end_untold;          /* the child may yet tell how it ended, and `broken` does not */
 
 	/* Events that wait for dioh_poll(). An arrival is a number that grows; 0: there is none. */
 	uint64_t arrivals;
@@ -56,12 +59,13 @@ struct dioh_request {
 /* Takes over fd. -ENOMEM. */
 int dioh_session_new(int fd, pid_t pid, struct dioh_session **ret_session, struct dioh_error *err);
 
-/* Closes the connection. The child is left alone. */
+/* Shuts the connection down, in whatever forked child has a copy of it, and closes it. The child is left alone. */
 void dioh_session_free(struct dioh_session *session);
 
 /*
  * Sends a request and waits for its reply, which is then in session->in. Interruptions are of no interest: a reply
- * must not be lost. -EINVAL: the request is malformed, and has not been sent.
+ * must not be lost. -EINVAL: the request is malformed, and has not been sent. -ETIMEDOUT: the session's deadline came
+ * first; nothing more can be asked then.
  */
 int dioh_exchange(struct dioh_session *session, const struct dioh_request *request, struct dioh_error *err);
 

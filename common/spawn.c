@@ -3,9 +3,10 @@
  * spawn.c - the helper as a child process.
  *
  * Owns the child between fork and exec: there, in a copy of a process that may have any number of threads, only
- * async-signal-safe calls are made, and whatever the child needs has been prepared before. Trusts its caller; the
- * program that it starts is whatever stands there under this name. Called by client.c and, for sentences, by
- * exchange.c.
+ * async-signal-safe calls are made, and whatever the child needs has been prepared before. The caller's other threads
+ * may fork at any moment, and what they fork keeps copies of all descriptors: so nothing here waits for the end of a
+ * file that somebody else might hold open. Trusts its caller; the program that it starts is whatever stands there under
+ * this name. Called by client.c and, for sentences, by exchange.c.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -23,6 +24,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -34,8 +36,10 @@
 #define CONTROL_ARGUMENT "--fd=3"
 #define DUPLICATES_MIN 10 /* above the numbers that are about to be given out */
 #define EXIT_NOT_STARTED 127
-#define DESCRIBE_MS 100 /* between the end of the connection and that of the process */
-#define WAIT_STEP_MS 5  /* where there is no pidfd */
+#define END_WITHOUT_HELLO_MS 1000
+#define END_AFTER_KILL_MS 1000
+#define WAIT_STEP_MS 5 /* where there is no pidfd */
+#define SNDBUF_BYTES (2 * (int)DIOH_PAYLOAD_BYTES_MAX)
 
 #define PLACE DIOH_PLACE(SPAWN, SESSION, 0, DIOH_OFFSET_NONE)
 
@@ -43,28 +47,52 @@
 
 enum stage { STAGE_DESCRIPTORS, STAGE_PROGRAM };
 
-struct failure { /* what the child reports of itself, if it does not come as far as the program */
+/* What the child says of itself: without an error, and with the caller's end of the connection; or its last words. */
+struct report {
 	int error;
 	int stage;
+};
+
+union fd_control {
+	struct cmsghdr align;
+	char bytes[CMSG_SPACE(sizeof(int))];
 };
 
 struct launch {
 	const char *program;
 	char **argv;
-	int control_fd;
 	int stderr_fd; /* -1: inherited */
-	int report_fd; /* close-on-exec: its end without a report is success */
+	int report_fd; /* close-on-exec */
 	int cgroup_fd; /* -1: the caller's cgroup */
 };
 
+/* `fd`: -1, or what goes along. */
+static int send_report(int report_fd, struct report *report, int fd)
+{
+	union fd_control control = { .bytes = { 0 } };
+	struct iovec iov = { report, sizeof(*report) };
+	struct msghdr packet = { .msg_iov = &iov, .msg_iovlen = 1 };
+	ssize_t sent;
+
+	if (fd >= 0) {
+		packet.msg_control = control.bytes;
+		packet.msg_controllen = sizeof(control.bytes);
+		control.align.cmsg_level = SOL_SOCKET;
+		control.align.cmsg_type = SCM_RIGHTS;
+		control.align.cmsg_len = CMSG_LEN(sizeof(fd));
+		memcpy(CMSG_DATA(&control.align), &fd, sizeof(fd));
+	}
+	do
+		sent = sendmsg(report_fd, &packet, MSG_NOSIGNAL);
+	while (sent < 0 && errno == EINTR);
+	return sent < 0 ? -errno : 0;
+}
+
 static _Noreturn void give_up(int report_fd, int stage)
 {
-	struct failure failure = { errno, stage };
-	ssize_t written;
+	struct report report = { errno, stage };
 
-	do
-		written = write(report_fd, &failure, sizeof(failure));
-	while (written < 0 && errno == EINTR);
+	(void)send_report(report_fd, &report, -1);
 	_exit(EXIT_NOT_STARTED);
 }
 
@@ -84,15 +112,46 @@ static void place_fd(int fd, int number, int report_fd)
 		give_up(report_fd, STAGE_DESCRIPTORS);
 }
 
+/* The longest message must fit, whatever net.core.wmem_default says; if it does not, sending will tell. */
+static void make_room(int fd)
+{
+	int bytes = 0;
+	socklen_t size = sizeof(bytes);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, &size) < 0 || bytes >= SNDBUF_BYTES)
+		return;
+	bytes = SNDBUF_BYTES;
+	(void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
+}
+
+/*
+ * The connection is made here, and one end handed back. So the helper's end never exists in the caller's process, where
+ * whatever another thread forks would keep a copy of it, and would hide that the helper has gone.
+ */
+static int make_connection(int report_fd)
+{
+	struct report report = { 0 };
+	int pair[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		give_up(report_fd, STAGE_DESCRIPTORS);
+	make_room(pair[0]);
+	make_room(pair[1]);
+	if (send_report(report_fd, &report, pair[0]) < 0)
+		give_up(report_fd, STAGE_DESCRIPTORS);
+	close(pair[0]);
+	return move_up(pair[1], report_fd);
+}
+
 static void arrange_fds(struct launch *launch)
 {
 	int stderr_flags = fcntl(STDERR_FILENO, F_GETFD);
 	bool has_stderr = launch->stderr_fd >= 0 ||
 	                  (stderr_flags >= 0 && !(stderr_flags & FD_CLOEXEC));
-	int null_fd;
+	int control_fd, null_fd;
 
 	launch->report_fd = move_up(launch->report_fd, launch->report_fd);
-	launch->control_fd = move_up(launch->control_fd, launch->report_fd);
+	control_fd = make_connection(launch->report_fd);
 	if (launch->stderr_fd >= 0)
 		launch->stderr_fd = move_up(launch->stderr_fd, launch->report_fd);
 	null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -106,7 +165,7 @@ static void arrange_fds(struct launch *launch)
 		place_fd(launch->stderr_fd, STDERR_FILENO, launch->report_fd);
 	else if (!has_stderr)
 		place_fd(null_fd, STDERR_FILENO, launch->report_fd);
-	place_fd(launch->control_fd, CONTROL_FD, launch->report_fd);
+	place_fd(control_fd, CONTROL_FD, launch->report_fd);
 }
 
 /* Handlers end with exec, but what is ignored stays so, and a blocked SIGALRM would disarm the attach timer. */
@@ -182,51 +241,102 @@ static pid_t fork_child(struct launch *launch)
 	return pid;
 }
 
-static int not_started(const struct launch *launch, pid_t pid, const struct failure *failure,
-                       struct dioh_error *err)
+static int await_report(int report_fd, int64_t deadline)
 {
-	(void)dioh_child_wait(pid, -1, NULL);
-	if (failure->stage == STAGE_PROGRAM)
-		return dioh_error_errno(err, failure->error, PLACE, "cannot execute %s",
-		                        launch->program);
-	return dioh_error_errno(err, failure->error, PLACE, "cannot arrange the descriptors of %s",
-	                        launch->program);
+	struct pollfd report = { report_fd, POLLIN, 0 };
+	int r;
+
+	do
+		r = poll(&report, 1, dioh_deadline_left(deadline));
+	while (r < 0 && errno == EINTR);
+	return r < 0 ? -errno : r == 0 ? -ETIMEDOUT : 0;
 }
 
-static int launch_child(struct launch *launch, pid_t *ret_pid, struct dioh_error *err)
+/* Without waiting. `ret_fd`: -1 if none came. -EPIPE: there is nobody any more who could report. */
+static int receive_report(int report_fd, struct report *ret_report, int *ret_fd)
 {
-	DIOH_AUTO_FD int report_fd = -1;
-	struct failure failure;
+	union fd_control control;
+	struct iovec iov = { ret_report, sizeof(*ret_report) };
+	struct msghdr packet = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control.bytes,
+		.msg_controllen = sizeof(control.bytes),
+	};
+	struct cmsghdr *cmsg;
 	ssize_t got;
-	int pipe_fds[2];
-	pid_t pid;
 
-	if (pipe2(pipe_fds, O_CLOEXEC) < 0)
-		return dioh_error_errno(err, errno, PLACE, "no pipe to start %s with",
-		                        launch->program);
-	report_fd = pipe_fds[0];
-	launch->report_fd = pipe_fds[1];
-	pid = fork_child(launch);
-	if (pid < 0) {
-		int error = errno;
-
-		close(pipe_fds[1]);
-		return dioh_error_errno(err, error, PLACE, "cannot start a process for %s%s",
-		                        launch->program,
-		                        launch->cgroup_fd >= 0 ? " in the cgroup" : "");
-	}
-	close(pipe_fds[1]);
 	do
-		got = read(report_fd, &failure, sizeof(failure));
+		got = recvmsg(report_fd, &packet, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	while (got < 0 && errno == EINTR);
-	if (got == (ssize_t)sizeof(failure))
-		return not_started(launch, pid, &failure, err);
-	*ret_pid = pid;
+	if (got != (ssize_t)sizeof(*ret_report))
+		return got < 0 ? -errno : -EPIPE;
+	*ret_fd = -1;
+	cmsg = CMSG_FIRSTHDR(&packet);
+	if (cmsg && cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS)
+		memcpy(ret_fd, CMSG_DATA(cmsg), sizeof(*ret_fd));
 	return 0;
 }
 
-int dioh_child_start(const struct dioh_spawn_options *options, int control_fd, pid_t *ret_pid,
-                     struct dioh_error *err)
+static int take_connection(int report_fd, int64_t deadline, int *ret_control_fd)
+{
+	struct report report;
+	int fd, r;
+
+	r = await_report(report_fd, deadline);
+	if (r == 0)
+		r = receive_report(report_fd, &report, &fd);
+	if (r == 0)
+		r = -report.error;
+	if (r < 0)
+		return r;
+	if (fd < 0)
+		return -EMFILE; /* which the kernel does not tell here: it only leaves the descriptor out */
+	*ret_control_fd = fd;
+	return 0;
+}
+
+static int not_started(const struct launch *launch, int r, struct dioh_error *err)
+{
+	if (r == -ETIMEDOUT)
+		return dioh_error_set(err, r, PLACE, "the process for %s has not run within %d s%s",
+		                      launch->program, DIOH_HELLO_MS / 1000,
+		                      launch->cgroup_fd >= 0 ? ": is its cgroup frozen?" : "");
+	if (r == -EPIPE)
+		return dioh_error_set(err, r, PLACE, "the process for %s has ended before it was that",
+		                      launch->program);
+	return dioh_error_errno(err, r, PLACE, "cannot arrange the descriptors of %s", launch->program);
+}
+
+static int launch_child(struct launch *launch, int64_t deadline, struct dioh_child *child,
+                        struct dioh_error *err)
+{
+	DIOH_AUTO_FD int report_fd = -1;
+	int pair[2], error, r;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		return dioh_error_errno(err, errno, PLACE, "no socket pair to start %s with",
+		                        launch->program);
+	report_fd = pair[0];
+	launch->report_fd = pair[1];
+	child->pid = fork_child(launch);
+	error = errno;
+	close(pair[1]);
+	if (child->pid < 0)
+		return dioh_error_errno(err, error, PLACE, "cannot start a process for %s%s",
+		                        launch->program,
+		                        launch->cgroup_fd >= 0 ? " in the cgroup" : "");
+	r = take_connection(report_fd, deadline, &child->control_fd);
+	if (r < 0) {
+		dioh_child_abandon(child->pid);
+		return not_started(launch, r, err);
+	}
+	child->report_fd = dioh_steal_fd(&report_fd);
+	return 0;
+}
+
+int dioh_child_start(const struct dioh_spawn_options *options, int64_t deadline,
+                     struct dioh_child *ret_child, struct dioh_error *err)
 {
 	static const struct dioh_spawn_options defaults = DIOH_SPAWN_OPTIONS_INIT;
 	DIOH_AUTO_FREE char **argv = NULL;
@@ -236,7 +346,6 @@ int dioh_child_start(const struct dioh_spawn_options *options, int control_fd, p
 		options = &defaults;
 	launch = (struct launch){
 		.program = options->program ? options->program : "diohelper",
-		.control_fd = control_fd,
 		.stderr_fd = options->stderr_fd,
 		.report_fd = -1,
 		.cgroup_fd = options->cgroup_fd,
@@ -245,7 +354,21 @@ int dioh_child_start(const struct dioh_spawn_options *options, int control_fd, p
 	if (!argv)
 		return dioh_error_errno(err, ENOMEM, PLACE, "cannot start %s", launch.program);
 	launch.argv = argv;
-	return launch_child(&launch, ret_pid, err);
+	ret_child->program = launch.program;
+	return launch_child(&launch, deadline, ret_child, err);
+}
+
+int dioh_child_blame(const struct dioh_child *child, int r, struct dioh_error *err)
+{
+	struct report report;
+	int fd;
+
+	if (r != -EPIPE || receive_report(child->report_fd, &report, &fd) < 0)
+		return r;
+	return dioh_error_errno(err, report.error, PLACE,
+	                        report.stage == STAGE_PROGRAM ? "cannot execute %s"
+	                                                      : "cannot arrange the descriptors of %s",
+	                        child->program);
 }
 
 /* ---- its end --------------------------------------------------------------------------------- */
@@ -258,7 +381,7 @@ static void await_end(pid_t pid, int timeout_ms)
 
 	if (pidfd < 0 && (timeout_ms < 0 || timeout_ms > WAIT_STEP_MS))
 		timeout_ms = WAIT_STEP_MS;
-	poll(&end, pidfd < 0 ? 0 : 1, timeout_ms);
+	poll(&end, 1, timeout_ms); /* which passes over a descriptor that is none */
 }
 
 int dioh_child_wait(pid_t pid, int timeout_ms, int *ret_status)
@@ -281,6 +404,15 @@ int dioh_child_wait(pid_t pid, int timeout_ms, int *ret_status)
 	}
 }
 
+/* Nothing has been attached to such a helper, so no I/O of it can be in flight. */
+void dioh_child_abandon(pid_t pid)
+{
+	if (dioh_child_wait(pid, END_WITHOUT_HELLO_MS, NULL) != -ETIMEDOUT)
+		return;
+	kill(pid, SIGKILL);
+	(void)dioh_child_wait(pid, END_AFTER_KILL_MS, NULL); /* the kernel may hold on to it */
+}
+
 static void describe(const siginfo_t *end, char text[DIOH_TEXT_BYTES])
 {
 	const char *name = end->si_code == CLD_EXITED ? NULL : sigabbrev_np(end->si_status);
@@ -296,22 +428,22 @@ static void describe(const siginfo_t *end, char text[DIOH_TEXT_BYTES])
 		         end->si_status, name ? name : "?");
 }
 
-void dioh_child_describe_end(pid_t pid, char text[DIOH_TEXT_BYTES])
+bool dioh_child_describe_end(pid_t pid, int timeout_ms, char text[DIOH_TEXT_BYTES])
 {
-	int64_t deadline = dioh_deadline(DESCRIBE_MS);
+	int64_t deadline = dioh_deadline(timeout_ms);
 
 	for (;;) {
 		siginfo_t end = { 0 };
 		int left = dioh_deadline_left(deadline);
 
 		if (waitid(P_PID, (id_t)pid, &end, WEXITED | WNOHANG | WNOWAIT) < 0)
-			return;
+			return false;
 		if (end.si_pid == pid) {
 			describe(&end, text);
-			return;
+			return true;
 		}
 		if (left == 0)
-			return;
+			return false;
 		await_end(pid, left);
 	}
 }

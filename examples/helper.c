@@ -210,7 +210,7 @@ int hv_helper_blame(struct hv_helper *helper, int code, struct dioh_error *err)
 	while (rc == 0 && !helper->state.completed && hv_now_ms() < deadline_ms)
 		rc = hv_helper_turn(helper, BLAME_MS, &its_error);
 	/* A reader that went away is what QEMU's failure looks like from the helper's side: that explains nothing. */
-	if (rc == 0 || rc == -EPIPE || rc == -ECANCELED)
+	if (rc == 0 || rc == -ECANCELED || (rc == -EPIPE && its_error.object != DIOH_OBJECT_SESSION))
 		return code;
 	if (err)
 		*err = its_error;

@@ -26,12 +26,15 @@
  *    `ret_transfer` may be NULL.
  *  - When the helper refused a request, the error is the helper's own, and the session goes on. -EINVAL also when the
  *    library did not even send it. -EPIPE: the helper is gone or has closed the connection; the text says how it ended,
- *    if that is known. -EBADMSG: the peer broke the protocol. After these two, when the error's object is
- *    DIOH_OBJECT_SESSION, only dioh_close() is useful, and dioh_poll() for events that came before.
+ *    if that is known, or has its last words (BROKEN) and the name of their errno. -EBADMSG: the peer broke the protocol.
+ *    After these two, when the error's object is DIOH_OBJECT_SESSION, only dioh_close() is useful, and dioh_poll() for
+ *    events that came before; every call answers the same from then on. What ran has not completed.
  *  - Descriptors passed in stay the caller's: the library duplicates them into the helper by SCM_RIGHTS and keeps
  *    none. They may be closed when the call returns. Memory must not be reused, and the image's range not written,
  *    while a transfer runs: I/O in flight outlives cancel and even the helper (see DIOH_EVENT_STUCK).
- *  - Thread safety: a session may be used by one thread at a time. Different sessions are independent.
+ *  - Thread safety: a session may be used by one thread at a time. Different sessions are independent. Other threads may
+ *    fork at any time. What they fork must not use their parent's sessions, nor call dioh_close() for them: the
+ *    connection would be closed in the parent, too.
  *  - A call that waits for a slow disk (dioh_create_image, dioh_open_image) can be left early: shutdown(2) of
  *    dioh_session_fd(), from any thread or a signal handler, makes it return -EPIPE and cancels the session.
  *  - All sizes and offsets are bytes.
@@ -90,15 +93,23 @@ struct dioh_hello_info {
  * Starts `diohelper serve` on a fresh socket pair and negotiates. `required`: enum dioh_feature bits without which the
  * caller does not want to go on. The child gets /dev/null as standard input and output. `options` NULL: defaults.
  * Errors: -ENOENT, -EACCES (the program), -ENOTSUP (required feature missing; the text names it), -EPROTONOSUPPORT (no
- * common version), -EPIPE (it ended at once), any errno of socketpair(2), clone3(2), execve(2). The helper also ends when
- * the calling process does, whoever else has the connection then.
+ * common version), -EPIPE (it ended at once), -ETIMEDOUT (in 30 s it has not answered: it is no helper, or its cgroup is
+ * frozen), any errno of socketpair(2), clone3(2), execve(2), pidfd_open(2).
+ *
+ * Of a failure nothing stays: a child that does not end by itself within a second is killed and reaped. If the kernel does
+ * not let go of it for a second more (it is being executed from a disk that hangs, say), it stays the caller's child, to be
+ * reaped by whoever takes care of SIGCHLD.
+ *
+ * The helper also ends when the calling process does, whoever else has the connection then. For that it is sent a pidfd of
+ * this process; only where there can be none (ENOSYS, EPERM, EINVAL: an old kernel, a filter) does it go without.
  */
 int dioh_spawn(const struct dioh_spawn_options *options, uint64_t required, struct dioh_session **ret_session,
                struct dioh_error *err);
 
 /*
  * As dioh_spawn(), over a connected AF_UNIX SOCK_SEQPACKET socket whose other end a helper already holds. Takes
- * ownership of `fd` on success. There is no child to wait for: dioh_close() answers 0.
+ * ownership of `fd` on success. There is no child to wait for: dioh_close() answers 0. After an error `fd` stays the
+ * caller's, who closes it: the helper may have been asked already, and may yet answer.
  */
 int dioh_connect(int fd, uint64_t required, struct dioh_session **ret_session, struct dioh_error *err);
 
@@ -112,10 +123,10 @@ int dioh_session_pid(const struct dioh_session *session);
 int dioh_session_fd(const struct dioh_session *session);
 
 /*
- * Closes the connection, which cancels whatever runs, waits up to `timeout_ms` (-1: for ever) for the helper to end,
- * and frees the session in any case. `session` may be NULL. `ret_status` (may be NULL) gets the status as waitpid(2)
- * reports it. Returns 0; -ETIMEDOUT: it did not end in time (it will, once its I/O has; it is not killed, since
- * I/O in flight would go on without it; it stays the caller's child to reap); -ECHILD: somebody else reaped it.
+ * Closes the connection, also in forked children, which cancels whatever runs, waits up to `timeout_ms` (-1: for ever) for
+ * the helper to end, and frees the session in any case. `session` may be NULL. `ret_status` (may be NULL) gets the status
+ * as waitpid(2) reports it. Returns 0; -ETIMEDOUT: it did not end in time (it will, once its I/O has; it is not killed,
+ * since I/O in flight would go on without it; it stays the caller's child to reap); -ECHILD: somebody else reaped it.
  */
 int dioh_close(struct dioh_session *session, int timeout_ms, int *ret_status);
 
@@ -288,7 +299,10 @@ int dioh_load_stream(struct dioh_session *session, const struct dioh_msg_stream_
 int dioh_finish(struct dioh_session *session, uint32_t mode, uint64_t patch_offset, const void *patch,
                 uint32_t patch_bytes, uint32_t *ret_transfer, struct dioh_error *err);
 
-/* `transfer` 0: all. `ret_in_flight` (may be NULL): I/Os still under way; DIOH_EVENT_COMPLETE comes when there are none. */
+/*
+ * `transfer` 0: all. `ret_in_flight` (may be NULL): I/Os still under way; DIOH_EVENT_COMPLETE comes when there are none.
+ * -ENOENT: no such transfer runs. It may just have ended, and its event not been taken: that is no failure.
+ */
 int dioh_cancel(struct dioh_session *session, uint32_t transfer, uint32_t *ret_in_flight, struct dioh_error *err);
 
 int dioh_status(struct dioh_session *session, struct dioh_msg_status_reply *ret_status, struct dioh_error *err);
@@ -312,7 +326,8 @@ struct dioh_event {
  * The next event: 1 and `ret_event` filled; 0: none came within `timeout_ms` (0: do not wait; -1: for ever). Events that
  * arrive while another call waits for its reply are kept: every COMPLETE, and the newest PROGRESS and STUCK. Call it
  * until it returns 0 whenever the descriptor is readable, and once after any other call of the library.
- * -EINTR: a signal came while waiting.
+ * -EINTR: a signal came while waiting. -EPIPE with a `timeout_ms` of 0: how the helper ended may not be known yet; a
+ * later call knows.
  */
 int dioh_poll(struct dioh_session *session, struct dioh_event *ret_event, int timeout_ms, struct dioh_error *err);
 

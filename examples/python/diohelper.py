@@ -16,7 +16,7 @@ from typing import NamedTuple
 HELLO, ATTACH_IMAGE, ATTACH_MEMORY, ATTACH_STREAM, SEAL = 2, 4, 6, 8, 10
 CREATE_IMAGE, PUT_TABLE, WRITE_HEADER, OPEN_IMAGE, GET_TABLE, READ_HEADER = 12, 14, 16, 18, 20, 22
 SAVE_MEMORY, LOAD_MEMORY, SAVE_STREAM, LOAD_STREAM, STATUS, CANCEL, FINISH = 24, 26, 28, 30, 32, 34, 36
-PROGRESS, COMPLETE, STUCK = 129, 131, 133
+PROGRESS, COMPLETE, STUCK, BROKEN = 129, 131, 133, 135
 
 ERROR_FLAG = 1
 PAYLOAD_MAX = 65536
@@ -86,7 +86,7 @@ class ProtocolViolation(Exception):
 
 
 class SessionEnded(Exception):
-    """The helper closed the connection."""
+    """The helper closed the connection, or said why it cannot go on."""
 
 
 class HelperError(Exception):
@@ -301,6 +301,9 @@ class Session:
         elif kind == STUCK:
             _insist(len(payload) == _STUCK.size, "STUCK's size")
             self.stuck += 1
+        elif kind == BROKEN:
+            _insist(event_id == 0, "BROKEN with an id")
+            raise SessionEnded(str(HelperError(payload)))
         else:
             raise ProtocolViolation(f"an event of type {kind}")
 

@@ -707,6 +707,32 @@ def test_hello_bytes(_):
                     "the error reply of the page's last example")
 
 
+BROKEN_HELPER = """#!{python}
+import os, socket, struct, sys
+manager = socket.socket(fileno=int(sys.argv[2].partition("=")[2]))
+manager.recv(65552)
+error = struct.pack("<iIIIQQ256s", 5, 0, 1, 0, (1 << 64) - 1, 0, b"the engine is of no use any more")
+manager.send(struct.pack("<IIII", 135, 0, 0, len(error)) + error)
+sys.exit(1)
+"""
+
+
+def test_broken(directory):
+    """A helper that cannot go on says why, and that is what the manager is told."""
+    path = os.path.join(directory, "broken-helper")
+    with open(path, "w", encoding="utf-8") as script:
+        script.write(BROKEN_HELPER.format(python=sys.executable))
+    os.chmod(path, 0o755)
+    with Session(path) as session:
+        try:
+            session.hello()
+        except manager.SessionEnded as end:
+            check("the engine is of no use any more" in str(end) and "code 5" in str(end), f"why it has ended: {end}")
+        else:
+            raise AssertionError("HELLO was answered")
+        check_equal(session.exit_status(), 1, "its exit status")
+
+
 def test_features_and_versions(_):
     """HELLO is refused for a feature or a version that is not to be had, and the session ends."""
     unknown = 1 << 40
@@ -1088,7 +1114,7 @@ def check_partial(fd):
     raise AssertionError("the reader accepts a partial image")
 
 
-TESTS = (test_worked_example, test_hello_bytes, test_features_and_versions, test_refusals, test_container,
+TESTS = (test_worked_example, test_hello_bytes, test_broken, test_features_and_versions, test_refusals, test_container,
          test_python_image, test_mapped_ram, test_mapped_ram_of_qemu, test_mapped_ram_refusals, test_mapped_ram_rules,
          test_states, test_damage, test_rules, test_raw, test_written_selection, test_cancel)
 

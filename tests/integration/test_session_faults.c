@@ -100,9 +100,10 @@ static void a_broken_engine_is_told(void **state)
 	(void)state;
 	must_fill(memory, 0, CHUNK, 1);
 	begin_save(&m, memory, CHUNK, 1, "broken:0");
-	assert_int_equal(save(&m, 0, 1), -EIO);
-	moves_assert_error(&m, EIO, NONE, SESSION, 0);
+	assert_int_equal(save(&m, 0, 1), -EPIPE);
+	moves_assert_error(&m, EPIPE, NONE, SESSION, 0);
 	assert_non_null(strstr(m.err.text, "the engine"));
+	assert_non_null(strstr(m.err.text, " (EIO)"));
 	moves_end(&m, 1);
 }
 

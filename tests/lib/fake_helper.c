@@ -345,10 +345,10 @@ static void do_nothing(int number)
 	(void)number;
 }
 
-/* A signal every 10 ms: had one come before the wait, the next ends it. */
+/* A signal every 10 ms: had one come before the wait, the next ends it. One that comes late does nothing, either. */
 void client_alarms(bool on)
 {
-	struct sigaction action = { .sa_handler = on ? do_nothing : SIG_DFL };
+	struct sigaction action = { .sa_handler = on ? do_nothing : SIG_IGN };
 	struct itimerval timer = { { 0, on ? 10000 : 0 }, { 0, on ? 10000 : 0 } };
 
 	if (on)

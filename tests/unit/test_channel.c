@@ -259,6 +259,34 @@ static void test_credentials_are_passed_over(void **state)
 	assert_int_equal(strtoul(f->err.text, NULL, 10), FDS_MANY); /* there was room for both */
 }
 
+#ifndef SO_PASSPIDFD
+#define SO_PASSPIDFD 76 /* Linux 6.5 */
+#endif
+
+/* Or for its pidfd, which comes with each packet, and which nobody would ever close. */
+static void test_pidfds_are_closed(void **state)
+{
+	struct fixture *f = *state;
+	struct dioh_msg_header header = { .type = 4, .id = 9 };
+	unsigned fds = count_fds();
+	int on = 1;
+
+	if (setsockopt(f->ours, SOL_SOCKET, SO_PASSPIDFD, &on, sizeof(on)) < 0) {
+		print_message("skipped: no SO_PASSPIDFD before Linux 6.5\n");
+		skip();
+	}
+	assert_int_equal(setsockopt(f->ours, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)), 0);
+	assert_int_equal(dioh_channel_send(f->theirs, &header, NULL, &f->theirs, 1, 0, &f->err), 0);
+	assert_int_equal(dioh_channel_receive(f->ours, &f->message, 0, &f->err), 0);
+	assert_int_equal(f->message.fd_count, 1);
+	dioh_message_close_fds(&f->message);
+	assert_int_equal(count_fds(), fds);
+	send_packet(f->theirs, sizeof(header), 0, FDS_MANY);
+	assert_malformed(f);
+	assert_int_equal(strtoul(f->err.text, NULL, 10), FDS_MANY); /* there was room for all of it */
+	assert_int_equal(count_fds(), fds);
+}
+
 /* ---- what is malformed ----------------------------------------------------------------------- */
 
 static void test_too_many_descriptors(void **state)
@@ -477,10 +505,10 @@ static void do_nothing(int number)
 	(void)number;
 }
 
-/* A signal every 10 ms: had one come before the wait, the next ends it. */
+/* A signal every 10 ms: had one come before the wait, the next ends it. One that comes late does nothing, either. */
 static void start_alarms(bool on)
 {
-	struct sigaction action = { .sa_handler = on ? do_nothing : SIG_DFL };
+	struct sigaction action = { .sa_handler = on ? do_nothing : SIG_IGN };
 	struct itimerval timer = { { 0, on ? 10000 : 0 }, { 0, on ? 10000 : 0 } };
 
 	if (on)
@@ -534,6 +562,7 @@ int main(void)
 		TEST(test_descriptors),
 		TEST(test_taken_descriptors_stay_open),
 		TEST(test_credentials_are_passed_over),
+		TEST(test_pidfds_are_closed),
 		TEST(test_too_many_descriptors),
 		TEST(test_shorter_than_a_header),
 		TEST(test_size_lies),

@@ -4,6 +4,7 @@
  * is a thread that plays a script (tests/lib/fake_helper.h). Events are test_events.c's business, dioh_spawn() is
  * test_spawn.c's.
  */
+/* LDFLAGS: -Wl,--wrap=syscall,--wrap=poll,--wrap=clock_gettime */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -23,6 +24,22 @@
 #include <unistd.h>
 
 #include "fake_helper.h"
+#include "leap.h"
+
+/* ---- between the library and the kernel ------------------------------------------------------ */
+
+static int pidfd_error; /* what pidfd_open(2) fails with; 0: it does not */
+
+long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f);
+long __real_syscall(long number, long a, long b, long c, long d, long e, long f);
+
+long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+	if (number != SYS_pidfd_open || pidfd_error == 0)
+		return __real_syscall(number, a, b, c, d, e, f);
+	errno = pidfd_error;
+	return -1;
+}
 
 /* ---- HELLO ----------------------------------------------------------------------------------- */
 
@@ -162,6 +179,72 @@ static void test_hello_in_vain(void **state)
 	connect_in_vain(f, script_another_version, EPROTONOSUPPORT, "version 2");
 	connect_in_vain(f, script_hang_up_at_hello, EPIPE, "closed");
 	connect_in_vain(f, script_short_hello, EBADMSG, "HELLO's reply");
+}
+
+static void script_without_pidfd(struct fake *fake)
+{
+	struct dioh_msg_hello hello = { .version_min = 1, .version_max = 1, .offered = FEATURES_ALL };
+
+	fake_take(fake, DIOH_MSG_HELLO);
+	fake_expect(fake, fake->in.fd_count == 0, "no descriptor with HELLO");
+	fake_reply(fake, &hello, sizeof(hello));
+}
+
+static void script_nothing(struct fake *fake)
+{
+	(void)fake;
+}
+
+/* A kernel without pidfds, or a filter, is no reason to fail; a shortage is. */
+static void test_hello_without_pidfd(void **state)
+{
+	static const int none[] = { ENOSYS, EPERM, EINVAL }, shortages[] = { EMFILE, ENFILE, ENOMEM };
+	struct client *f = *state;
+
+	for (int i = 0; i < 3; i++) {
+		pidfd_error = none[i];
+		client_connect(f, script_without_pidfd);
+		client_assert_untouched(f);
+		client_disconnect(f);
+	}
+	for (int i = 0; i < 3; i++) {
+		pidfd_error = shortages[i];
+		connect_in_vain(f, script_nothing, shortages[i], "no pidfd of this process");
+	}
+	pidfd_error = 0;
+}
+
+static void script_silence(struct fake *fake)
+{
+	fake_take(fake, DIOH_MSG_HELLO);
+	fake_await_hangup(fake);
+}
+
+static void test_hello_is_never_answered(void **state)
+{
+	struct client *f = *state;
+
+	leap_at(1);
+	connect_in_vain(f, script_silence, ETIMEDOUT, "HELLO was not answered within 30 s");
+	assert_true(leap_was_made());
+}
+
+/* Nor even read. */
+static void test_hello_has_no_room(void **state)
+{
+	struct client *f = *state;
+	struct dioh_session *session = NULL;
+	int pair[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+	while (send(pair[0], "", 1, MSG_DONTWAIT) == 1)
+		continue;
+	assert_int_equal(errno, EAGAIN);
+	leap_at(1);
+	assert_int_equal(dioh_connect(pair[0], 0, &session, &f->err), -ETIMEDOUT);
+	assert_true(leap_was_made());
+	assert_null(session);
+	assert_int_equal(close(pair[0]) | close(pair[1]), 0);
 }
 
 static void test_connect_to_something_else(void **state)
@@ -909,6 +992,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(test_hello),
 		TEST(test_hello_in_vain),
+		TEST(test_hello_without_pidfd),
+		TEST(test_hello_is_never_answered),
+		TEST(test_hello_has_no_room),
 		TEST(test_connect_to_something_else),
 		TEST(test_attach),
 		TEST(test_own_mistakes),

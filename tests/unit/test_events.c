@@ -628,30 +628,65 @@ static void test_full_socket(void **state)
 	client_disconnect(f);
 }
 
+static const struct dioh_msg_error *last_words;
+
+/* Behind a transfer's end, and instead of a reply. */
 static void script_last_words(struct fake *fake)
 {
 	struct dioh_msg_header header = { .type = DIOH_MSG_BROKEN };
-	struct dioh_msg_error why = { .code = ENOSYS, .operation = DIOH_OP_SEAL, .text = "its last words" };
+	uint32_t id;
 
 	fake_greet(fake);
+	id = fake_accept(fake, DIOH_MSG_SAVE_MEMORY);
+	(void)fake_accept(fake, DIOH_MSG_SAVE_MEMORY);
 	fake_take(fake, DIOH_MSG_STATUS);
-	fake_send(fake, header, &why, sizeof(why));
+	fake_complete(fake, id, 0, 1);
+	fake_send(fake, header, last_words, sizeof(*last_words));
 	fake_hang_up(fake);
 }
 
-/* What the helper ended for is what this call and all further ones answer, not that the connection is gone. */
+static void assert_last_words(struct client *f, const struct dioh_msg_error *words, const char *text)
+{
+	struct dioh_msg_complete figures = { .total_bytes = 4711 };
+	struct dioh_msg_status_reply status;
+	uint32_t first, second;
+
+	last_words = words;
+	client_connect(f, script_last_words);
+	first = client_begin_save(f);
+	second = client_begin_save(f);
+	assert_int_equal(dioh_status(f->session, &status, &f->err), -EPIPE);
+	client_assert_completes(f, first, 0, 1);
+	client_assert_broken(f, EPIPE);
+	f->err = f->untouched;
+	assert_int_equal(dioh_wait(f->session, second, &figures, &f->err), -EPIPE);
+	assert_true(figures.total_bytes == 4711);
+	assert_string_equal(f->err.text, text);
+	assert_int_equal(f->err.code, EPIPE);
+	assert_int_equal(f->err.object, DIOH_OBJECT_SESSION);
+	assert_int_equal(f->err.operation, words->operation);
+	client_disconnect(f);
+}
+
+/*
+ * What the helper ended for is in what this call and all further ones answer. But it is the helper's end, not a transfer
+ * that failed with EIO and is over, nor -EAGAIN for a caller who would come again.
+ */
 static void test_last_words(void **state)
 {
-	struct client *f = *state;
-	struct dioh_msg_status_reply status;
+	struct dioh_msg_error words = { .code = ENOSYS, .operation = DIOH_OP_SEAL, .text = "its last words" };
+	char text[DIOH_TEXT_BYTES];
 
-	client_connect(f, script_last_words);
-	for (int i = 0; i < 2; i++) {
-		assert_int_equal(dioh_status(f->session, &status, &f->err), -ENOSYS);
-		assert_string_equal(f->err.text, "its last words");
-		assert_int_equal(f->err.operation, DIOH_OP_SEAL);
-	}
-	client_disconnect(f);
+	assert_last_words(*state, &words, "its last words (ENOSYS)");
+	words = (struct dioh_msg_error){ .code = EIO, .object = DIOH_OBJECT_STREAM, .text = "no I/O" };
+	assert_last_words(*state, &words, "no I/O (EIO)");
+	words.code = EAGAIN;
+	assert_last_words(*state, &words, "no I/O (EAGAIN)");
+	words.code = 4000;
+	memset(words.text, 'x', sizeof(words.text) - 1); /* as long as it can be */
+	memset(text, 'x', sizeof(text));
+	strcpy(&text[sizeof(text) - sizeof(" (errno 4000)")], " (errno 4000)");
+	assert_last_words(*state, &words, text);
 }
 
 #define TEST(function) cmocka_unit_test_setup_teardown(function, client_set_up, client_tear_down)

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * test_spawn.c - dioh_spawn() and dioh_close(): a real child, which is this program run anew as
- * `serve --fd=3 SCRIPT [ARGUMENT]`. Scripts are as in tests/lib/fake_helper.h.
+ * `serve --fd=3 SCRIPT [ARGUMENT]`. Scripts are as in tests/lib/fake_helper.h. What stands between the library and the
+ * kernel forks in between, as another thread would, or keeps the child from its work.
  */
+/* LDFLAGS: -Wl,--wrap=fork,--wrap=kill,--wrap=socketpair,--wrap=poll,--wrap=clock_gettime */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -12,19 +14,97 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "fake_helper.h"
+#include "leap.h"
+#include "spawn.h"
 
 #define DELAY_MS 60
+
+/* ---- between the library and the kernel -------------------------------------------------------- */
+
+static struct {
+	pid_t manager; /* we */
+	bool forks;    /* dioh_spawn() comes between two forks of another thread */
+	pid_t bystanders[2];
+	bool stalls;          /* the child makes no connection */
+	bool lacks_room;      /* a socket has room for short messages only */
+	bool survives;        /* SIGKILL does not reach the child, as where the kernel holds on to it */
+	pid_t survivor;
+} world;
+
+int __wrap_socketpair(int domain, int type, int protocol, int pair[2]);
+int __real_socketpair(int domain, int type, int protocol, int pair[2]);
+pid_t __wrap_fork(void);
+pid_t __real_fork(void);
+int __wrap_kill(pid_t pid, int number);
+int __real_kill(pid_t pid, int number);
+
+/* Somebody who has nothing to do with it, and a copy of everything that is open now. */
+static pid_t fork_bystander(void)
+{
+	pid_t pid = __real_fork();
+
+	if (pid != 0)
+		return pid;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	for (;;)
+		pause();
+}
+
+static void end_bystander(pid_t pid)
+{
+	assert_true(pid > 0);
+	assert_int_equal(waitpid(pid, NULL, WNOHANG), 0);
+	assert_int_equal(__real_kill(pid, SIGKILL), 0);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+}
+
+pid_t __wrap_fork(void)
+{
+	pid_t pid;
+
+	if (!world.forks)
+		return __real_fork();
+	world.bystanders[0] = fork_bystander();
+	pid = __real_fork();
+	if (pid != 0)
+		world.bystanders[1] = fork_bystander();
+	return pid;
+}
+
+int __wrap_socketpair(int domain, int type, int protocol, int pair[2])
+{
+	int r = __real_socketpair(domain, type, protocol, pair), bytes = 1;
+
+	if (world.stalls && getpid() != world.manager) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (;;)
+			pause();
+	}
+	for (int i = 0; i < 2 && r == 0 && world.lacks_room; i++)
+		r = setsockopt(pair[i], SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)); /* as few as there can be */
+	return r;
+}
+
+int __wrap_kill(pid_t pid, int number)
+{
+	if (!world.survives)
+		return __real_kill(pid, number);
+	world.survivor = pid;
+	return 0;
+}
 
 /* ---- the helper as a child ------------------------------------------------------------------- */
 
@@ -112,6 +192,27 @@ static void child_linger(struct fake *fake)
 		pause();
 }
 
+static void child_say_nothing(struct fake *fake)
+{
+	(void)fake;
+	for (;;)
+		pause();
+}
+
+/* A long message each way. */
+static void child_talk(struct fake *fake)
+{
+	const struct dioh_msg_image_reply reply = { 0 };
+	static const uint8_t bytes[DIOH_PAYLOAD_BYTES_MAX];
+
+	fake_greet(fake);
+	fake_take(fake, DIOH_MSG_WRITE_HEADER);
+	fake_expect(fake, fake->in.header.size == DIOH_PAYLOAD_BYTES_MAX, "a piece of the longest size");
+	fake_reply(fake, &reply, sizeof(reply));
+	fake_take(fake, DIOH_MSG_READ_HEADER);
+	fake_reply(fake, bytes, sizeof(bytes));
+}
+
 static void child_leave(struct fake *fake)
 {
 	(void)fake;
@@ -130,6 +231,8 @@ static const struct {
 	{ "refuse", child_refuse },
 	{ "refuse-and-stay", child_refuse_and_stay },
 	{ "linger", child_linger },
+	{ "say-nothing", child_say_nothing },
+	{ "talk", child_talk },
 	{ "leave", child_leave },
 };
 
@@ -376,6 +479,139 @@ static void test_spawn_of_what_does_not_answer(void **state)
 	assert_true(client_now_ms() - begun >= 1000);
 }
 
+/* ---- what other threads fork ------------------------------------------------------------------- */
+
+/*
+ * Copies of the helper's end of the connection would hide that it is gone, and of a pipe that it was executed. (If they
+ * do, this test does not end.)
+ */
+static void test_spawn_beside_forks(void **state)
+{
+	struct client *f = *state;
+	static const char *const args[] = { "greet", NULL };
+	struct dioh_event event;
+	pid_t pid;
+	int r;
+
+	world.forks = true;
+	spawn(f, args);
+	world.forks = false;
+	pid = dioh_session_pid(f->session);
+	assert_int_equal(kill(pid, SIGKILL), 0);
+	r = dioh_poll(f->session, &event, -1, &f->err);
+	for (int i = 0; i < 2; i++)
+		end_bystander(world.bystanders[i]);
+	assert_int_equal(r, -EPIPE);
+	assert_int_equal(dioh_close(f->session, -1, NULL), 0);
+	assert_no_child();
+}
+
+/* Nor do they keep an error from its caller. */
+static void test_spawn_of_nothing_beside_forks(void **state)
+{
+	struct client *f = *state;
+	struct dioh_spawn_options options = DIOH_SPAWN_OPTIONS_INIT;
+	struct dioh_session *session;
+	int r;
+
+	options.program = "/nowhere/diohelper";
+	world.forks = true;
+	r = dioh_spawn(&options, 0, &session, &f->err);
+	world.forks = false;
+	for (int i = 0; i < 2; i++)
+		end_bystander(world.bystanders[i]);
+	assert_int_equal(r, -ENOENT);
+	assert_string_equal(f->err.text, "cannot execute /nowhere/diohelper: No such file or directory");
+	assert_no_child();
+}
+
+/* It closes the connection in whoever else has it. */
+static void test_close_beside_a_fork(void **state)
+{
+	struct client *f = *state;
+	static const char *const args[] = { "greet", NULL };
+	int wait_status = -1, r;
+	pid_t bystander;
+
+	spawn(f, args);
+	bystander = fork_bystander();
+	r = dioh_close(f->session, 10000, &wait_status);
+	end_bystander(bystander);
+	assert_int_equal(r, 0);
+	assert_int_equal(WEXITSTATUS(wait_status), 7);
+	assert_no_child();
+}
+
+/* ---- who never answers ------------------------------------------------------------------------- */
+
+/* The limit is for both waits together: the first leaps, or the second. */
+static void spawn_and_leap(struct client *f, const char *script, unsigned wait, const char *text)
+{
+	const char *const args[] = { script, NULL };
+	struct dioh_spawn_options options = child_options(args);
+
+	leap_at(wait);
+	spawn_in_vain(f, &options, ETIMEDOUT, text);
+	assert_true(leap_was_made());
+}
+
+static void test_spawn_of_who_says_nothing(void **state)
+{
+	struct client *f = *state;
+
+	spawn_and_leap(f, "say-nothing", 2, "HELLO was not answered within 30 s");
+	assert_int_equal(f->err.object, DIOH_OBJECT_SESSION);
+}
+
+/* As in a cgroup that is frozen. */
+static void test_spawn_of_what_does_not_run(void **state)
+{
+	struct client *f = *state;
+
+	world.stalls = true;
+	spawn_and_leap(f, "greet", 1, "has not run within 30 s");
+	world.stalls = false;
+	assert_int_equal(f->err.operation, DIOH_OP_SPAWN);
+}
+
+/* Nobody waits for ever for what even SIGKILL does not end: it is left to whoever reaps our children. */
+static void test_spawn_leaves_what_does_not_end(void **state)
+{
+	struct client *f = *state;
+	static const char *const args[] = { "say-nothing", NULL };
+	struct dioh_spawn_options options = child_options(args);
+	struct dioh_session *session = NULL;
+
+	leap_at(2);
+	world.survives = true;
+	assert_int_equal(dioh_spawn(&options, 0, &session, &f->err), -ETIMEDOUT);
+	world.survives = false;
+	assert_null(session);
+	assert_true(world.survivor > 0);
+	end_bystander(world.survivor);
+	assert_no_child();
+}
+
+/* Where net.core.wmem_default is small, and the library asks for more. */
+static void test_long_messages_have_room(void **state)
+{
+	struct client *f = *state;
+	static const char *const args[] = { "talk", NULL };
+	static uint8_t bytes[DIOH_PAYLOAD_BYTES_MAX];
+	uint64_t count = 0;
+
+	world.lacks_room = true;
+	spawn(f, args);
+	world.lacks_room = false;
+	assert_int_equal(dioh_write_header(f->session, 0, bytes,
+	                                   sizeof(bytes) - sizeof(struct dioh_msg_write_header), &f->err), 0);
+	assert_int_equal(dioh_read_header(f->session, 0, bytes, sizeof(bytes), &count, &f->err), 0);
+	assert_int_equal(count, sizeof(bytes));
+	close_child(f, 7);
+}
+
+/* ---- its end ------------------------------------------------------------------------------------ */
+
 static void assert_death(struct client *f, int number, const char *text)
 {
 	char argument[16];
@@ -422,6 +658,35 @@ static void test_end_between_calls_is_described(void **state)
 	client_assert_broken(f, EPIPE);
 	assert_string_equal(f->err.text, "the helper has ended with exit status 5");
 	close_child(f, 5);
+}
+
+/* Who must not wait gets what is known; there may be more to be known later. */
+static void test_end_is_described_without_waiting(void **state)
+{
+	struct client *f = *state;
+	static const char *const args[] = { "hang-up", NULL };
+	struct dioh_msg_header status = { .type = DIOH_MSG_STATUS, .id = 4711 };
+	struct pollfd end;
+	struct dioh_event event;
+	siginfo_t info;
+	unsigned waits;
+	pid_t pid;
+
+	spawn(f, args);
+	pid = dioh_session_pid(f->session);
+	end = (struct pollfd){ dioh_session_fd(f->session), POLLIN, 0 };
+	assert_int_equal(dioh_channel_send(end.fd, &status, NULL, NULL, 0, 0, NULL), 0);
+	assert_int_equal(poll(&end, 1, -1), 1);
+	waits = leap_count_waits();
+	assert_int_equal(dioh_poll(f->session, &event, 0, &f->err), -EPIPE);
+	assert_int_equal(leap_count_waits(), waits);
+	assert_string_equal(f->err.text, "the peer has closed the control connection");
+	assert_int_equal(kill(pid, SIGKILL), 0);
+	assert_int_equal(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
+	assert_int_equal(dioh_poll(f->session, &event, 0, &f->err), -EPIPE);
+	assert_string_equal(f->err.text, "the helper was killed by signal 9 (SIGKILL)");
+	client_assert_broken(f, EPIPE);
+	assert_int_equal(dioh_close(f->session, -1, NULL), 0);
 }
 
 /* It lives, but there is nothing to say to it any more. Nobody waits for its end then. */
@@ -567,8 +832,16 @@ int main(int argc, char **argv)
 		TEST(test_spawn_of_nothing),
 		TEST(test_spawn_through_path),
 		TEST(test_spawn_of_what_does_not_answer),
+		TEST(test_spawn_beside_forks),
+		TEST(test_spawn_of_nothing_beside_forks),
+		TEST(test_close_beside_a_fork),
+		TEST(test_spawn_of_who_says_nothing),
+		TEST(test_spawn_of_what_does_not_run),
+		TEST(test_spawn_leaves_what_does_not_end),
+		TEST(test_long_messages_have_room),
 		TEST(test_death_is_described),
 		TEST(test_end_between_calls_is_described),
+		TEST(test_end_is_described_without_waiting),
 		TEST(test_hangup_is_no_end),
 		TEST(test_close_in_time_or_not),
 		TEST(test_close_waits_for_ever),
@@ -582,5 +855,6 @@ int main(int argc, char **argv)
 	if (readlink("/proc/self/exe", path, sizeof(path) - 1) < 0)
 		return 1;
 	this_program = path;
+	world.manager = getpid();
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
