@@ -197,7 +197,7 @@ enum dioh_image_note {
 	DIOH_IMAGE_NOTE_LONE_BUFFERED = 1u << 0,      /* only a buffered descriptor came: page I/O is buffered */
 	DIOH_IMAGE_NOTE_LONE_DIRECT = 1u << 1,        /* header I/O turns O_DIRECT off and on again (F_SETFL) */
 	DIOH_IMAGE_NOTE_DIRECT_UNSUPPORTED = 1u << 2, /* the file system has no direct I/O for this file */
-	DIOH_IMAGE_NOTE_DIRECT_ALIGNMENT = 1u << 3,   /* direct I/O would need more than 4096-byte alignment; saves: the cache has larger units */
+	DIOH_IMAGE_NOTE_DIRECT_ALIGNMENT = 1u << 3,   /* more than 4096-byte alignment, or (saves) larger cache units */
 	DIOH_IMAGE_NOTE_ENGINE_FALLBACK = 1u << 4,    /* io_uring is not to be had here */
 	DIOH_IMAGE_NOTE_DIRECT_CHECKSUMS = 1u << 5,   /* btrfs checksums the file: the kernel copies direct writes */
 	DIOH_IMAGE_NOTE_UNCACHED = 1u << 6,           /* buffered page I/O is uncached (RWF_DONTCACHE) */
