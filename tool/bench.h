@@ -9,6 +9,7 @@
  *   bench_signal.c     Ctrl-C
  *   bench_run.c        one save or load of memory, by a sealed helper
  *   bench_stream.c     one stream through the drop-in
+ *   bench_end.c        waiting for the helper's end
  *   bench_result.c     rows, medians, the best, the advice
  *   bench_report.c     table and CSV;  bench_json.c: JSON;  bench_plot.c: a picture, by gnuplot
  */
@@ -66,8 +67,12 @@ const char *dioh_bench_engine_name(uint32_t engine);
 void dioh_bench_signals_catch(void);
 /* The signal that came; 0: none. */
 int dioh_bench_interrupted(void);
-/* A session whose calls an interruption is to end; -1: none any more. */
-void dioh_bench_signals_watch(int session_fd);
+/* How many came. */
+int dioh_bench_interruptions(void);
+/* A session's socket, or our end of a pipe, at which an interruption is to end the waiting; -1: none any more. */
+void dioh_bench_signals_watch(int fd);
+/* Until `fd` (-1: none) is readable, the time (-1: none) is over, or more than the `seen` interruptions have come. */
+void dioh_bench_signals_sleep(int fd, int timeout_ms, int seen);
 /* Ends this program by the signal that came, as its caller expects. Returns if there was none. */
 void dioh_bench_signals_raise(void);
 
@@ -77,7 +82,8 @@ struct dioh_bench_target {
 	const char *path;
 	char *created;  /* the name of a file of our own, to be removed; NULL: it was there before */
 	bool is_device;
-	bool used; /* something is about to be written */
+	bool used;      /* something is about to be written */
+	bool abandoned; /* a helper that has not ended may still be writing */
 	int buffered_fd;
 	int direct_fd; /* -1: not asked for, or not to be had */
 };
@@ -218,16 +224,22 @@ struct dioh_bench {
 };
 
 /* Whether an engine is to be had, and what a save or load does with it by default (bench_run.c). */
-int dioh_bench_probe(const struct dioh_bench *bench, uint32_t engine, bool load,
+int dioh_bench_probe(struct dioh_bench *bench, uint32_t engine, bool load,
                      struct dioh_msg_attach_image_reply *ret_image, struct dioh_error *err);
 
 /* One save or load of memory (bench_run.c). */
-int dioh_bench_measure_memory(const struct dioh_bench *bench, const struct dioh_bench_setup *setup, bool load,
+int dioh_bench_measure_memory(struct dioh_bench *bench, const struct dioh_bench_setup *setup, bool load,
                               struct dioh_bench_sample *ret_sample, struct dioh_error *err);
 
 /* One stream through the drop-in (bench_stream.c). */
-int dioh_bench_measure_stream(const struct dioh_bench *bench, bool direct, bool load,
-                              struct dioh_bench_sample *ret_sample, struct dioh_error *err);
+int dioh_bench_measure_stream(struct dioh_bench *bench, bool direct, bool load, struct dioh_bench_sample *ret_sample,
+                              struct dioh_error *err);
+
+/*
+ * Waits for a child's end (bench_end.c). `told`: it has been told to end, and is given up after DIOH_TOOL_END_TIMEOUT_MS
+ * (-ETIMEDOUT), which stderr is told; else it is once this program is interrupted. A second signal ends that at once.
+ */
+int dioh_bench_end(struct dioh_bench *bench, pid_t pid, bool told, int *ret_status, struct dioh_error *err);
 
 /* CPU time of all children that have been waited for, in seconds. */
 double dioh_bench_children_cpu_s(void);

@@ -136,7 +136,7 @@ void dioh_bench_target_close(struct dioh_bench_target *target)
 	dioh_cleanup_fd(&target->direct_fd);
 	if (target->created)
 		unlink(target->created);
-	else if (target->used)
+	else if (target->used && !target->abandoned) /* emptying would wait for the helper */
 		(void)dioh_bench_target_empty(target, &ignored);
 	dioh_cleanup_fd(&target->buffered_fd);
 	free(target->created);

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -259,6 +260,76 @@ class Bench(unittest.TestCase):
             self.is_left_clean()
         self.interrupt(signal.SIGINT, self.path("new"), True, "--json")
         self.is_left_clean()
+
+    # ---- a helper that does not end ----
+
+    def held_helper(self, mode):
+        """A helper that has done its work, when some file in the directory has content, and ends once `go` is there. Until
+        then there is a file `held`. `mode`: "serve", or "drop-in"."""
+        name = os.path.join(self.temporary.name, "helper")
+        self.held, self.go = os.path.join(self.temporary.name, "held"), os.path.join(self.temporary.name, "go")
+        with open(name, "w", encoding="utf-8") as file:
+            file.write(f"""#!/bin/bash
+trap '' TERM
+{shlex.quote(dropin.HELPER)} "$@"
+status=$?
+case $1 in serve) mode=serve ;; *) mode=drop-in ;; esac
+if [ $mode = {mode} ] && [ -n "$(find {shlex.quote(self.directory)} -type f -size +0)" ]; then
+    echo $$ >{shlex.quote(self.held)}
+    while [ ! -e {shlex.quote(self.go)} ] && [ -e {shlex.quote(self.held)} ]; do sleep 0.05; done
+fi
+exit $status
+""")
+        os.chmod(name, 0o755)
+        return "--helper=" + name
+
+    def start_held(self, mode, *arguments):
+        """bench, where its first helper waits that has written something, the pid of which is answered as well."""
+        helper = self.held_helper(mode)
+        bench = subprocess.Popen([TOOL, "bench", *SMALL, "--engine=sync", helper, *arguments], env=ENVIRONMENT,
+                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(self.release, bench)
+        dropin.wait_until(lambda: os.path.exists(self.held) and os.path.getsize(self.held), "a helper that is held", LIMIT_S)
+        with open(self.held, encoding="ascii") as file:
+            return bench, int(file.read())
+
+    def release(self, bench):
+        if os.path.exists(self.held):
+            os.unlink(self.held)
+        dropin.put(self.go, b"")
+        if bench.poll() is None:
+            bench.kill()
+        bench.communicate()
+
+    def told(self, bench, number=None, times=1):
+        """What it says on standard error, which the helper holds open as well; its end by the signal is awaited."""
+        for _ in range(times):
+            if number and bench.poll() is None:
+                bench.send_signal(number)
+                time.sleep(0.1)  # the second is to be one more, not the same one still pending
+        status = bench.wait(timeout=LIMIT_S)
+        os.unlink(self.held)
+        output, complaint = bench.communicate(timeout=LIMIT_S)
+        self.assertEqual((status, output), (-number if number else 1, ""), complaint)
+        return complaint
+
+    def test_helper_that_does_not_end(self):
+        for mode, times in (("serve", 2), ("drop-in", 1), ("drop-in", 2)):
+            bench, pid = self.start_held(mode, "--streams", self.directory)
+            name = self.path(os.listdir(self.directory)[0])
+            self.assertEqual(self.told(bench, signal.SIGINT, times),
+                             f"diohelper-tool: a helper (pid {pid}) still writes to {name}: that is removed now, and its room "
+                             "is free when the helper has ended\ndiohelper-tool: interrupted\n")
+            self.is_left_clean()
+
+    def test_helper_that_does_not_end_by_itself(self):
+        name = self.path("file")
+        dropin.put(name, b"")
+        bench, pid = self.start_held("serve", name)
+        self.assertEqual(self.told(bench),
+                         f"diohelper-tool: a helper (pid {pid}) still writes to {name}: do not use or remove it until the "
+                         f"helper has ended\ndiohelper-tool: {name}: the helper has not ended: the disk may hang\n")
+        self.assertGreater(os.path.getsize(name), 0)  # emptying it would wait for the disk
 
     # ---- what is refused ----
 
