@@ -269,17 +269,13 @@ static int prepare(struct dioh_bench *bench, struct dioh_error *err)
 
 static int report(const struct dioh_bench *bench, struct dioh_error *err)
 {
-	if (bench->options->json) {
-		int r = dioh_bench_print_json(bench->options, &bench->result, err);
-
-		if (r != 0)
-			return r;
-	} else if (bench->options->csv) {
+	if (bench->options->json)
+		return dioh_bench_print_json(bench->options, &bench->result, err);
+	if (bench->options->csv)
 		dioh_bench_print_csv(&bench->result);
-	} else {
+	else
 		dioh_bench_print_table(bench->options, &bench->result);
-	}
-	return bench->options->plot ? dioh_bench_plot(bench->options, &bench->result, err) : 0;
+	return 0;
 }
 
 static void free_all(struct dioh_bench *bench)
@@ -288,52 +284,56 @@ static void free_all(struct dioh_bench *bench)
 		free(bench->result.rows[i].samples);
 	free(bench->result.rows);
 	dioh_bench_memory_free(&bench->memory);
+	dioh_bench_plot_free(&bench->plot);
 	dioh_bench_target_close(&bench->target);
 }
 
-static int bench_all(const struct dioh_bench_options *options, struct dioh_error *err)
+static void complain(const struct dioh_bench_options *options, const struct dioh_error *err)
+{
+	fprintf(stderr, DIOH_TOOL_NAME ": %s: ", options->path);
+	dioh_tool_print_text(stderr, "", err->text, strnlen(err->text, sizeof(err->text)));
+}
+
+/* There is one document on standard output, whatever fails behind it. */
+static int bench_all(const struct dioh_bench_options *options)
 {
 	struct dioh_bench bench = {
 		.options = options, .target = { .buffered_fd = -1, .direct_fd = -1 }, .memory = { .fd = -1 }
 	};
 	uint64_t begun_ns = dioh_tool_now_ns();
-	int r = options->plot ? dioh_bench_plot_check(err) : 0;
+	struct dioh_error err;
+	int r = options->plot ? dioh_bench_plot_create(options->plot, &bench.plot, &err) : 0;
 
 	if (r == 0)
-		r = prepare(&bench, err);
+		r = prepare(&bench, &err);
 	if (r == 0)
-		r = run_all(&bench, begun_ns, err);
+		r = run_all(&bench, begun_ns, &err);
 	if (r == 0)
-		r = report(&bench, err);
+		r = report(&bench, &err);
+	if (r != 0 && options->json && !dioh_bench_interrupted())
+		dioh_bench_print_json_failure(options->path, &err);
+	if (r == 0 && options->plot)
+		r = dioh_bench_plot_draw(&bench.plot, options, &bench.result, &err);
+	if (r != 0 && !dioh_bench_interrupted())
+		complain(options, &err);
 	free_all(&bench);
-	return r;
-}
-
-static int fail(const struct dioh_bench_options *options, const struct dioh_error *err)
-{
-	fprintf(stderr, DIOH_TOOL_NAME ": %s: ", options->path);
-	dioh_tool_print_text(stderr, "", err->text, strnlen(err->text, sizeof(err->text)));
-	if (options->json)
-		dioh_bench_print_json_failure(options->path, err);
-	return DIOH_TOOL_FAILED;
+	return r == 0 ? DIOH_TOOL_OK : DIOH_TOOL_FAILED;
 }
 
 static int run(int argc, char **argv)
 {
 	struct dioh_bench_options options;
-	struct dioh_error err;
 	int status = dioh_bench_options_parse(argc, argv, &options);
-	int r;
 
 	if (status >= 0)
 		return status;
 	dioh_bench_signals_catch();
-	r = bench_all(&options, &err);
+	status = bench_all(&options);
 	if (dioh_bench_interrupted()) {
 		fprintf(stderr, DIOH_TOOL_NAME ": interrupted\n");
 		dioh_bench_signals_raise();
 	}
-	return r == 0 ? DIOH_TOOL_OK : fail(&options, &err);
+	return status;
 }
 
 const struct dioh_tool_verb dioh_tool_bench = { "bench", "how fast a disk saves and loads", run };

@@ -188,6 +188,8 @@ struct dioh_bench_spread {
 	double median, min, max;
 };
 
+bool dioh_bench_same_setup(const struct dioh_bench_setup *a, const struct dioh_bench_setup *b);
+
 typedef double dioh_bench_figure(const struct dioh_bench_sample *sample);
 dioh_bench_figure dioh_bench_mib_per_s, dioh_bench_cpu_s_per_gib, dioh_bench_sync_s, dioh_bench_seconds,
 	dioh_bench_wait_share, dioh_bench_cached_bytes, dioh_bench_io_bytes, dioh_bench_io_count;
@@ -213,10 +215,18 @@ const char *dioh_bench_payload_name(const struct dioh_bench_row *row);
 
 /* ---- measuring ---------------------------------------------------------------------------------------------- */
 
+struct dioh_bench_plot {
+	const char *path;
+	char *made; /* the name that its file has for now; NULL: there is none */
+	bool is_drawn; /* it has its own name */
+	int fd;
+};
+
 struct dioh_bench {
 	const struct dioh_bench_options *options;
 	struct dioh_bench_target target;
 	struct dioh_bench_memory memory;
+	struct dioh_bench_plot plot;
 	struct dioh_bench_result result;
 	uint64_t bytes; /* that a measurement moves */
 	struct dioh_tool_progress *progress;
@@ -252,9 +262,12 @@ int dioh_bench_print_json(const struct dioh_bench_options *options, const struct
                           struct dioh_error *err);
 void dioh_bench_print_json_failure(const char *path, const struct dioh_error *err);
 
-/* gnuplot is there to draw. Before anything is measured. */
-int dioh_bench_plot_check(struct dioh_error *err);
-int dioh_bench_plot(const struct dioh_bench_options *options, const struct dioh_bench_result *result,
-                    struct dioh_error *err);
+/* Before anything is measured: gnuplot is there to draw, and there is a file to draw into. */
+int dioh_bench_plot_create(const char *path, struct dioh_bench_plot *ret_plot, struct dioh_error *err);
+/* What stood at the path before is untouched unless this succeeds. */
+int dioh_bench_plot_draw(struct dioh_bench_plot *plot, const struct dioh_bench_options *options,
+                         const struct dioh_bench_result *result, struct dioh_error *err);
+/* Removes what is no picture. */
+void dioh_bench_plot_free(struct dioh_bench_plot *plot);
 
 #endif

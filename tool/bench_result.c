@@ -116,7 +116,7 @@ const struct dioh_bench_row *dioh_bench_best(const struct dioh_bench_result *res
 	return best;
 }
 
-static bool same_setup(const struct dioh_bench_setup *a, const struct dioh_bench_setup *b)
+bool dioh_bench_same_setup(const struct dioh_bench_setup *a, const struct dioh_bench_setup *b)
 {
 	return a->engine == b->engine && a->block_bytes == b->block_bytes && a->in_flight == b->in_flight &&
 	       a->workers == b->workers;
@@ -129,7 +129,7 @@ static const struct dioh_bench_row *default_row(const struct dioh_bench_result *
 		const struct dioh_bench_row *row = &result->rows[i];
 
 		if (row->count && row->payload == DIOH_BENCH_MEMORY && row->load == load &&
-		    same_setup(&row->setup, &result->defaults[load]))
+		    dioh_bench_same_setup(&row->setup, &result->defaults[load]))
 			return row;
 	}
 	return NULL;

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -208,10 +209,87 @@ class Bench(unittest.TestCase):
         self.is_left_clean()
         if not shutil.which("gnuplot"):
             self.skipTest("there is no gnuplot here: that one is missing was told")
-        for name, magic in (("it's.svg", b"<?xml"), ("p.png", b"\x89PNG")):
+        for name, magic in (("it's.svg", b"<?xml"), ("p.png", b"\x89PNG"), ("a\nprint 1\n.svg", b"<?xml")):
             self.run_bench(*SMALL, "--engine=sync", "--plot=" + self.path(name), self.directory)
             with open(self.path(name), "rb") as file:
                 self.assertTrue(file.read().startswith(magic), name)
+            self.is_left_clean(name)
+            os.unlink(self.path(name))
+        # What gnuplot takes for a command when it opens a file is a name like any other.
+        subprocess.run([TOOL, "bench", *SMALL, "--engine=sync", "--plot=|cat >x.svg", self.directory], env=ENVIRONMENT,
+                       cwd=self.directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=LIMIT_S, check=True)
+        self.is_left_clean("|cat >x.svg")
+
+    def drawn(self, *arguments, directory=None):
+        self.run_bench(*arguments, "--engine=sync", "--plot=" + os.path.join(self.temporary.name, "p.svg"),
+                       directory or self.directory)
+        with open(os.path.join(self.temporary.name, "p.svg"), encoding="utf-8") as file:
+            return file.read()
+
+    @unittest.skipUnless(shutil.which("gnuplot"), "there is no gnuplot here")
+    def test_plot_labels(self):
+        label = {operation: "{}K {}/{}".format(block // KIB, depth, workers)
+                 for operation in ("save", "load") for _, block, depth, workers in (self.defaults(operation),)}
+        both = "sync " + label["save"] + (", load " + label["load"] if label["save"] != label["load"] else "")
+        self.assertIn(f">{both}<", self.drawn("--quick", "--size=8M"))
+        picture = self.drawn(*SMALL, "--workers=1", "--streams")
+        self.assertIn(">sync 1024K 4/1<", picture)
+        self.assertIn(">stream, buffered<", picture)
+
+    @unittest.skipUnless(shutil.which("gnuplot"), "there is no gnuplot here")
+    def test_plot_of_a_name_with_commands(self):
+        """PATH is the title: a newline and a quote in it begin no command of gnuplot's."""
+        directory = self.path("d'\nsystem(\"touch pwned\")\n!touch pwned\n'")
+        os.mkdir(directory)
+        here = os.getcwd()
+        os.chdir(self.directory)
+        try:
+            picture = self.drawn(*SMALL, directory=directory)
+        finally:
+            os.chdir(here)
+        self.assertIn(r"\x0asystem(", picture)
+        self.is_left_clean(os.path.basename(directory))
+
+    def with_gnuplot(self, script):
+        """An environment whose gnuplot does what is said."""
+        place = os.path.join(self.temporary.name, "bin")
+        os.makedirs(place, exist_ok=True)
+        with open(os.path.join(place, "gnuplot"), "w", encoding="utf-8") as file:
+            file.write("#!/bin/sh\n" + script + "\n")
+        os.chmod(os.path.join(place, "gnuplot"), 0o755)
+        return dict(ENVIRONMENT, PATH=place + ":" + os.environ["PATH"])
+
+    def test_plot_that_fails(self):
+        """It is told, there is one document, and the picture that was there before is not lost."""
+        def limit():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (32 * MIB, 32 * MIB))
+
+        plot = self.path("p.svg")
+        for script, pattern, preexec in (("echo half; exit 1", "gnuplot failed", None), ("cat >&2", "gnuplot drew nothing", None),
+                                         ("head -c 40000000 /dev/zero", "p.svg failed: File too large", limit)):
+            dropin.put(plot, b"good")
+            done = self.run_bench(*SMALL, "--engine=sync", "--json", "--plot=" + plot, self.directory, status=1,
+                                  environment=self.with_gnuplot(script), preexec=preexec)
+            self.assertRegex(done.stderr, "diohelper-tool: .*" + pattern)
+            self.assertEqual(json.loads(done.stdout)["result"], "ok")
+            with open(plot, "rb") as file:
+                self.assertEqual(file.read(), b"good")
+            self.is_left_clean("p.svg")
+
+    def test_plot_is_refused_first(self):
+        """What cannot become a picture shows before a helper is even started."""
+        environment = self.with_gnuplot("exit 0")
+        os.mkdir(self.path("d.svg"))
+        for name, pattern in (("missing/p.svg", "--plot: .*cannot be created: No such file"),
+                              ("d.svg", "--plot: .*is there, and is not a regular file")):
+            document = json.loads(self.run_bench(*SMALL, "--json", "--helper=/nonexistent", "--plot=" + self.path(name),
+                                                 self.directory, status=1, environment=environment).stdout)
+            self.assertRegex(document["error"]["text"], pattern)
+        # A run that fails leaves no file of its own beside the plot.
+        self.refused("/nonexistent", *SMALL, "--helper=/nonexistent", "--plot=" + self.path("p.svg"), self.directory,
+                     environment=environment)
+        self.is_left_clean("d.svg")
 
     # ---- files ----
 
@@ -370,8 +448,7 @@ exit $status
                 ("--layout: mapped-ram is not a layout", "--layout=mapped-ram", "a"),
                 ("--repeat: 0 is not a number from 1 to 99", "--repeat=0", "a"),
                 ("--size: 1 is not a multiple of 1M", "--size=1", "a"), ("--size: more than 64T", "--size=65T", "a"),
-                ("--json and --csv", "--json", "--csv", "a"), ("neither in .svg nor in .png", "--plot=p.gif", "a"),
-                ("control character", "--plot=\n.svg", "a")):
+                ("--json and --csv", "--json", "--csv", "a"), ("neither in .svg nor in .png", "--plot=p.gif", "a")):
             self.refused(re.escape(pattern), *arguments, status=2)
 
 
