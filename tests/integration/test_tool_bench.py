@@ -447,7 +447,9 @@ exit $status
                 ("more than 100 percent together", "--zero=60", "--holes=41", "a"),
                 ("--layout: mapped-ram is not a layout", "--layout=mapped-ram", "a"),
                 ("--repeat: 0 is not a number from 1 to 99", "--repeat=0", "a"),
-                ("--size: 1 is not a multiple of 1M", "--size=1", "a"), ("--size: more than 64T", "--size=65T", "a"),
+                ("--size: 1 is not a multiple of 1M", "--size=1", "a"), ("--size: 0 is not", "--size=0", "a"),
+                ("--size: 0M is not", "--quick", "--size=0M", "a"), ("--size: x is not", "--size=x", "a"),
+                ("--size: more than 64T", "--size=65T", "a"),
                 ("--json and --csv", "--json", "--csv", "a"), ("neither in .svg nor in .png", "--plot=p.gif", "a")):
             self.refused(re.escape(pattern), *arguments, status=2)
 
