@@ -49,14 +49,12 @@ static int find_engines(struct dioh_bench *bench, struct dioh_bench_list *ret_en
 			r = dioh_tool_error_set(&why, EOPNOTSUPP, "engine %s does not serve this file: %s would run instead",
 			                        dioh_bench_engine_name(asked->values[i]),
 			                        dioh_bench_engine_name(image.engine));
-		if (r != 0)
-			r = take_missing(bench, asked->values[i], &why, err);
-		else
-			engines.values[engines.count++] = asked->values[i];
-		if (r != 0)
-			return r;
-		if (engines.count == 1)
+		if (r == 0 && engines.count == 0)
 			bench->result.image = image;
+		if (r == 0)
+			engines.values[engines.count++] = asked->values[i];
+		else if (take_missing(bench, asked->values[i], &why, err) != 0)
+			return -err->code;
 	}
 	if (engines.count == 0)
 		return dioh_tool_error_set(err, EOPNOTSUPP, "no engine is to be had: %.160s", bench->result.missing[0].text);
