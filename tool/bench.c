@@ -49,6 +49,9 @@ static int find_engines(struct dioh_bench *bench, struct dioh_bench_list *ret_en
 			r = dioh_tool_error_set(&why, EOPNOTSUPP, "engine %s does not serve this file: %s would run instead",
 			                        dioh_bench_engine_name(asked->values[i]),
 			                        dioh_bench_engine_name(image.engine));
+		else if (r == 0 && !bench->options->engines_given && dioh_bench_engine_blocks(&image))
+			r = dioh_tool_error_set(&why, EOPNOTSUPP, "engine libaio is for direct I/O, without which it waits at each "
+			                        "submission (--engine=libaio measures it)");
 		if (r == 0 && engines.count == 0)
 			bench->result.image = image;
 		if (r == 0)

@@ -153,7 +153,7 @@ struct dioh_bench_sample { /* one measurement */
 	double seconds; /* all of it, the sync included */
 	double cpu_seconds;
 	double sync_seconds;
-	double wait_share;     /* of the workers' time they only waited for the image */
+	double wait_share;     /* of the workers' time they only waited for the image; negative: not known */
 	uint64_t cached_bytes; /* save: left in the page cache; DIOH_OFFSET_NONE: not known */
 	uint64_t io_bytes;
 	uint64_t io_count;
@@ -168,7 +168,7 @@ struct dioh_bench_row { /* one line of the report: the same thing measured `coun
 	struct dioh_bench_sample *samples; /* room for --repeat */
 };
 
-struct dioh_bench_missing { /* an engine that is not to be had */
+struct dioh_bench_missing { /* an engine that is not to be had, or of no use here */
 	uint32_t engine;
 	char text[DIOH_TEXT_BYTES];
 };
@@ -236,6 +236,9 @@ struct dioh_bench {
 /* Whether an engine is to be had, and what a save or load does with it by default (bench_run.c). */
 int dioh_bench_probe(struct dioh_bench *bench, uint32_t engine, bool load,
                      struct dioh_msg_attach_image_reply *ret_image, struct dioh_error *err);
+
+/* It submits no I/O in the background, so that nothing tells waiting for the disk from work (bench_run.c). */
+bool dioh_bench_engine_blocks(const struct dioh_msg_attach_image_reply *image);
 
 /* One save or load of memory (bench_run.c). */
 int dioh_bench_measure_memory(struct dioh_bench *bench, const struct dioh_bench_setup *setup, bool load,

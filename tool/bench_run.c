@@ -194,16 +194,30 @@ static int prepare(const struct dioh_bench *bench, bool load, struct dioh_error 
 	return r == 0 ? dioh_bench_memory_before_save(&bench->memory, err) : r;
 }
 
-static struct dioh_bench_sample make_sample(const struct dioh_bench *bench, uint32_t workers,
+bool dioh_bench_engine_blocks(const struct dioh_msg_attach_image_reply *image)
+{
+	return image->engine == DIOH_ENGINE_LIBAIO && !image->direct;
+}
+
+static double wait_share(const struct dioh_msg_attach_image_reply *image, const struct dioh_msg_complete *moved)
+{
+	const double worked_ns = (double)moved->elapsed_ns * image->workers; /* io_ns is a sum over them */
+
+	if (dioh_bench_engine_blocks(image))
+		return -1;
+	return worked_ns > 0 ? (double)moved->io_ns / worked_ns : 0;
+}
+
+static struct dioh_bench_sample make_sample(const struct dioh_bench *bench,
+                                            const struct dioh_msg_attach_image_reply *image,
                                             const struct dioh_msg_complete *moved,
                                             const struct dioh_msg_complete *finished, uint64_t elapsed_ns)
 {
-	const double worked_ns = (double)moved->elapsed_ns * workers; /* io_ns is a sum over them */
 	struct dioh_bench_sample sample = {
 		.bytes = bench->bytes,
 		.seconds = (double)elapsed_ns / 1e9,
 		.sync_seconds = (double)finished->sync_ns / 1e9,
-		.wait_share = worked_ns > 0 ? (double)moved->io_ns / worked_ns : 0,
+		.wait_share = wait_share(image, moved),
 		.cached_bytes = DIOH_OFFSET_NONE,
 		.io_bytes = moved->io_bytes,
 		.io_count = moved->io_count,
@@ -232,7 +246,7 @@ static int run_session(struct dioh_bench *bench, const struct dioh_bench_setup *
 	else if (r == 0)
 		r = save(bench, session, &moved, &finished, err);
 	if (r == 0)
-		*ret_sample = make_sample(bench, image.workers, &moved, &finished, dioh_tool_now_ns() - begun_ns);
+		*ret_sample = make_sample(bench, &image, &moved, &finished, dioh_tool_now_ns() - begun_ns);
 	return end(bench, session, r, err);
 }
 
