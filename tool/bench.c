@@ -168,6 +168,16 @@ static int measure(struct dioh_bench *bench, const struct dioh_bench_row *row, s
 	return r;
 }
 
+/* As much as the time is enough for, going by the trial: filling it, and as many measurements as there are to be. */
+static uint64_t quick_bytes(const struct dioh_bench *bench, double slower_s)
+{
+	const double measurements = (double)bench->result.row_count * bench->options->repeat;
+	const double trial_s = (double)bench->memory.fill_ns / 1e9 + slower_s * measurements;
+	const double share = trial_s > 0 ? QUICK_SECONDS / trial_s : 1;
+
+	return share > 1 ? (uint64_t)(share * (double)(bench->bytes / DIOH_BENCH_MIB)) * DIOH_BENCH_MIB : bench->bytes;
+}
+
 /*
  * The first save and load are not counted: the first file on a disk, and memory that the host has yet to give to a
  * virtual machine, are slower than what follows.
@@ -180,34 +190,33 @@ static int warm_up(struct dioh_bench *bench, struct dioh_error *err)
 
 	if (bench->options->quick)
 		bench->bytes = dioh_min(full, QUICK_TRIAL_BYTES);
-	r = measure(bench, &bench->result.rows[0], &save, err);
+	r = dioh_bench_memory_fill(&bench->memory, bench->bytes, err);
+	if (r == 0)
+		r = measure(bench, &bench->result.rows[0], &save, err);
 	if (r == 0)
 		r = measure(bench, &bench->result.rows[1], &load, err);
-	if (r == 0 && bench->options->quick) {
-		double slower = dioh_bench_mib_per_s(save.seconds > load.seconds ? &save : &load);
-		uint64_t bytes = (uint64_t)(slower * QUICK_SECONDS / bench->result.row_count) * DIOH_BENCH_MIB;
-
-		bench->bytes = dioh_min(full, dioh_max(bytes, bench->bytes));
-	}
-	return r;
+	if (r != 0 || !bench->options->quick)
+		return r;
+	bench->bytes = dioh_min(full, quick_bytes(bench, save.seconds > load.seconds ? save.seconds : load.seconds));
+	return dioh_bench_memory_fill(&bench->memory, bench->bytes, err);
 }
 
 /* With --quick there may be no time for a further measurement. The first save and load are made in any case. */
-static bool is_late(const struct dioh_bench *bench, uint32_t row, uint64_t begun_ns, uint64_t last_ns)
+static bool is_late(const struct dioh_bench *bench)
 {
-	return bench->options->quick && row >= 2 && dioh_tool_now_ns() - begun_ns + last_ns > QUICK_NS;
+	return bench->options->quick && bench->result.rows[0].count > 0 &&
+	       dioh_tool_now_ns() - bench->begun_ns + bench->pair_ns > QUICK_NS;
 }
 
 /* A load without the save before it would find another's image: rows come in pairs. */
-static int run_round(struct dioh_bench *bench, uint64_t begun_ns, struct dioh_error *err)
+static int run_round(struct dioh_bench *bench, struct dioh_error *err)
 {
 	struct dioh_bench_result *result = &bench->result;
-	uint64_t pair_ns = 0;
 
 	for (uint32_t i = 0; i < result->row_count; i += 2) {
 		uint64_t pair_begun_ns = dioh_tool_now_ns();
 
-		if (is_late(bench, i, begun_ns, pair_ns)) {
+		if (is_late(bench)) {
 			result->stopped_early = true;
 			return 0;
 		}
@@ -218,12 +227,12 @@ static int run_round(struct dioh_bench *bench, uint64_t begun_ns, struct dioh_er
 				return r;
 			row->count++;
 		}
-		pair_ns = dioh_tool_now_ns() - pair_begun_ns;
+		bench->pair_ns = dioh_tool_now_ns() - pair_begun_ns;
 	}
 	return 0;
 }
 
-static int run_all(struct dioh_bench *bench, uint64_t begun_ns, struct dioh_error *err)
+static int run_all(struct dioh_bench *bench, struct dioh_error *err)
 {
 	const struct dioh_bench_options *options = bench->options;
 	struct dioh_tool_progress progress;
@@ -237,8 +246,8 @@ static int run_all(struct dioh_bench *bench, uint64_t begun_ns, struct dioh_erro
 	bench->result.bytes = bench->bytes;
 	if (options->quick) /* the trial has shown how much it will be */
 		progress.total_bytes = rows * bench->bytes + bench->done_bytes;
-	for (uint32_t i = 0; r == 0 && i < options->repeat; i++)
-		r = run_round(bench, begun_ns, err);
+	for (uint32_t i = 0; r == 0 && !bench->result.stopped_early && i < options->repeat; i++)
+		r = run_round(bench, err);
 	dioh_tool_progress_end(&progress);
 	bench->progress = NULL;
 	return r;
@@ -299,16 +308,16 @@ static void complain(const struct dioh_bench_options *options, const struct dioh
 static int bench_all(const struct dioh_bench_options *options)
 {
 	struct dioh_bench bench = {
-		.options = options, .target = { .buffered_fd = -1, .direct_fd = -1 }, .memory = { .fd = -1 }
+		.options = options, .target = { .buffered_fd = -1, .direct_fd = -1 }, .memory = { .fd = -1 },
+		.begun_ns = dioh_tool_now_ns()
 	};
-	uint64_t begun_ns = dioh_tool_now_ns();
 	struct dioh_error err;
 	int r = options->plot ? dioh_bench_plot_create(options->plot, &bench.plot, &err) : 0;
 
 	if (r == 0)
 		r = prepare(&bench, &err);
 	if (r == 0)
-		r = run_all(&bench, begun_ns, &err);
+		r = run_all(&bench, &err);
 	if (r == 0)
 		r = report(&bench, &err);
 	if (r != 0 && options->json && !dioh_bench_interrupted())

@@ -112,14 +112,18 @@ uint64_t dioh_bench_target_cached(const struct dioh_bench_target *target);
 /* ---- the memory (bench_memory.c) ---------------------------------------------------------------------------- */
 
 struct dioh_bench_memory {
-	int fd; /* -1: none */
-	uint64_t bytes;
+	int fd;           /* -1: none */
+	uint64_t bytes;   /* that have been filled, out of --size */
+	uint64_t fill_ns; /* that took */
 	uint32_t zero_percent;
 	uint32_t holes_percent;
 };
 
+/* With room for --size; nothing is filled. */
 int dioh_bench_memory_create(const struct dioh_bench_options *options, struct dioh_bench_memory *ret_memory,
                              struct dioh_error *err);
+/* Fills the first `bytes`, as far as they are not yet. */
+int dioh_bench_memory_fill(struct dioh_bench_memory *memory, uint64_t bytes, struct dioh_error *err);
 void dioh_bench_memory_free(struct dioh_bench_memory *memory);
 
 /* Bytes of `bytes` of memory that are data. */
@@ -231,6 +235,8 @@ struct dioh_bench {
 	uint64_t bytes; /* that a measurement moves */
 	struct dioh_tool_progress *progress;
 	uint64_t done_bytes; /* by the measurements before this one */
+	uint64_t begun_ns;
+	uint64_t pair_ns; /* what the last save and load took, with everything around them */
 };
 
 /* Whether an engine is to be had, and what a save or load does with it by default (bench_run.c). */

@@ -117,6 +117,24 @@ class Bench(unittest.TestCase):
         self.assertEqual([run["engine"] for run in document["runs"][:2]], [self.defaults("save")[0]] * 2)
         self.is_left_clean()
 
+    def test_quick_stays_quick(self):
+        """Whatever it is asked for beside: it leaves repeats out, and makes no memory that it will not move."""
+        for arguments in (["--repeat=99"], ["--size=1G", "--repeat=20", "--streams"]):
+            begun = time.monotonic()
+            document = self.document("--quick", *arguments, self.directory)
+            self.assertLess(time.monotonic() - begun, QUICK_S)
+            self.check_document(document)
+            asked = int(next(a for a in arguments if "repeat" in a).split("=")[1])
+            self.assertEqual(document["stopped_early"], any(run["repeats"] < asked for run in document["runs"]))
+            self.is_left_clean()
+
+    def test_quick_makes_little_memory(self):
+        bench, _ = self.start_held("serve", "--quick", "--size=512M", self.directory)
+        links = [f"/proc/{bench.pid}/fd/{name}" for name in os.listdir(f"/proc/{bench.pid}/fd")]
+        made = [os.stat(link).st_blocks * 512 for link in links if os.readlink(link).startswith("/memfd:diohelper-bench")]
+        self.assertEqual(len(made), 1)
+        self.assertLessEqual(made[0], 32 * MIB)  # what the trial takes, which is held here
+
     def defaults(self, operation):
         """What the helper does when it is asked for nothing, by its own word: engine, block size, depth, workers."""
         with open(self.path("asked"), "w+b") as file, manager.Session(dropin.HELPER) as session:
