@@ -7,6 +7,7 @@
 # time that is, is what --quick promises, with room for a slow machine.
 
 import csv
+import fcntl
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import resource
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -452,6 +454,18 @@ exit $status
         self.assertEqual((document["result"], document["error"]["code"]), ("failed", 2))
         self.refused("/nonexistent/helper.*No such file", *SMALL, "--helper=/nonexistent/helper", self.directory)
         self.is_left_clean()
+
+    def test_image_in_use(self):
+        """One that has QEMU's locks: a read lock on any of four bytes each."""
+        name = self.path("disk")
+        dropin.put(name, b"precious")
+        for start in (100, 103, 200, 203):
+            with open(name, "rb") as file:
+                fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, start, 1, 0))
+                self.refused("is locked by another program, as QEMU locks", *SMALL, "--destroy", name)
+        with open(name, "rb") as file:
+            self.assertEqual(file.read(), b"precious")
+        self.is_left_clean("disk")
 
     def test_too_large(self):
         status = os.statvfs(self.directory)
