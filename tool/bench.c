@@ -295,7 +295,6 @@ static void free_all(struct dioh_bench *bench)
 	free(bench->result.rows);
 	dioh_bench_memory_free(&bench->memory);
 	dioh_bench_plot_free(&bench->plot);
-	dioh_bench_target_close(&bench->target);
 }
 
 static void complain(const struct dioh_bench_options *options, const struct dioh_error *err)
@@ -327,6 +326,10 @@ static int bench_all(const struct dioh_bench_options *options)
 	if (r != 0 && !dioh_bench_interrupted())
 		complain(options, &err);
 	free_all(&bench);
+	if (dioh_bench_target_close(&bench.target, &err) != 0) {
+		complain(options, &err);
+		return DIOH_TOOL_FAILED;
+	}
 	return r == 0 ? DIOH_TOOL_OK : DIOH_TOOL_FAILED;
 }
 

@@ -91,8 +91,8 @@ struct dioh_bench_target {
 int dioh_bench_target_open(const struct dioh_bench_options *options, struct dioh_bench_target *ret_target,
                            struct dioh_error *err);
 
-/* Removes what was made; what was there before is left empty. `target` may be half open. */
-void dioh_bench_target_close(struct dioh_bench_target *target);
+/* Removes what was made; what was there before is left empty. Closed it is in any case. `target` may be half open. */
+int dioh_bench_target_close(struct dioh_bench_target *target, struct dioh_error *err);
 
 /* There is room for `needed_bytes` of image data of a memory of `size_bytes`; -ENOSPC says what is needed. */
 int dioh_bench_target_check_room(const struct dioh_bench_target *target, uint64_t size_bytes, uint64_t needed_bytes,

@@ -145,18 +145,31 @@ int dioh_bench_target_open(const struct dioh_bench_options *options, struct dioh
 	return 0;
 }
 
-void dioh_bench_target_close(struct dioh_bench_target *target)
+static int leave_clean(const struct dioh_bench_target *target, struct dioh_error *err)
 {
-	struct dioh_error ignored;
+	struct dioh_error why;
+
+	if (!target->created) {
+		/* Emptying what a helper writes to would wait for it. */
+		if (!target->used || target->abandoned || dioh_bench_target_empty(target, &why) == 0)
+			return 0;
+		return dioh_tool_error_set(err, why.code, "what was written stays in it: %.200s", why.text);
+	}
+	if (unlink(target->created) == 0 || errno == ENOENT)
+		return 0;
+	return dioh_tool_error_set(err, errno, "the file %.160s could not be removed: %s", target->created,
+	                           strerror(errno));
+}
+
+int dioh_bench_target_close(struct dioh_bench_target *target, struct dioh_error *err)
+{
+	int r = leave_clean(target, err);
 
 	dioh_cleanup_fd(&target->direct_fd);
-	if (target->created)
-		unlink(target->created);
-	else if (target->used && !target->abandoned) /* emptying would wait for the helper */
-		(void)dioh_bench_target_empty(target, &ignored);
 	dioh_cleanup_fd(&target->buffered_fd);
 	free(target->created);
 	*target = (struct dioh_bench_target){ .path = target->path, .buffered_fd = -1, .direct_fd = -1 };
+	return r;
 }
 
 int dioh_bench_target_reopen(const struct dioh_bench_target *target, int flags)

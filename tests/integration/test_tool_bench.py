@@ -374,8 +374,8 @@ class Bench(unittest.TestCase):
 
     # ---- a helper that does not end ----
 
-    def held_helper(self, mode):
-        """A helper that has done its work, when some file in the directory has content, and ends once `go` is there. Until
+    def held_helper(self, mode, target):
+        """A helper that has done its work, when the file or one in the directory has content, and ends once `go` is there. Until
         then there is a file `held`. `mode`: "serve", or "drop-in"."""
         name = os.path.join(self.temporary.name, "helper")
         self.held, self.go = os.path.join(self.temporary.name, "held"), os.path.join(self.temporary.name, "go")
@@ -385,7 +385,7 @@ trap '' TERM
 {shlex.quote(dropin.HELPER)} "$@"
 status=$?
 case $1 in serve) mode=serve ;; *) mode=drop-in ;; esac
-if [ $mode = {mode} ] && [ -n "$(find {shlex.quote(self.directory)} -type f -size +0)" ]; then
+if [ $mode = {mode} ] && [ -n "$(find -L {shlex.quote(target)} -type f -size +0)" ]; then
     echo $$ >{shlex.quote(self.held)}
     while [ ! -e {shlex.quote(self.go)} ] && [ -e {shlex.quote(self.held)} ]; do sleep 0.05; done
 fi
@@ -396,7 +396,7 @@ exit $status
 
     def start_held(self, mode, *arguments):
         """bench, where its first helper waits that has written something, the pid of which is answered as well."""
-        helper = self.held_helper(mode)
+        helper = self.held_helper(mode, arguments[-1])
         bench = subprocess.Popen([TOOL, "bench", *SMALL, "--engine=sync", helper, *arguments], env=ENVIRONMENT,
                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.addCleanup(self.release, bench)
@@ -441,6 +441,32 @@ exit $status
                          f"diohelper-tool: a helper (pid {pid}) still writes to {name}: do not use or remove it until the "
                          f"helper has ended\ndiohelper-tool: {name}: the helper has not ended: the disk may hang\n")
         self.assertGreater(os.path.getsize(name), 0)  # emptying it would wait for the disk
+
+    # ---- what cannot be left as it should be ----
+
+    def test_file_that_cannot_be_removed(self):
+        """A directory stands in its place then."""
+        bench, _ = self.start_held("serve", "--json", self.directory)
+        name = self.path(os.listdir(self.directory)[0])
+        os.unlink(name)
+        os.mkdir(name)
+        dropin.put(self.go, b"")
+        output, complaint = bench.communicate(timeout=LIMIT_S)
+        self.assertEqual((bench.returncode, complaint), (1, f"diohelper-tool: {self.directory}: the file {name} could not be "
+                                                            "removed: Is a directory\n"))
+        self.assertEqual(json.loads(output)["result"], "ok")
+
+    def test_file_that_cannot_be_emptied(self):
+        """It may not shrink any more. What is measured next fails by that, and the end does."""
+        with os.fdopen(os.memfd_create("image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b") as file:
+            path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+            bench, _ = self.start_held("serve", path)
+            fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+            dropin.put(self.go, b"")
+            output, complaint = bench.communicate(timeout=LIMIT_S)
+        why = "emptying the file failed: Operation not permitted\n"
+        self.assertEqual((bench.returncode, output), (1, ""))
+        self.assertEqual(complaint, f"diohelper-tool: {path}: {why}diohelper-tool: {path}: what was written stays in it: {why}")
 
     # ---- what is refused ----
 
