@@ -173,9 +173,10 @@ static uint64_t quick_bytes(const struct dioh_bench *bench, double slower_s)
 {
 	const double measurements = (double)bench->result.row_count * bench->options->repeat;
 	const double trial_s = (double)bench->memory.fill_ns / 1e9 + slower_s * measurements;
-	const double share = trial_s > 0 ? QUICK_SECONDS / trial_s : 1;
+	const double times = trial_s > 0 ? QUICK_SECONDS / trial_s : 1;
+	const uint64_t trial_mib = bench->bytes / DIOH_BENCH_MIB;
 
-	return share > 1 ? (uint64_t)(share * (double)(bench->bytes / DIOH_BENCH_MIB)) * DIOH_BENCH_MIB : bench->bytes;
+	return times > 1 ? (uint64_t)(times * (double)trial_mib) * DIOH_BENCH_MIB : bench->bytes;
 }
 
 /*

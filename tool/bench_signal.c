@@ -77,6 +77,7 @@ void dioh_bench_signals_sleep(int fd, int timeout_ms, int seen)
 	sigemptyset(&set);
 	for (size_t i = 0; i < sizeof(ending) / sizeof(ending[0]); i++)
 		sigaddset(&set, ending[i]);
+	/* Only ppoll lets them in: none comes between the look and the sleep. */
 	sigprocmask(SIG_BLOCK, &set, &before);
 	if (interruptions == seen)
 		(void)ppoll(&readable, fd < 0 ? 0 : 1, timeout_ms < 0 ? NULL : &timeout, &before);

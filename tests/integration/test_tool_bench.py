@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# timeout: 180
+# timeout: 300
 # alone: it holds --quick to what it promises, and it measures
 #
 # `diohelper bench`: what it reports, that it leaves nothing behind, and what it refuses. No rate is judged; the only
