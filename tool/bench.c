@@ -49,14 +49,15 @@ static int find_engines(struct dioh_bench *bench, struct dioh_bench_list *ret_en
 			r = dioh_tool_error_set(&why, EOPNOTSUPP, "engine %s does not serve this file: %s would run instead",
 			                        dioh_bench_engine_name(asked->values[i]),
 			                        dioh_bench_engine_name(image.engine));
-		if (r != 0)
-			r = take_missing(bench, asked->values[i], &why, err);
-		else
-			engines.values[engines.count++] = asked->values[i];
-		if (r != 0)
-			return r;
-		if (engines.count == 1)
+		else if (r == 0 && !bench->options->engines_given && dioh_bench_engine_blocks(&image))
+			r = dioh_tool_error_set(&why, EOPNOTSUPP, "engine libaio is for direct I/O, without which it waits at each "
+			                        "submission (--engine=libaio measures it)");
+		if (r == 0 && engines.count == 0)
 			bench->result.image = image;
+		if (r == 0)
+			engines.values[engines.count++] = asked->values[i];
+		else if (take_missing(bench, asked->values[i], &why, err) != 0)
+			return -err->code;
 	}
 	if (engines.count == 0)
 		return dioh_tool_error_set(err, EOPNOTSUPP, "no engine is to be had: %.160s", bench->result.missing[0].text);
@@ -167,6 +168,17 @@ static int measure(struct dioh_bench *bench, const struct dioh_bench_row *row, s
 	return r;
 }
 
+/* As much as the time is enough for, going by the trial: filling it, and as many measurements as there are to be. */
+static uint64_t quick_bytes(const struct dioh_bench *bench, double slower_s)
+{
+	const double measurements = (double)bench->result.row_count * bench->options->repeat;
+	const double trial_s = (double)bench->memory.fill_ns / 1e9 + slower_s * measurements;
+	const double times = trial_s > 0 ? QUICK_SECONDS / trial_s : 1;
+	const uint64_t trial_mib = bench->bytes / DIOH_BENCH_MIB;
+
+	return times > 1 ? (uint64_t)(times * (double)trial_mib) * DIOH_BENCH_MIB : bench->bytes;
+}
+
 /*
  * The first save and load are not counted: the first file on a disk, and memory that the host has yet to give to a
  * virtual machine, are slower than what follows.
@@ -179,34 +191,33 @@ static int warm_up(struct dioh_bench *bench, struct dioh_error *err)
 
 	if (bench->options->quick)
 		bench->bytes = dioh_min(full, QUICK_TRIAL_BYTES);
-	r = measure(bench, &bench->result.rows[0], &save, err);
+	r = dioh_bench_memory_fill(&bench->memory, bench->bytes, err);
+	if (r == 0)
+		r = measure(bench, &bench->result.rows[0], &save, err);
 	if (r == 0)
 		r = measure(bench, &bench->result.rows[1], &load, err);
-	if (r == 0 && bench->options->quick) {
-		double slower = dioh_bench_mib_per_s(save.seconds > load.seconds ? &save : &load);
-		uint64_t bytes = (uint64_t)(slower * QUICK_SECONDS / bench->result.row_count) * DIOH_BENCH_MIB;
-
-		bench->bytes = dioh_min(full, dioh_max(bytes, bench->bytes));
-	}
-	return r;
+	if (r != 0 || !bench->options->quick)
+		return r;
+	bench->bytes = dioh_min(full, quick_bytes(bench, save.seconds > load.seconds ? save.seconds : load.seconds));
+	return dioh_bench_memory_fill(&bench->memory, bench->bytes, err);
 }
 
 /* With --quick there may be no time for a further measurement. The first save and load are made in any case. */
-static bool is_late(const struct dioh_bench *bench, uint32_t row, uint64_t begun_ns, uint64_t last_ns)
+static bool is_late(const struct dioh_bench *bench)
 {
-	return bench->options->quick && row >= 2 && dioh_tool_now_ns() - begun_ns + last_ns > QUICK_NS;
+	return bench->options->quick && bench->result.rows[0].count > 0 &&
+	       dioh_tool_now_ns() - bench->begun_ns + bench->pair_ns > QUICK_NS;
 }
 
 /* A load without the save before it would find another's image: rows come in pairs. */
-static int run_round(struct dioh_bench *bench, uint64_t begun_ns, struct dioh_error *err)
+static int run_round(struct dioh_bench *bench, struct dioh_error *err)
 {
 	struct dioh_bench_result *result = &bench->result;
-	uint64_t pair_ns = 0;
 
 	for (uint32_t i = 0; i < result->row_count; i += 2) {
 		uint64_t pair_begun_ns = dioh_tool_now_ns();
 
-		if (is_late(bench, i, begun_ns, pair_ns)) {
+		if (is_late(bench)) {
 			result->stopped_early = true;
 			return 0;
 		}
@@ -217,12 +228,12 @@ static int run_round(struct dioh_bench *bench, uint64_t begun_ns, struct dioh_er
 				return r;
 			row->count++;
 		}
-		pair_ns = dioh_tool_now_ns() - pair_begun_ns;
+		bench->pair_ns = dioh_tool_now_ns() - pair_begun_ns;
 	}
 	return 0;
 }
 
-static int run_all(struct dioh_bench *bench, uint64_t begun_ns, struct dioh_error *err)
+static int run_all(struct dioh_bench *bench, struct dioh_error *err)
 {
 	const struct dioh_bench_options *options = bench->options;
 	struct dioh_tool_progress progress;
@@ -236,8 +247,8 @@ static int run_all(struct dioh_bench *bench, uint64_t begun_ns, struct dioh_erro
 	bench->result.bytes = bench->bytes;
 	if (options->quick) /* the trial has shown how much it will be */
 		progress.total_bytes = rows * bench->bytes + bench->done_bytes;
-	for (uint32_t i = 0; r == 0 && i < options->repeat; i++)
-		r = run_round(bench, begun_ns, err);
+	for (uint32_t i = 0; r == 0 && !bench->result.stopped_early && i < options->repeat; i++)
+		r = run_round(bench, err);
 	dioh_tool_progress_end(&progress);
 	bench->progress = NULL;
 	return r;
@@ -269,17 +280,13 @@ static int prepare(struct dioh_bench *bench, struct dioh_error *err)
 
 static int report(const struct dioh_bench *bench, struct dioh_error *err)
 {
-	if (bench->options->json) {
-		int r = dioh_bench_print_json(bench->options, &bench->result, err);
-
-		if (r != 0)
-			return r;
-	} else if (bench->options->csv) {
+	if (bench->options->json)
+		return dioh_bench_print_json(bench->options, &bench->result, err);
+	if (bench->options->csv)
 		dioh_bench_print_csv(&bench->result);
-	} else {
+	else
 		dioh_bench_print_table(bench->options, &bench->result);
-	}
-	return bench->options->plot ? dioh_bench_plot(bench->options, &bench->result, err) : 0;
+	return 0;
 }
 
 static void free_all(struct dioh_bench *bench)
@@ -288,52 +295,59 @@ static void free_all(struct dioh_bench *bench)
 		free(bench->result.rows[i].samples);
 	free(bench->result.rows);
 	dioh_bench_memory_free(&bench->memory);
-	dioh_bench_target_close(&bench->target);
+	dioh_bench_plot_free(&bench->plot);
 }
 
-static int bench_all(const struct dioh_bench_options *options, struct dioh_error *err)
-{
-	struct dioh_bench bench = {
-		.options = options, .target = { .buffered_fd = -1, .direct_fd = -1 }, .memory = { .fd = -1 }
-	};
-	uint64_t begun_ns = dioh_tool_now_ns();
-	int r = options->plot ? dioh_bench_plot_check(err) : 0;
-
-	if (r == 0)
-		r = prepare(&bench, err);
-	if (r == 0)
-		r = run_all(&bench, begun_ns, err);
-	if (r == 0)
-		r = report(&bench, err);
-	free_all(&bench);
-	return r;
-}
-
-static int fail(const struct dioh_bench_options *options, const struct dioh_error *err)
+static void complain(const struct dioh_bench_options *options, const struct dioh_error *err)
 {
 	fprintf(stderr, DIOH_TOOL_NAME ": %s: ", options->path);
 	dioh_tool_print_text(stderr, "", err->text, strnlen(err->text, sizeof(err->text)));
-	if (options->json)
-		dioh_bench_print_json_failure(options->path, err);
-	return DIOH_TOOL_FAILED;
+}
+
+/* There is one document on standard output, whatever fails behind it. */
+static int bench_all(const struct dioh_bench_options *options)
+{
+	struct dioh_bench bench = {
+		.options = options, .target = { .buffered_fd = -1, .direct_fd = -1 }, .memory = { .fd = -1 },
+		.begun_ns = dioh_tool_now_ns()
+	};
+	struct dioh_error err;
+	int r = options->plot ? dioh_bench_plot_create(options->plot, &bench.plot, &err) : 0;
+
+	if (r == 0)
+		r = prepare(&bench, &err);
+	if (r == 0)
+		r = run_all(&bench, &err);
+	if (r == 0)
+		r = report(&bench, &err);
+	if (r != 0 && options->json && !dioh_bench_interrupted())
+		dioh_bench_print_json_failure(options->path, &err);
+	if (r == 0 && options->plot)
+		r = dioh_bench_plot_draw(&bench.plot, options, &bench.result, &err);
+	if (r != 0 && !dioh_bench_interrupted())
+		complain(options, &err);
+	free_all(&bench);
+	if (dioh_bench_target_close(&bench.target, &err) != 0) {
+		complain(options, &err);
+		return DIOH_TOOL_FAILED;
+	}
+	return r == 0 ? DIOH_TOOL_OK : DIOH_TOOL_FAILED;
 }
 
 static int run(int argc, char **argv)
 {
 	struct dioh_bench_options options;
-	struct dioh_error err;
 	int status = dioh_bench_options_parse(argc, argv, &options);
-	int r;
 
 	if (status >= 0)
 		return status;
 	dioh_bench_signals_catch();
-	r = bench_all(&options, &err);
+	status = bench_all(&options);
 	if (dioh_bench_interrupted()) {
 		fprintf(stderr, DIOH_TOOL_NAME ": interrupted\n");
 		dioh_bench_signals_raise();
 	}
-	return r == 0 ? DIOH_TOOL_OK : fail(&options, &err);
+	return status;
 }
 
 const struct dioh_tool_verb dioh_tool_bench = { "bench", "how fast a disk saves and loads", run };

@@ -9,6 +9,7 @@
  *   bench_signal.c     Ctrl-C
  *   bench_run.c        one save or load of memory, by a sealed helper
  *   bench_stream.c     one stream through the drop-in
+ *   bench_end.c        waiting for the helper's end
  *   bench_result.c     rows, medians, the best, the advice
  *   bench_report.c     table and CSV;  bench_json.c: JSON;  bench_plot.c: a picture, by gnuplot
  */
@@ -66,8 +67,12 @@ const char *dioh_bench_engine_name(uint32_t engine);
 void dioh_bench_signals_catch(void);
 /* The signal that came; 0: none. */
 int dioh_bench_interrupted(void);
-/* A session whose calls an interruption is to end; -1: none any more. */
-void dioh_bench_signals_watch(int session_fd);
+/* How many came. */
+int dioh_bench_interruptions(void);
+/* A session's socket, or our end of a pipe, at which an interruption is to end the waiting; -1: none any more. */
+void dioh_bench_signals_watch(int fd);
+/* Until `fd` (-1: none) is readable, the time (-1: none) is over, or more than the `seen` interruptions have come. */
+void dioh_bench_signals_sleep(int fd, int timeout_ms, int seen);
 /* Ends this program by the signal that came, as its caller expects. Returns if there was none. */
 void dioh_bench_signals_raise(void);
 
@@ -77,7 +82,8 @@ struct dioh_bench_target {
 	const char *path;
 	char *created;  /* the name of a file of our own, to be removed; NULL: it was there before */
 	bool is_device;
-	bool used; /* something is about to be written */
+	bool used;      /* something is about to be written */
+	bool abandoned; /* a helper that has not ended may still be writing */
 	int buffered_fd;
 	int direct_fd; /* -1: not asked for, or not to be had */
 };
@@ -85,8 +91,8 @@ struct dioh_bench_target {
 int dioh_bench_target_open(const struct dioh_bench_options *options, struct dioh_bench_target *ret_target,
                            struct dioh_error *err);
 
-/* Removes what was made; what was there before is left empty. `target` may be half open. */
-void dioh_bench_target_close(struct dioh_bench_target *target);
+/* Removes what was made; what was there before is left empty. Closed it is in any case. `target` may be half open. */
+int dioh_bench_target_close(struct dioh_bench_target *target, struct dioh_error *err);
 
 /* There is room for `needed_bytes` of image data of a memory of `size_bytes`; -ENOSPC says what is needed. */
 int dioh_bench_target_check_room(const struct dioh_bench_target *target, uint64_t size_bytes, uint64_t needed_bytes,
@@ -106,14 +112,18 @@ uint64_t dioh_bench_target_cached(const struct dioh_bench_target *target);
 /* ---- the memory (bench_memory.c) ---------------------------------------------------------------------------- */
 
 struct dioh_bench_memory {
-	int fd; /* -1: none */
-	uint64_t bytes;
+	int fd;           /* -1: none */
+	uint64_t bytes;   /* that have been filled, out of --size */
+	uint64_t fill_ns; /* that took */
 	uint32_t zero_percent;
 	uint32_t holes_percent;
 };
 
+/* With room for --size; nothing is filled. */
 int dioh_bench_memory_create(const struct dioh_bench_options *options, struct dioh_bench_memory *ret_memory,
                              struct dioh_error *err);
+/* Fills the first `bytes`, as far as they are not yet. */
+int dioh_bench_memory_fill(struct dioh_bench_memory *memory, uint64_t bytes, struct dioh_error *err);
 void dioh_bench_memory_free(struct dioh_bench_memory *memory);
 
 /* Bytes of `bytes` of memory that are data. */
@@ -147,7 +157,7 @@ struct dioh_bench_sample { /* one measurement */
 	double seconds; /* all of it, the sync included */
 	double cpu_seconds;
 	double sync_seconds;
-	double wait_share;     /* of the workers' time they only waited for the image */
+	double wait_share;     /* of the workers' time they only waited for the image; negative: not known */
 	uint64_t cached_bytes; /* save: left in the page cache; DIOH_OFFSET_NONE: not known */
 	uint64_t io_bytes;
 	uint64_t io_count;
@@ -162,7 +172,7 @@ struct dioh_bench_row { /* one line of the report: the same thing measured `coun
 	struct dioh_bench_sample *samples; /* room for --repeat */
 };
 
-struct dioh_bench_missing { /* an engine that is not to be had */
+struct dioh_bench_missing { /* an engine that is not to be had, or of no use here */
 	uint32_t engine;
 	char text[DIOH_TEXT_BYTES];
 };
@@ -181,6 +191,8 @@ struct dioh_bench_result {
 struct dioh_bench_spread {
 	double median, min, max;
 };
+
+bool dioh_bench_same_setup(const struct dioh_bench_setup *a, const struct dioh_bench_setup *b);
 
 typedef double dioh_bench_figure(const struct dioh_bench_sample *sample);
 dioh_bench_figure dioh_bench_mib_per_s, dioh_bench_cpu_s_per_gib, dioh_bench_sync_s, dioh_bench_seconds,
@@ -207,27 +219,46 @@ const char *dioh_bench_payload_name(const struct dioh_bench_row *row);
 
 /* ---- measuring ---------------------------------------------------------------------------------------------- */
 
+struct dioh_bench_plot {
+	const char *path;
+	char *made; /* the name that its file has for now; NULL: there is none */
+	bool is_drawn; /* it has its own name */
+	int fd;
+};
+
 struct dioh_bench {
 	const struct dioh_bench_options *options;
 	struct dioh_bench_target target;
 	struct dioh_bench_memory memory;
+	struct dioh_bench_plot plot;
 	struct dioh_bench_result result;
 	uint64_t bytes; /* that a measurement moves */
 	struct dioh_tool_progress *progress;
 	uint64_t done_bytes; /* by the measurements before this one */
+	uint64_t begun_ns;
+	uint64_t pair_ns; /* what the last save and load took, with everything around them */
 };
 
 /* Whether an engine is to be had, and what a save or load does with it by default (bench_run.c). */
-int dioh_bench_probe(const struct dioh_bench *bench, uint32_t engine, bool load,
+int dioh_bench_probe(struct dioh_bench *bench, uint32_t engine, bool load,
                      struct dioh_msg_attach_image_reply *ret_image, struct dioh_error *err);
 
+/* It submits no I/O in the background, so that nothing tells waiting for the disk from work (bench_run.c). */
+bool dioh_bench_engine_blocks(const struct dioh_msg_attach_image_reply *image);
+
 /* One save or load of memory (bench_run.c). */
-int dioh_bench_measure_memory(const struct dioh_bench *bench, const struct dioh_bench_setup *setup, bool load,
+int dioh_bench_measure_memory(struct dioh_bench *bench, const struct dioh_bench_setup *setup, bool load,
                               struct dioh_bench_sample *ret_sample, struct dioh_error *err);
 
 /* One stream through the drop-in (bench_stream.c). */
-int dioh_bench_measure_stream(const struct dioh_bench *bench, bool direct, bool load,
-                              struct dioh_bench_sample *ret_sample, struct dioh_error *err);
+int dioh_bench_measure_stream(struct dioh_bench *bench, bool direct, bool load, struct dioh_bench_sample *ret_sample,
+                              struct dioh_error *err);
+
+/*
+ * Waits for a child's end (bench_end.c). `told`: it has been told to end, and is given up after DIOH_TOOL_END_TIMEOUT_MS
+ * (-ETIMEDOUT), which stderr is told; else it is once this program is interrupted. A second signal ends that at once.
+ */
+int dioh_bench_end(struct dioh_bench *bench, pid_t pid, bool told, int *ret_status, struct dioh_error *err);
 
 /* CPU time of all children that have been waited for, in seconds. */
 double dioh_bench_children_cpu_s(void);
@@ -240,9 +271,12 @@ int dioh_bench_print_json(const struct dioh_bench_options *options, const struct
                           struct dioh_error *err);
 void dioh_bench_print_json_failure(const char *path, const struct dioh_error *err);
 
-/* gnuplot is there to draw. Before anything is measured. */
-int dioh_bench_plot_check(struct dioh_error *err);
-int dioh_bench_plot(const struct dioh_bench_options *options, const struct dioh_bench_result *result,
-                    struct dioh_error *err);
+/* Before anything is measured: gnuplot is there to draw, and there is a file to draw into. */
+int dioh_bench_plot_create(const char *path, struct dioh_bench_plot *ret_plot, struct dioh_error *err);
+/* What stood at the path before is untouched unless this succeeds. */
+int dioh_bench_plot_draw(struct dioh_bench_plot *plot, const struct dioh_bench_options *options,
+                         const struct dioh_bench_result *result, struct dioh_error *err);
+/* Removes what is no picture. */
+void dioh_bench_plot_free(struct dioh_bench_plot *plot);
 
 #endif

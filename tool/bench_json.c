@@ -49,7 +49,7 @@ static json_t *json_figures(const struct dioh_bench_row *row)
 {
 	struct dioh_bench_spread mib_per_s = dioh_bench_row_spread(row, dioh_bench_mib_per_s);
 	double p50_us = dioh_bench_row_latency_us(row, 0.50), p99_us = dioh_bench_row_latency_us(row, 0.99);
-	double cached = median(row, dioh_bench_cached_bytes);
+	double cached = median(row, dioh_bench_cached_bytes), wait_share = median(row, dioh_bench_wait_share);
 	bool memory = row->payload == DIOH_BENCH_MEMORY;
 
 	return json_pack("{s:I, s:f, s:f, s:f, s:o, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "repeats",
@@ -60,7 +60,7 @@ static json_t *json_figures(const struct dioh_bench_row *row)
 	                 known(p99_us >= 0, json_real(p99_us)), "page_cache_bytes",
 	                 known(!row->load && cached >= 0, json_integer((json_int_t)cached)), "sync_s",
 	                 known(!row->load, json_real(median(row, dioh_bench_sync_s))), "wait_share",
-	                 known(memory, json_real(median(row, dioh_bench_wait_share))), "io_bytes",
+	                 known(memory && wait_share >= 0, json_real(wait_share)), "io_bytes",
 	                 known(memory, json_integer((json_int_t)median(row, dioh_bench_io_bytes))), "io_count",
 	                 known(memory, json_integer((json_int_t)median(row, dioh_bench_io_count))));
 }

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "align.h"
 #include "bench.h"
 #include "cleanup.h"
 
@@ -100,6 +101,25 @@ static int fill_unit(int fd, uint64_t unit, struct dioh_error *err)
 	return 0;
 }
 
+int dioh_bench_memory_fill(struct dioh_bench_memory *memory, uint64_t bytes, struct dioh_error *err)
+{
+	const uint64_t begun_ns = dioh_tool_now_ns();
+
+	for (uint64_t unit = memory->bytes / UNIT_BYTES; unit < bytes / UNIT_BYTES; unit++) {
+		int r = 0;
+
+		if (dioh_bench_interrupted())
+			return dioh_tool_error_set(err, EINTR, "interrupted");
+		if (unit_kind(memory->zero_percent, memory->holes_percent, unit) == UNIT_DATA)
+			r = fill_unit(memory->fd, unit, err);
+		if (r != 0)
+			return r;
+	}
+	memory->bytes = dioh_max(memory->bytes, bytes);
+	memory->fill_ns += dioh_tool_now_ns() - begun_ns;
+	return 0;
+}
+
 int dioh_bench_memory_create(const struct dioh_bench_options *options, struct dioh_bench_memory *ret_memory,
                              struct dioh_error *err)
 {
@@ -111,17 +131,8 @@ int dioh_bench_memory_create(const struct dioh_bench_options *options, struct di
 	fd = memfd_create("diohelper-bench", MFD_CLOEXEC);
 	if (fd < 0 || ftruncate(fd, (off_t)options->size_bytes) != 0)
 		return dioh_tool_error_set(err, errno, "no memory could be made: %s", strerror(errno));
-	for (uint64_t unit = 0; unit < options->size_bytes / UNIT_BYTES; unit++) {
-		if (dioh_bench_interrupted())
-			return dioh_tool_error_set(err, EINTR, "interrupted");
-		if (unit_kind(options->zero_percent, options->holes_percent, unit) != UNIT_DATA)
-			continue;
-		r = fill_unit(fd, unit, err);
-		if (r != 0)
-			return r;
-	}
-	*ret_memory = (struct dioh_bench_memory){ dioh_steal_fd(&fd), options->size_bytes, options->zero_percent,
-		                                  options->holes_percent };
+	*ret_memory = (struct dioh_bench_memory){ .fd = dioh_steal_fd(&fd), .zero_percent = options->zero_percent,
+		                                  .holes_percent = options->holes_percent };
 	return 0;
 }
 

@@ -74,7 +74,7 @@ static void print_head(const struct dioh_bench_options *options, const struct di
 	for (uint32_t i = 0; i < result->missing_count; i++)
 		printf("left out: %s\n", result->missing[i].text);
 	if (result->stopped_early)
-		puts("There was no time for every combination.");
+		puts("There was no time for everything.");
 	puts("");
 }
 

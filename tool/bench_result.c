@@ -116,7 +116,7 @@ const struct dioh_bench_row *dioh_bench_best(const struct dioh_bench_result *res
 	return best;
 }
 
-static bool same_setup(const struct dioh_bench_setup *a, const struct dioh_bench_setup *b)
+bool dioh_bench_same_setup(const struct dioh_bench_setup *a, const struct dioh_bench_setup *b)
 {
 	return a->engine == b->engine && a->block_bytes == b->block_bytes && a->in_flight == b->in_flight &&
 	       a->workers == b->workers;
@@ -129,7 +129,7 @@ static const struct dioh_bench_row *default_row(const struct dioh_bench_result *
 		const struct dioh_bench_row *row = &result->rows[i];
 
 		if (row->count && row->payload == DIOH_BENCH_MEMORY && row->load == load &&
-		    same_setup(&row->setup, &result->defaults[load]))
+		    dioh_bench_same_setup(&row->setup, &result->defaults[load]))
 			return row;
 	}
 	return NULL;
@@ -160,6 +160,7 @@ static const char *limit_of(const struct dioh_bench_row *save)
 {
 	double seconds = dioh_bench_row_spread(save, dioh_bench_seconds).median;
 	double sync_s = dioh_bench_row_spread(save, dioh_bench_sync_s).median;
+	double wait_share = dioh_bench_row_spread(save, dioh_bench_wait_share).median;
 	double gib = (double)save->samples[0].bytes / DIOH_BENCH_GIB;
 	double cpu_s = dioh_bench_row_spread(save, dioh_bench_cpu_s_per_gib).median * gib;
 
@@ -167,7 +168,9 @@ static const char *limit_of(const struct dioh_bench_row *save)
 		return "the final sync takes much of a save: a larger memory would tell more of the disk";
 	if (cpu_s > CPU_LIMITS * seconds * save->setup.workers)
 		return "the helper's CPU time limits a save, so that more workers may help";
-	if (dioh_bench_row_spread(save, dioh_bench_wait_share).median < 1 - CPU_LIMITS)
+	if (wait_share < 0)
+		return "what limits a save is not to be known, since libaio blocks without direct I/O";
+	if (wait_share < 1 - CPU_LIMITS)
 		return "what is done to the memory, more than the disk, limits a save";
 	return "the disk is the limit";
 }

@@ -53,13 +53,20 @@ static int attach(struct dioh_session *session, const struct dioh_bench *bench, 
 }
 
 /* Also after a failure the helper is waited for: it may still be writing to the target. */
-static int end(struct dioh_session *session, int r, struct dioh_error *err)
+static int end(struct dioh_bench *bench, struct dioh_session *session, int r, struct dioh_error *err)
 {
+	const pid_t pid = dioh_session_pid(session);
 	struct dioh_error end_err;
-	int end_r;
+	int status = 0, end_r;
 
 	dioh_bench_signals_watch(-1);
-	end_r = dioh_tool_session_end(session, &end_err);
+	end_r = dioh_close(session, 0, &status);
+	if (end_r == -ETIMEDOUT)
+		end_r = dioh_bench_end(bench, pid, true, &status, &end_err);
+	else if (end_r != 0)
+		dioh_tool_error_set(&end_err, -end_r, "waiting for the helper failed: %s", strerror(-end_r));
+	if (end_r == 0)
+		end_r = dioh_tool_check_status(status, &end_err);
 	if (r == 0 && end_r != 0) {
 		*err = end_err;
 		r = end_r;
@@ -67,7 +74,7 @@ static int end(struct dioh_session *session, int r, struct dioh_error *err)
 	return r;
 }
 
-int dioh_bench_probe(const struct dioh_bench *bench, uint32_t engine, bool load,
+int dioh_bench_probe(struct dioh_bench *bench, uint32_t engine, bool load,
                      struct dioh_msg_attach_image_reply *ret_image, struct dioh_error *err)
 {
 	const struct dioh_bench_setup setup = { .engine = engine };
@@ -77,7 +84,7 @@ int dioh_bench_probe(const struct dioh_bench *bench, uint32_t engine, bool load,
 	if (r != 0)
 		return r;
 	dioh_bench_signals_watch(dioh_session_fd(session));
-	return end(session, attach(session, bench, &setup, load, ret_image, err), err);
+	return end(bench, session, attach(session, bench, &setup, load, ret_image, err), err);
 }
 
 /* ---- waiting ------------------------------------------------------------------------------------------------ */
@@ -187,16 +194,30 @@ static int prepare(const struct dioh_bench *bench, bool load, struct dioh_error 
 	return r == 0 ? dioh_bench_memory_before_save(&bench->memory, err) : r;
 }
 
-static struct dioh_bench_sample make_sample(const struct dioh_bench *bench, uint32_t workers,
+bool dioh_bench_engine_blocks(const struct dioh_msg_attach_image_reply *image)
+{
+	return image->engine == DIOH_ENGINE_LIBAIO && !image->direct;
+}
+
+static double wait_share(const struct dioh_msg_attach_image_reply *image, const struct dioh_msg_complete *moved)
+{
+	const double worked_ns = (double)moved->elapsed_ns * image->workers; /* io_ns is a sum over them */
+
+	if (dioh_bench_engine_blocks(image))
+		return -1;
+	return worked_ns > 0 ? (double)moved->io_ns / worked_ns : 0;
+}
+
+static struct dioh_bench_sample make_sample(const struct dioh_bench *bench,
+                                            const struct dioh_msg_attach_image_reply *image,
                                             const struct dioh_msg_complete *moved,
                                             const struct dioh_msg_complete *finished, uint64_t elapsed_ns)
 {
-	const double worked_ns = (double)moved->elapsed_ns * workers; /* io_ns is a sum over them */
 	struct dioh_bench_sample sample = {
 		.bytes = bench->bytes,
 		.seconds = (double)elapsed_ns / 1e9,
 		.sync_seconds = (double)finished->sync_ns / 1e9,
-		.wait_share = worked_ns > 0 ? (double)moved->io_ns / worked_ns : 0,
+		.wait_share = wait_share(image, moved),
 		.cached_bytes = DIOH_OFFSET_NONE,
 		.io_bytes = moved->io_bytes,
 		.io_count = moved->io_count,
@@ -206,7 +227,7 @@ static struct dioh_bench_sample make_sample(const struct dioh_bench *bench, uint
 	return sample;
 }
 
-static int run_session(const struct dioh_bench *bench, const struct dioh_bench_setup *setup, bool is_load,
+static int run_session(struct dioh_bench *bench, const struct dioh_bench_setup *setup, bool is_load,
                        struct dioh_bench_sample *ret_sample, struct dioh_error *err)
 {
 	struct dioh_msg_complete moved, finished = { .sync_ns = 0 };
@@ -225,11 +246,11 @@ static int run_session(const struct dioh_bench *bench, const struct dioh_bench_s
 	else if (r == 0)
 		r = save(bench, session, &moved, &finished, err);
 	if (r == 0)
-		*ret_sample = make_sample(bench, image.workers, &moved, &finished, dioh_tool_now_ns() - begun_ns);
-	return end(session, r, err);
+		*ret_sample = make_sample(bench, &image, &moved, &finished, dioh_tool_now_ns() - begun_ns);
+	return end(bench, session, r, err);
 }
 
-int dioh_bench_measure_memory(const struct dioh_bench *bench, const struct dioh_bench_setup *setup, bool is_load,
+int dioh_bench_measure_memory(struct dioh_bench *bench, const struct dioh_bench_setup *setup, bool is_load,
                               struct dioh_bench_sample *ret_sample, struct dioh_error *err)
 {
 	struct dioh_bench_sample sample;

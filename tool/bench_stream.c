@@ -122,28 +122,21 @@ static int fail(const struct dropin *dropin, int status, struct dioh_error *err)
 	                           WEXITSTATUS(status));
 }
 
-/* Closes the pipe, which ends it. After Ctrl-C it is told to leave, as the terminal may have done already. */
-static int finish(struct dropin *dropin, bool all, struct dioh_error *err)
+/* Closes the pipe, which ends it when all is durable: that may take its time. */
+static int finish(struct dioh_bench *bench, struct dropin *dropin, bool all, struct dioh_error *err)
 {
-	int status;
-	pid_t got;
-	int r = 0;
+	int status = 0, r;
 
+	dioh_bench_signals_watch(-1);
 	dioh_cleanup_fd(&dropin->pipe_fd);
-	do {
-		if (dioh_bench_interrupted())
-			kill(dropin->pid, SIGTERM);
-		got = waitpid(dropin->pid, &status, 0);
-	} while (got < 0 && errno == EINTR);
-	if (got < 0)
-		r = dioh_tool_error_set(err, errno, "waiting for the drop-in failed: %s", strerror(errno));
-	else if (status != 0 || !all)
+	r = dioh_bench_end(bench, dropin->pid, false, &status, err);
+	if (r == 0 && (status != 0 || !all))
 		r = fail(dropin, status, err);
 	dioh_cleanup_fd(&dropin->complaint_fd);
 	return r;
 }
 
-static int run_dropin(const struct dioh_bench *bench, bool direct, bool load, char *buffer,
+static int run_dropin(struct dioh_bench *bench, bool direct, bool load, char *buffer,
                       struct dioh_bench_sample *sample, struct dioh_error *err)
 {
 	uint64_t begun_ns = dioh_tool_now_ns(), moved_ns, done;
@@ -152,16 +145,17 @@ static int run_dropin(const struct dioh_bench *bench, bool direct, bool load, ch
 
 	if (r != 0)
 		return r;
+	dioh_bench_signals_watch(dropin.pipe_fd);
 	done = load ? drain(bench, dropin.pipe_fd, buffer) : feed(bench, dropin.pipe_fd, buffer);
 	moved_ns = dioh_tool_now_ns();
-	r = finish(&dropin, done == bench->bytes, err);
+	r = finish(bench, &dropin, done == bench->bytes, err);
 	sample->seconds = (double)(dioh_tool_now_ns() - begun_ns) / 1e9;
 	sample->sync_seconds = (double)(dioh_tool_now_ns() - moved_ns) / 1e9;
 	return r;
 }
 
-int dioh_bench_measure_stream(const struct dioh_bench *bench, bool direct, bool load,
-                              struct dioh_bench_sample *ret_sample, struct dioh_error *err)
+int dioh_bench_measure_stream(struct dioh_bench *bench, bool direct, bool load, struct dioh_bench_sample *ret_sample,
+                              struct dioh_error *err)
 {
 	struct dioh_bench_sample sample = { .bytes = bench->bytes, .cached_bytes = DIOH_OFFSET_NONE };
 	DIOH_AUTO_FREE char *buffer = malloc(BUFFER_BYTES);

@@ -58,7 +58,7 @@ static int create_file(struct dioh_bench_target *target, struct dioh_error *err)
 	return 0;
 }
 
-/* O_EXCL: refused if the device is mounted or otherwise in use. */
+/* O_EXCL: refused if it is mounted, swap, a part of a RAID or of a mapped device, or opened so by somebody else. */
 static int take_device(struct dioh_bench_target *target, bool destroy, struct dioh_error *err)
 {
 	int fd;
@@ -75,6 +75,20 @@ static int take_device(struct dioh_bench_target *target, bool destroy, struct di
 	return 0;
 }
 
+/* QEMU holds locks at these places of an image, one byte for each permission, as long as it has the image open. */
+static bool is_locked(int fd)
+{
+	static const off_t starts[] = { 100, 200 };
+
+	for (size_t i = 0; i < sizeof(starts) / sizeof(starts[0]); i++) {
+		struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = starts[i], .l_len = 4 };
+
+		if (fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK)
+			return true;
+	}
+	return false;
+}
+
 static int take_existing(struct dioh_bench_target *target, bool destroy, struct dioh_error *err)
 {
 	struct stat st;
@@ -82,6 +96,8 @@ static int take_existing(struct dioh_bench_target *target, bool destroy, struct 
 
 	if (fstat(target->buffered_fd, &st) != 0)
 		return dioh_tool_error_set(err, errno, "fstat failed: %s", strerror(errno));
+	if (is_locked(target->buffered_fd))
+		return dioh_tool_error_set(err, EBUSY, "is locked by another program, as QEMU locks a disk that it uses");
 	if (S_ISBLK(st.st_mode))
 		return take_device(target, destroy, err);
 	if (!S_ISREG(st.st_mode))
@@ -129,18 +145,31 @@ int dioh_bench_target_open(const struct dioh_bench_options *options, struct dioh
 	return 0;
 }
 
-void dioh_bench_target_close(struct dioh_bench_target *target)
+static int leave_clean(const struct dioh_bench_target *target, struct dioh_error *err)
 {
-	struct dioh_error ignored;
+	struct dioh_error why;
+
+	if (!target->created) {
+		/* Emptying what a helper writes to would wait for it. */
+		if (!target->used || target->abandoned || dioh_bench_target_empty(target, &why) == 0)
+			return 0;
+		return dioh_tool_error_set(err, why.code, "what was written stays in it: %.200s", why.text);
+	}
+	if (unlink(target->created) == 0 || errno == ENOENT)
+		return 0;
+	return dioh_tool_error_set(err, errno, "the file %.160s could not be removed: %s", target->created,
+	                           strerror(errno));
+}
+
+int dioh_bench_target_close(struct dioh_bench_target *target, struct dioh_error *err)
+{
+	int r = leave_clean(target, err);
 
 	dioh_cleanup_fd(&target->direct_fd);
-	if (target->created)
-		unlink(target->created);
-	else if (target->used)
-		(void)dioh_bench_target_empty(target, &ignored);
 	dioh_cleanup_fd(&target->buffered_fd);
 	free(target->created);
 	*target = (struct dioh_bench_target){ .path = target->path, .buffered_fd = -1, .direct_fd = -1 };
+	return r;
 }
 
 int dioh_bench_target_reopen(const struct dioh_bench_target *target, int flags)

@@ -15,9 +15,6 @@
 #include "cleanup.h"
 #include "tool.h"
 
-/* The helper ends at once when nothing runs; a disk that hangs must not hang the tool as well. */
-#define END_TIMEOUT_MS 10000
-
 #define FEATURES_REQUIRED                                                                                              \
 	(DIOH_FEATURE_LAYOUT_CONTAINER | DIOH_FEATURE_LAYOUT_MAPPED_RAM | DIOH_FEATURE_CHECKSUM | DIOH_FEATURE_STREAM)
 
@@ -174,11 +171,20 @@ int dioh_tool_session_start(const struct dioh_tool_session_options *options, str
 	if (r == 0)
 		r = dioh_open_image(session, &open_options, &open, err);
 	if (r != 0) {
-		(void)dioh_close(session, END_TIMEOUT_MS, NULL);
+		(void)dioh_close(session, DIOH_TOOL_END_TIMEOUT_MS, NULL);
 		return r;
 	}
 	*ret_session = session;
 	*ret_open = open;
+	return 0;
+}
+
+int dioh_tool_check_status(int status, struct dioh_error *err)
+{
+	if (WIFSIGNALED(status))
+		return dioh_tool_error_set(err, EPIPE, "the helper was killed by signal %d", WTERMSIG(status));
+	if (WEXITSTATUS(status) != 0)
+		return dioh_tool_error_set(err, EPIPE, "the helper ended with status %d", WEXITSTATUS(status));
 	return 0;
 }
 
@@ -189,17 +195,13 @@ int dioh_tool_session_end(struct dioh_session *session, struct dioh_error *err)
 
 	if (!session)
 		return 0;
-	r = dioh_close(session, END_TIMEOUT_MS, &status);
+	r = dioh_close(session, DIOH_TOOL_END_TIMEOUT_MS, &status);
 	if (r == -ETIMEDOUT)
 		return dioh_tool_error_set(err, ETIMEDOUT, "the helper has not ended in %d s: the disk may hang",
-		                           END_TIMEOUT_MS / 1000);
+		                           DIOH_TOOL_END_TIMEOUT_MS / 1000);
 	if (r != 0)
 		return dioh_tool_error_set(err, -r, "waiting for the helper failed: %s", strerror(-r));
-	if (WIFSIGNALED(status))
-		return dioh_tool_error_set(err, EPIPE, "the helper was killed by signal %d", WTERMSIG(status));
-	if (WEXITSTATUS(status) != 0)
-		return dioh_tool_error_set(err, EPIPE, "the helper ended with status %d", WEXITSTATUS(status));
-	return 0;
+	return dioh_tool_check_status(status, err);
 }
 
 /* ---- the table ---------------------------------------------------------------------------------------------- */

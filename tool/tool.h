@@ -162,8 +162,14 @@ const char *dioh_tool_helper(const char *helper, char path[DIOH_TOOL_PATH_BYTES]
 /* Spawns a helper that has the features `required`. */
 int dioh_tool_spawn(const char *helper, uint64_t required, struct dioh_session **ret_session, struct dioh_error *err);
 
+/* The helper ends at once when nothing runs; a disk that hangs must not hang the tool as well. */
+#define DIOH_TOOL_END_TIMEOUT_MS 10000
+
 /* Closes the session; an error if the helper did not end as it should. `session` may be NULL. */
 int dioh_tool_session_end(struct dioh_session *session, struct dioh_error *err);
+
+/* An error if the helper's status, as of waitpid(2), is not that of one that ended as it should. */
+int dioh_tool_check_status(int status, struct dioh_error *err);
 
 struct dioh_tool_table {
 	uint32_t region_count;

@@ -1,18 +1,22 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# timeout: 180
+# timeout: 300
 # alone: it holds --quick to what it promises, and it measures
 #
 # `diohelper bench`: what it reports, that it leaves nothing behind, and what it refuses. No rate is judged; the only
 # time that is, is what --quick promises, with room for a slow machine.
 
 import csv
+import fcntl
 import io
 import json
 import os
 import re
+import resource
+import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -66,7 +70,7 @@ class Bench(unittest.TestCase):
 
     # ---- what is reported ----
 
-    def check_run(self, run):
+    def check_run(self, run, direct):
         self.assertIn(run["operation"], ("save", "load"))
         memory = run["payload"] == "memory"
         for figure in FIGURES:
@@ -78,7 +82,10 @@ class Bench(unittest.TestCase):
             self.assertIn(run["engine"], ("io_uring", "libaio", "sync"))
             self.assertGreater(run["latency_p50_us"], 0)
             self.assertLessEqual(run["latency_p50_us"], run["latency_p99_us"])
-            self.assertTrue(0 <= run["wait_share"] <= 1.01, run["wait_share"])
+            if run["engine"] != "libaio" or direct:
+                self.assertTrue(0 <= run["wait_share"] <= 1.01, run["wait_share"])
+            else:
+                self.assertIsNone(run["wait_share"])
         for key in ("engine", "block_bytes", "in_flight", "workers", "latency_p50_us", "io_bytes", "io_count"):
             self.assertEqual(run[key] is not None, memory, key)
         self.assertEqual(run["sync_s"] is not None, run["operation"] == "save")
@@ -91,7 +98,7 @@ class Bench(unittest.TestCase):
         self.assertIn(document["direct"], (True, False))
         self.assertRegex(document["advice"], r"MiB/s saved \(.*\) and .* MiB/s loaded \(.*\), .*\.$")
         for run in document["runs"]:
-            self.check_run(run)
+            self.check_run(run, document["direct"])
         for operation in ("save", "load"):
             best = document["best"][operation]
             self.assertIn(best, document["runs"])
@@ -111,6 +118,24 @@ class Bench(unittest.TestCase):
             self.assertEqual((run["block_bytes"], run["in_flight"], run["workers"]), self.defaults(run["operation"])[1:])
         self.assertEqual([run["engine"] for run in document["runs"][:2]], [self.defaults("save")[0]] * 2)
         self.is_left_clean()
+
+    def test_quick_stays_quick(self):
+        """Whatever it is asked for beside: it leaves repeats out, and makes no memory that it will not move."""
+        for arguments in (["--repeat=99"], ["--size=1G", "--repeat=20", "--streams"]):
+            begun = time.monotonic()
+            document = self.document("--quick", *arguments, self.directory)
+            self.assertLess(time.monotonic() - begun, QUICK_S)
+            self.check_document(document)
+            asked = int(next(a for a in arguments if "repeat" in a).split("=")[1])
+            self.assertEqual(document["stopped_early"], any(run["repeats"] < asked for run in document["runs"]))
+            self.is_left_clean()
+
+    def test_quick_makes_little_memory(self):
+        bench, _ = self.start_held("serve", "--quick", "--size=512M", self.directory)
+        links = [f"/proc/{bench.pid}/fd/{name}" for name in os.listdir(f"/proc/{bench.pid}/fd")]
+        made = [os.stat(link).st_blocks * 512 for link in links if os.readlink(link).startswith("/memfd:diohelper-bench")]
+        self.assertEqual(len(made), 1)
+        self.assertLessEqual(made[0], 32 * MIB)  # what the trial takes, which is held here
 
     def defaults(self, operation):
         """What the helper does when it is asked for nothing, by its own word: engine, block size, depth, workers."""
@@ -164,8 +189,18 @@ class Bench(unittest.TestCase):
 
     def test_buffered(self):
         document = self.document(*SMALL, "--buffered", self.directory)
+        self.check_document(document)
         self.assertFalse(document["direct"])
         self.assertIn("without direct I/O, as asked for", document["advice"])
+        # It would block, and what it waits for would count as work.
+        self.assertNotIn("libaio", {run["engine"] for run in document["runs"]})
+        self.assertIn("libaio", {missing["engine"] for missing in document["engines_missing"]})
+        if not any("not to be had" in missing["text"] for missing in document["engines_missing"]
+                   if missing["engine"] == "libaio"):
+            self.check_document(document := self.document(*SMALL, "--buffered", "--engine=libaio", self.directory))
+            self.assertEqual({run["engine"] for run in document["runs"]}, {"libaio"})
+            for wrong in ("the disk is the limit", "what is done to the memory"):
+                self.assertNotIn(wrong, document["advice"])
         self.is_left_clean()
 
     def test_table(self):
@@ -207,10 +242,87 @@ class Bench(unittest.TestCase):
         self.is_left_clean()
         if not shutil.which("gnuplot"):
             self.skipTest("there is no gnuplot here: that one is missing was told")
-        for name, magic in (("it's.svg", b"<?xml"), ("p.png", b"\x89PNG")):
+        for name, magic in (("it's.svg", b"<?xml"), ("p.png", b"\x89PNG"), ("a\nprint 1\n.svg", b"<?xml")):
             self.run_bench(*SMALL, "--engine=sync", "--plot=" + self.path(name), self.directory)
             with open(self.path(name), "rb") as file:
                 self.assertTrue(file.read().startswith(magic), name)
+            self.is_left_clean(name)
+            os.unlink(self.path(name))
+        # What gnuplot takes for a command when it opens a file is a name like any other.
+        subprocess.run([TOOL, "bench", *SMALL, "--engine=sync", "--plot=|cat >x.svg", self.directory], env=ENVIRONMENT,
+                       cwd=self.directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=LIMIT_S, check=True)
+        self.is_left_clean("|cat >x.svg")
+
+    def drawn(self, *arguments, directory=None):
+        self.run_bench(*arguments, "--engine=sync", "--plot=" + os.path.join(self.temporary.name, "p.svg"),
+                       directory or self.directory)
+        with open(os.path.join(self.temporary.name, "p.svg"), encoding="utf-8") as file:
+            return file.read()
+
+    @unittest.skipUnless(shutil.which("gnuplot"), "there is no gnuplot here")
+    def test_plot_labels(self):
+        label = {operation: "{}K {}/{}".format(block // KIB, depth, workers)
+                 for operation in ("save", "load") for _, block, depth, workers in (self.defaults(operation),)}
+        both = "sync " + label["save"] + (", load " + label["load"] if label["save"] != label["load"] else "")
+        self.assertIn(f">{both}<", self.drawn("--quick", "--size=8M"))
+        picture = self.drawn(*SMALL, "--workers=1", "--streams")
+        self.assertIn(">sync 1024K 4/1<", picture)
+        self.assertIn(">stream, buffered<", picture)
+
+    @unittest.skipUnless(shutil.which("gnuplot"), "there is no gnuplot here")
+    def test_plot_of_a_name_with_commands(self):
+        """PATH is the title: a newline and a quote in it begin no command of gnuplot's."""
+        directory = self.path("d'\nsystem(\"touch pwned\")\n!touch pwned\n'")
+        os.mkdir(directory)
+        here = os.getcwd()
+        os.chdir(self.directory)
+        try:
+            picture = self.drawn(*SMALL, directory=directory)
+        finally:
+            os.chdir(here)
+        self.assertIn(r"\x0asystem(", picture)
+        self.is_left_clean(os.path.basename(directory))
+
+    def with_gnuplot(self, script):
+        """An environment whose gnuplot does what is said."""
+        place = os.path.join(self.temporary.name, "bin")
+        os.makedirs(place, exist_ok=True)
+        with open(os.path.join(place, "gnuplot"), "w", encoding="utf-8") as file:
+            file.write("#!/bin/sh\n" + script + "\n")
+        os.chmod(os.path.join(place, "gnuplot"), 0o755)
+        return dict(ENVIRONMENT, PATH=place + ":" + os.environ["PATH"])
+
+    def test_plot_that_fails(self):
+        """It is told, there is one document, and the picture that was there before is not lost."""
+        def limit():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (32 * MIB, 32 * MIB))
+
+        plot = self.path("p.svg")
+        for script, pattern, preexec in (("echo half; exit 1", "gnuplot failed", None), ("cat >&2", "gnuplot drew nothing", None),
+                                         ("head -c 40000000 /dev/zero", "p.svg failed: File too large", limit)):
+            dropin.put(plot, b"good")
+            done = self.run_bench(*SMALL, "--engine=sync", "--json", "--plot=" + plot, self.directory, status=1,
+                                  environment=self.with_gnuplot(script), preexec=preexec)
+            self.assertRegex(done.stderr, "diohelper-tool: .*" + pattern)
+            self.assertEqual(json.loads(done.stdout)["result"], "ok")
+            with open(plot, "rb") as file:
+                self.assertEqual(file.read(), b"good")
+            self.is_left_clean("p.svg")
+
+    def test_plot_is_refused_first(self):
+        """What cannot become a picture shows before a helper is even started."""
+        environment = self.with_gnuplot("exit 0")
+        os.mkdir(self.path("d.svg"))
+        for name, pattern in (("missing/p.svg", "--plot: .*cannot be created: No such file"),
+                              ("d.svg", "--plot: .*is there, and is not a regular file")):
+            document = json.loads(self.run_bench(*SMALL, "--json", "--helper=/nonexistent", "--plot=" + self.path(name),
+                                                 self.directory, status=1, environment=environment).stdout)
+            self.assertRegex(document["error"]["text"], pattern)
+        # A run that fails leaves no file of its own beside the plot.
+        self.refused("/nonexistent", *SMALL, "--helper=/nonexistent", "--plot=" + self.path("p.svg"), self.directory,
+                     environment=environment)
+        self.is_left_clean("d.svg")
 
     # ---- files ----
 
@@ -260,6 +372,102 @@ class Bench(unittest.TestCase):
         self.interrupt(signal.SIGINT, self.path("new"), True, "--json")
         self.is_left_clean()
 
+    # ---- a helper that does not end ----
+
+    def held_helper(self, mode, target):
+        """A helper that has done its work, when the file or one in the directory has content, and ends once `go` is there. Until
+        then there is a file `held`. `mode`: "serve", or "drop-in"."""
+        name = os.path.join(self.temporary.name, "helper")
+        self.held, self.go = os.path.join(self.temporary.name, "held"), os.path.join(self.temporary.name, "go")
+        with open(name, "w", encoding="utf-8") as file:
+            file.write(f"""#!/bin/bash
+trap '' TERM
+{shlex.quote(dropin.HELPER)} "$@"
+status=$?
+case $1 in serve) mode=serve ;; *) mode=drop-in ;; esac
+if [ $mode = {mode} ] && [ -n "$(find -L {shlex.quote(target)} -type f -size +0)" ]; then
+    echo $$ >{shlex.quote(self.held)}
+    while [ ! -e {shlex.quote(self.go)} ] && [ -e {shlex.quote(self.held)} ]; do sleep 0.05; done
+fi
+exit $status
+""")
+        os.chmod(name, 0o755)
+        return "--helper=" + name
+
+    def start_held(self, mode, *arguments):
+        """bench, where its first helper waits that has written something, the pid of which is answered as well."""
+        helper = self.held_helper(mode, arguments[-1])
+        bench = subprocess.Popen([TOOL, "bench", *SMALL, "--engine=sync", helper, *arguments], env=ENVIRONMENT,
+                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(self.release, bench)
+        dropin.wait_until(lambda: os.path.exists(self.held) and os.path.getsize(self.held), "a helper that is held", LIMIT_S)
+        with open(self.held, encoding="ascii") as file:
+            return bench, int(file.read())
+
+    def release(self, bench):
+        if os.path.exists(self.held):
+            os.unlink(self.held)
+        dropin.put(self.go, b"")
+        if bench.poll() is None:
+            bench.kill()
+        bench.communicate()
+
+    def told(self, bench, number=None, times=1):
+        """What it says on standard error, which the helper holds open as well; its end by the signal is awaited."""
+        for _ in range(times):
+            if number and bench.poll() is None:
+                bench.send_signal(number)
+                time.sleep(0.1)  # the second is to be one more, not the same one still pending
+        status = bench.wait(timeout=LIMIT_S)
+        os.unlink(self.held)
+        output, complaint = bench.communicate(timeout=LIMIT_S)
+        self.assertEqual((status, output), (-number if number else 1, ""), complaint)
+        return complaint
+
+    def test_helper_that_does_not_end(self):
+        for mode, times in (("serve", 2), ("drop-in", 1), ("drop-in", 2)):
+            bench, pid = self.start_held(mode, "--streams", self.directory)
+            name = self.path(os.listdir(self.directory)[0])
+            self.assertEqual(self.told(bench, signal.SIGINT, times),
+                             f"diohelper-tool: a helper (pid {pid}) still writes to {name}: that is removed now, and its room "
+                             "is free when the helper has ended\ndiohelper-tool: interrupted\n")
+            self.is_left_clean()
+
+    def test_helper_that_does_not_end_by_itself(self):
+        name = self.path("file")
+        dropin.put(name, b"")
+        bench, pid = self.start_held("serve", name)
+        self.assertEqual(self.told(bench),
+                         f"diohelper-tool: a helper (pid {pid}) still writes to {name}: do not use or remove it until the "
+                         f"helper has ended\ndiohelper-tool: {name}: the helper has not ended: the disk may hang\n")
+        self.assertGreater(os.path.getsize(name), 0)  # emptying it would wait for the disk
+
+    # ---- what cannot be left as it should be ----
+
+    def test_file_that_cannot_be_removed(self):
+        """A directory stands in its place then."""
+        bench, _ = self.start_held("serve", "--json", self.directory)
+        name = self.path(os.listdir(self.directory)[0])
+        os.unlink(name)
+        os.mkdir(name)
+        dropin.put(self.go, b"")
+        output, complaint = bench.communicate(timeout=LIMIT_S)
+        self.assertEqual((bench.returncode, complaint), (1, f"diohelper-tool: {self.directory}: the file {name} could not be "
+                                                            "removed: Is a directory\n"))
+        self.assertEqual(json.loads(output)["result"], "ok")
+
+    def test_file_that_cannot_be_emptied(self):
+        """It may not shrink any more. What is measured next fails by that, and the end does."""
+        with os.fdopen(os.memfd_create("image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b") as file:
+            path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+            bench, _ = self.start_held("serve", path)
+            fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+            dropin.put(self.go, b"")
+            output, complaint = bench.communicate(timeout=LIMIT_S)
+        why = "emptying the file failed: Operation not permitted\n"
+        self.assertEqual((bench.returncode, output), (1, ""))
+        self.assertEqual(complaint, f"diohelper-tool: {path}: {why}diohelper-tool: {path}: what was written stays in it: {why}")
+
     # ---- what is refused ----
 
     def test_refused_targets(self):
@@ -272,6 +480,18 @@ class Bench(unittest.TestCase):
         self.assertEqual((document["result"], document["error"]["code"]), ("failed", 2))
         self.refused("/nonexistent/helper.*No such file", *SMALL, "--helper=/nonexistent/helper", self.directory)
         self.is_left_clean()
+
+    def test_image_in_use(self):
+        """One that has QEMU's locks: a read lock on any of four bytes each."""
+        name = self.path("disk")
+        dropin.put(name, b"precious")
+        for start in (100, 103, 200, 203):
+            with open(name, "rb") as file:
+                fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, start, 1, 0))
+                self.refused("is locked by another program, as QEMU locks", *SMALL, "--destroy", name)
+        with open(name, "rb") as file:
+            self.assertEqual(file.read(), b"precious")
+        self.is_left_clean("disk")
 
     def test_too_large(self):
         status = os.statvfs(self.directory)
@@ -298,9 +518,10 @@ class Bench(unittest.TestCase):
                 ("more than 100 percent together", "--zero=60", "--holes=41", "a"),
                 ("--layout: mapped-ram is not a layout", "--layout=mapped-ram", "a"),
                 ("--repeat: 0 is not a number from 1 to 99", "--repeat=0", "a"),
-                ("--size: 1 is not a multiple of 1M", "--size=1", "a"), ("--size: more than 64T", "--size=65T", "a"),
-                ("--json and --csv", "--json", "--csv", "a"), ("neither in .svg nor in .png", "--plot=p.gif", "a"),
-                ("control character", "--plot=\n.svg", "a")):
+                ("--size: 1 is not a multiple of 1M", "--size=1", "a"), ("--size: 0 is not", "--size=0", "a"),
+                ("--size: 0M is not", "--quick", "--size=0M", "a"), ("--size: x is not", "--size=x", "a"),
+                ("--size: more than 64T", "--size=65T", "a"),
+                ("--json and --csv", "--json", "--csv", "a"), ("neither in .svg nor in .png", "--plot=p.gif", "a")):
             self.refused(re.escape(pattern), *arguments, status=2)
 
 
