@@ -249,7 +249,7 @@ if command -v python3 >/dev/null; then
 	complains '^diohelper-tool: made: --header: it cannot be made the header of a stream'
 	mkdir made.partial
 	run 1 "$tool" ingest --or-raw --fd=5 made 5<foreign
-	complains '^diohelper-tool: made: renaming made to made.partial failed: Is a directory'
+	complains '^diohelper-tool: made: made.partial is in the way'
 	rmdir made.partial
 	cmp random made || fail 'what stood there was touched'
 
