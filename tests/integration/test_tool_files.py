@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # timeout: 180
 #
-# What `ingest` must not write over: a stream that is the image itself, whatever stands at the name of something partial, what
-# another run is at. And what a `--listen` that is ended leaves behind: nothing.
+# What `ingest` and `convert` must not write over: a stream that is the image itself, whatever stands at the name of
+# something partial, what another run is at, an OUT that an interrupted --consume does not know. And what a `--listen` that is
+# ended leaves behind: nothing.
 
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -20,7 +22,7 @@ sys.path[:0] = [os.path.join(HERE, "other_language"), HERE]
 import qemu_stream  # noqa: E402 (the path had to be set first)
 import test_tool_mapped_ram as images  # noqa: E402
 from qemu_stream import MIB  # noqa: E402
-from test_tool_mapped_ram import TOOL, check, check_equal, has, verify  # noqa: E402
+from test_tool_mapped_ram import BUILD, HELPER, TOOL, check, check_equal, flip, has, inspect, verify  # noqa: E402
 
 BLOCKS = (images.RAM._replace(pages=images.RAM_PAGES), images.VGA)
 WHOLE = qemu_stream.residual_stream(BLOCKS, state=images.STATE)
@@ -100,6 +102,16 @@ def test_closed_descriptors(path):
     check_equal(read(path), good, "IN")
 
 
+def test_stdout_is_in(path):
+    """A stream into the image that it comes from, over it or behind it."""
+    images.Saved(path)
+    good = read(path)
+    for mode in ("r+b", "ab"):
+        with open(path, mode) as file:
+            has(tool(1, "convert", "--stdout", path, stdout=file), "standard output is IN itself")
+    check_equal(read(path), good, "IN")
+
+
 # Names of what is partial.
 
 
@@ -123,12 +135,21 @@ def in_the_way(path):
 def test_partial(path):
     """What stands at the partial name is refused unless an interrupted run can have left it, and never written through."""
     out, stream = path + ".out", path + ".stream"
+    images.Saved(path)
     write(stream, FOREIGN)
+    for _ in in_the_way(out + ".partial"):
+        has(tool(1, "convert", "--force", path, out), f"{out}.partial is in the way")
+        check(not os.path.lexists(out), "OUT is not made")
     for _ in in_the_way(out + ".partial"):
         with open(stream, "rb") as file:
             has(tool(1, "ingest", "--or-raw", out, stdin=file), f"{out}.partial is in the way")
         check(not os.path.lexists(out), "IMAGE is not made")
     for leftover in (b"", bytes(30 * MIB)):
+        write(out + ".partial", leftover)
+        with open(out + ".partial", "rb") as old:
+            tool(0, "convert", "--force", path, out)
+            check_equal(len(old.read()), len(leftover), "the leftover, which somebody may still read")
+        check_equal((os.path.lexists(out + ".partial"), len(read(out))), (False, len(WHOLE)), "what is left, and OUT")
         write(out + ".partial", leftover)
         with open(stream, "rb") as file:
             tool(0, "ingest", "--or-raw", out, stdin=file)
@@ -136,12 +157,107 @@ def test_partial(path):
 
 
 def test_another_run(path):
-    """What another run writes: refused, and untouched."""
-    write(path, b"of another run")
+    """What another run writes, all three at once as each is waited for: refused, and untouched."""
+    images.Saved(path)
+    write(path + ".stream", WHOLE)
+    outs = [path + suffix for suffix in (".a.partial", ".b", ".c")]
+    for out in outs:
+        write(out, b"" if out.endswith(".b") else b"of another run")
+    locks = [open(out, "rb") for out in outs]
+    for lock in locks:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    with open(path + ".stream", "rb") as stream:
+        runs = [subprocess.Popen([TOOL, *arguments], stdin=stream, stderr=subprocess.PIPE, text=True)
+                for arguments in (("convert", path, path + ".a"), ("convert", "--to", "container", path, outs[1]),
+                                  ("ingest", outs[2]))]
+    for one, out in zip(runs, outs):
+        _, said = one.communicate(timeout=PATIENCE)
+        check_equal(one.returncode, 1, said)
+        has(said, f"{out} is in use by another run")
+    check_equal([read(out) for out in outs], [b"of another run", b"", b"of another run"], "what the others write")
+    check(not os.path.exists(path + ".a"), "OUT is not made")
+    for lock in locks:
+        lock.close()
+    tool(0, "convert", path, path + ".a")
+    check_equal(len(read(path + ".a")), len(WHOLE), "OUT, when the other has gone")
+
+
+def test_name_not_durable(path):
+    """The directory cannot be synced: what is said is so, and OUT is there, whole."""
+    images.Saved(path)
+    out = path + ".out"
+    done = subprocess.run([os.path.join(BUILD, "tests/integration/faulty_tool"), "convert", f"--helper={HELPER}", path, out],
+                          env={**os.environ, "DIOH_FAULT": "0"}, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    check_equal(done.returncode, 1, done.stderr)
+    has(done.stderr, f"{out}: is complete, but its name could not be made durable: Input/output error")
+    check_equal((len(read(out)), os.path.exists(out + ".partial")), (len(WHOLE), False), "OUT, and whether it is partial")
+
+
+# --consume.
+
+
+def interrupt_at_once(path, out):
+    """A run that stops at damage in IN's first page, which is mended then: it has not freed anything."""
+    first = inspect(path)[0]["regions"][0]["image_offset"]
+    flip(path, first)
+    tool(1, "convert", "--consume", "--to", "container", path, out)
+    flip(path, first)
+    state = json.loads(read(out + ".consume"))
+    check_equal((state["region"], state["offset"]), (0, 0), "how far it came")
+
+
+def test_consume_another_out(path):
+    """OUT is not the file that OUT.consume names: it is somebody's, even if it has got the number of its inode."""
+    out, arguments = path + ".out", ("convert", "--consume", "--to", "container", path, path + ".out")
+    images.Saved(path)
+    interrupt_at_once(path, out)
+    os.rename(out, out + ".first")
+    write(out, b"another machine")
+    has(tool(1, *arguments), "exists; --force overwrites it")
+    os.unlink(out)
+    os.unlink(out + ".first")
+    write(out, b"another machine")  # in many a file system with the inode that has just become free
+    state = json.loads(read(out + ".consume"))
+    if state["out_born_ns"] == 0:
+        print("skipped: this file system does not tell when a file was made")
+    else:
+        write(out + ".consume", json.dumps({**state, "out_inode": os.stat(out).st_ino}).encode())
+        has(tool(1, *arguments), "exists; --force overwrites it")
+    check_equal(read(out), b"another machine", "OUT")
+    os.unlink(out)
+    tool(0, *arguments)
+    check_equal((verify(0, out)[0]["result"], os.path.exists(out + ".consume")), ("ok", False), "OUT, and the state")
+
+
+def test_consume_goes_on(path):
+    """The OUT that OUT.consume names needs no --force."""
+    images.Saved(path)
+    interrupt_at_once(path, path + ".out")
+    check(os.path.getsize(path + ".out") > 0, "there is an OUT that is not empty")
+    tool(0, "convert", "--consume", "--to", "container", path, path + ".out")
+    check_equal(verify(0, path + ".out")[0]["result"], "ok", "the verdict")
+
+
+def test_consume_names(path):
+    """The state's own names: what stands there is not written through, and IN is not taken for it."""
+    images.Saved(path)
+    good = read(path)
+    for _ in in_the_way(path + ".out.consume.new"):
+        has(tool(1, "convert", "--consume", "--to", "container", path, path + ".out"), "out.consume.new is in the way")
+    for name in (path + ".consume", path + ".consume.new"):
+        os.rename(path, name)
+        has(tool(1, "convert", "--consume", "--to", "container", name, path), "has the name that the state")
+        os.rename(name, path)
+    check_equal(read(path), good, "IN")
+
+
+def test_consume_twice(path):
+    """Another run frees IN's pages: two must not."""
+    images.Saved(path)
     with open(path, "rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        has(tool(1, "ingest", path), f"{path} is in use by another run")
-    check_equal(read(path), b"of another run", "what the other writes")
+        has(tool(1, "convert", "--consume", "--to", "container", path, path + ".out"), f"{path} is in use by another run")
+    check(not os.path.exists(path + ".out"), "OUT is not made")
 
 
 # --listen.
@@ -208,8 +324,9 @@ def test_listen_name(path):
     check_equal(verify(0, "image")[0]["result"], "ok", "the verdict")
 
 
-TESTS = (test_stream_is_image, test_closed_descriptors, test_partial, test_another_run, test_listen_ended,
-         test_listen_name)
+TESTS = (test_stream_is_image, test_closed_descriptors, test_stdout_is_in, test_partial, test_another_run,
+         test_name_not_durable, test_consume_another_out, test_consume_goes_on, test_consume_names, test_consume_twice,
+         test_listen_ended, test_listen_name)
 
 
 if __name__ == "__main__":
