@@ -526,6 +526,8 @@ static int end_raw(const struct ingestion *ingestion, struct dioh_error *err)
 	if (r == 0)
 		fprintf(stderr, DIOH_TOOL_NAME ": %s: kept verbatim as raw: %s\n", ingestion->options->path,
 		        ingestion->refusal);
+	else
+		(void)fchmod(ingestion->image_fd, 0400); /* it is whole: no run is to take it for what an interrupted one left */
 	return r;
 }
 
