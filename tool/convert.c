@@ -50,8 +50,7 @@ struct options {
 struct conversion {
 	const struct options *options;
 	struct dioh_tool_image in;
-	uint64_t in_file_bytes;
-	bool in_regular;
+	struct stat in_stat;
 	struct dioh_msg_open_image_reply open; /* of IN */
 	struct dioh_tool_table table;
 	enum format from, to;
@@ -157,15 +156,12 @@ static int find_format(struct conversion *c, struct dioh_error *err)
 
 static int open_in(struct conversion *c, struct dioh_error *err)
 {
-	struct stat st;
 	int r = dioh_tool_image_open(c->options->in_path, c->options->base_offset, true, &c->in, err);
 
-	if (r == 0 && fstat(c->in.buffered_fd, &st) != 0)
+	if (r == 0 && fstat(c->in.buffered_fd, &c->in_stat) != 0)
 		r = dioh_tool_error_set(err, errno, "fstat failed: %s", strerror(errno));
 	if (r != 0)
 		return r;
-	c->in_regular = S_ISREG(st.st_mode);
-	c->in_file_bytes = (uint64_t)st.st_size;
 	r = look(c, err);
 	return r != 0 ? r : find_format(c, err);
 }
@@ -223,7 +219,7 @@ static int check_pair(const struct conversion *c, struct dioh_error *err)
 		                           formats[c->to].name);
 	if (is_raw(c->from) && c->from == c->to)
 		return dioh_tool_error_set(err, EINVAL, "is in format %s already", formats[c->to].name);
-	if (is_raw(c->from) && !c->in_regular)
+	if (is_raw(c->from) && !S_ISREG(c->in_stat.st_mode))
 		return dioh_tool_error_set(err, EOPNOTSUPP,
 		                           "is a device with a stream on it, and nothing says where that ends: copy it into a file");
 	if (c->options->consume && (is_raw(c->to) || regions_apart(c) == 0))
@@ -313,32 +309,25 @@ static int name_out(struct conversion *c, struct dioh_error *err)
 	return 0;
 }
 
-/* What has the name of a partial stream is nobody's. */
-static bool may_overwrite(const struct conversion *c, const struct stat *st, bool by_name)
-{
-	return (c->to == FORMAT_STREAM && !by_name) || c->options->force || c->consume.resumed ||
-	       (S_ISREG(st->st_mode) && st->st_size == 0);
-}
-
+/* `fd` -1: what has the name; else the name is "". */
 static int check_out(const struct conversion *c, const char *path, int fd, struct dioh_error *err)
 {
-	struct stat in, out;
+	struct stat out;
 
-	if (fstat(c->in.buffered_fd, &in) != 0 || (fd >= 0 ? fstat(fd, &out) : stat(path, &out)) != 0)
+	if ((fd >= 0 ? fstat(fd, &out) : stat(path, &out)) != 0)
 		return dioh_tool_error_set(err, errno, "fstat failed: %s", strerror(errno));
 	if (!S_ISREG(out.st_mode) && !S_ISBLK(out.st_mode))
 		return dioh_tool_error_set(err, EINVAL, "is neither a regular file nor a block device");
-	if ((in.st_dev == out.st_dev && in.st_ino == out.st_ino) ||
-	    (S_ISBLK(in.st_mode) && S_ISBLK(out.st_mode) && in.st_rdev == out.st_rdev))
+	if (dioh_tool_is_same_file(&c->in_stat, &out))
 		return dioh_tool_error_set(err, EINVAL, "is IN itself");
 	if (S_ISBLK(out.st_mode) && c->to == FORMAT_STREAM)
 		return dioh_tool_error_set(err, EINVAL, "is a device: nothing would say where a stream on it ends");
-	if (!may_overwrite(c, &out, fd < 0))
+	if (!c->options->force && (!S_ISREG(out.st_mode) || out.st_size > 0) && !dioh_consume_is_out(&c->consume, path, fd))
 		return dioh_tool_error_set(err, EEXIST, "exists; --force overwrites it");
 	return 0;
 }
 
-/* Before anything is made: with a stream, OUT's own name is taken only in the end. */
+/* Before anything is made, and with a stream, which takes OUT's own name only in the end, once more then. */
 static int check_out_name(const struct conversion *c, struct dioh_error *err)
 {
 	if (access(c->options->out_path, F_OK) != 0)
@@ -346,19 +335,40 @@ static int check_out_name(const struct conversion *c, struct dioh_error *err)
 	return check_out(c, c->options->out_path, -1, err);
 }
 
+static int open_partial(struct conversion *c, struct dioh_error *err)
+{
+	struct stat st;
+
+	if (stat(c->out_path, &st) == 0 && dioh_tool_is_same_file(&c->in_stat, &st))
+		return dioh_tool_error_set(err, EINVAL, "%.120s, as OUT is called until it is complete, is IN itself", c->out_path);
+	c->out_fd = dioh_tool_partial_open(c->out_path, err);
+	c->out_created = c->out_fd >= 0;
+	return c->out_fd < 0 ? c->out_fd : 0;
+}
+
+static int open_itself(struct conversion *c, struct dioh_error *err)
+{
+	const int fd = open(c->out_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOCTTY, 0600);
+	struct stat st;
+	int r = 0;
+
+	c->out_fd = fd;
+	if (c->out_fd < 0 && errno == EEXIST) /* O_EXCL: no device that is mounted, or in use in another way */
+		c->out_fd = open(c->out_path, O_RDWR | O_EXCL | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+	if (c->out_fd < 0 || fstat(c->out_fd, &st) != 0)
+		return dioh_tool_error_set(err, errno, "cannot be opened: %s%s", strerror(errno),
+		                           errno == EBUSY ? " (is it mounted?)" : "");
+	if (S_ISREG(st.st_mode))
+		r = dioh_tool_lock(c->out_fd, c->out_path, err);
+	c->out_created = fd >= 0 && r == 0; /* else it is the other's who has locked it */
+	return r != 0 ? r : check_out(c, "", c->out_fd, err);
+}
+
 static int open_out(struct conversion *c, struct dioh_error *err)
 {
 	struct stat st;
-	int r;
+	int r = c->to == FORMAT_STREAM ? open_partial(c, err) : open_itself(c, err);
 
-	c->out_fd = open(c->out_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOCTTY, 0600);
-	c->out_created = c->out_fd >= 0;
-	if (c->out_fd < 0 && errno == EEXIST) /* O_EXCL: no device that is mounted, or in use in another way */
-		c->out_fd = open(c->out_path, O_RDWR | O_EXCL | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-	if (c->out_fd < 0)
-		return dioh_tool_error_set(err, errno, "cannot be opened: %s%s", strerror(errno),
-		                           errno == EBUSY ? " (is it mounted?)" : "");
-	r = check_out(c, NULL, c->out_fd, err);
 	if (r != 0)
 		return r;
 	(void)fcntl(c->out_fd, F_SETFL, 0);
@@ -377,17 +387,29 @@ static int open_out(struct conversion *c, struct dioh_error *err)
 /* Only now has a stream its name. */
 static int name_stream(struct conversion *c, struct dioh_error *err)
 {
+	const char *path = c->options->out_path;
+	bool there;
+	int r;
+
 	if (c->to != FORMAT_STREAM)
 		return 0;
-	if (rename(c->out_path, c->options->out_path) != 0 || fsync(c->directory_fd) != 0)
+	if (!dioh_tool_has_name(c->out_fd, c->out_path))
+		return dioh_tool_error_set(err, ESTALE, "%.120s was replaced by somebody else", c->out_path);
+	r = check_out_name(c, err);
+	if (r != 0)
+		return r;
+	there = faccessat(AT_FDCWD, path, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+	if ((there ? rename(c->out_path, path) : dioh_tool_rename_new(c->out_path, path)) != 0)
 		return dioh_tool_error_set(err, errno, "renaming it failed: %s", strerror(errno));
+	if (fsync(c->directory_fd) != 0)
+		return dioh_tool_error_set(err, errno, "is complete, but its name could not be made durable: %s", strerror(errno));
 	return 0;
 }
 
-/* What was made for nothing goes; what IN has been freed for stays. */
+/* What was made for nothing goes; what IN has been freed for stays, and so does what has OUT's name already. */
 static void drop_out(const struct conversion *c)
 {
-	if (c->out_created && !c->options->consume)
+	if (c->out_created && !c->options->consume && dioh_tool_has_name(c->out_fd, c->out_path))
 		(void)unlink(c->out_path);
 }
 
@@ -401,7 +423,7 @@ static void fill_in(struct conversion *c, struct dioh_tool_session_options *in)
 	if (is_raw(c->from)) {
 		c->stream_entry = (struct dioh_msg_entry){
 			.kind = DIOH_ENTRY_STREAM, .name = "migration stream", .image_offset = c->header_bytes,
-			.bytes = c->in_file_bytes - c->options->base_offset - c->header_bytes
+			.bytes = (uint64_t)c->in_stat.st_size - c->options->base_offset - c->header_bytes
 		};
 		in->header_bytes = c->header_bytes;
 		in->regions = &c->stream_entry;
@@ -474,9 +496,12 @@ static int convert_to_stdout(struct conversion *c, struct dioh_error *err)
 	struct dioh_msg_open_image_reply open;
 	struct dioh_tool_session_options in;
 	struct dioh_session *session;
+	struct stat out;
 	uint32_t transfer;
 	int r = make_header(c, err);
 
+	if (r == 0 && fstat(stdout_fd, &out) == 0 && dioh_tool_is_same_file(&c->in_stat, &out))
+		r = dioh_tool_error_set(err, EINVAL, "standard output is IN itself");
 	fill_in(c, &in);
 	in.stream_fds = &stdout_fd;
 	in.stream_count = 1;

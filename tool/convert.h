@@ -57,6 +57,12 @@ int dioh_join_run(const struct dioh_join_options *options, enum dioh_join_side *
 
 /* ---- freeing IN (convert_consume.c) ------------------------------------------------------------------------- */
 
+/* A file, wherever it is mounted. When it was made tells it from a later one that got its inode's number. */
+struct dioh_consume_file {
+	uint64_t inode;
+	int64_t born_ns; /* 0: not known: then the inode has to do */
+};
+
 struct dioh_consume {
 	char state_path[DIOH_TOOL_PATH_BYTES];
 	char new_path[DIOH_TOOL_PATH_BYTES];
@@ -69,7 +75,7 @@ struct dioh_consume {
 	uint64_t in_bytes;
 	uint64_t identity;            /* of the image in IN: another one in the same file has another */
 	bool resumed;                 /* an earlier run left its state */
-	ino_t out_inode;              /* of that OUT */
+	struct dioh_consume_file out; /* that OUT */
 	struct dioh_join_place place; /* where it came to */
 	struct dioh_join_place freed; /* what has been freed */
 };
@@ -88,7 +94,10 @@ int dioh_consume_begin(const struct dioh_tool_image *image, const struct dioh_ms
                        const struct dioh_tool_table *table, const char *out_path, const char *format,
                        struct dioh_consume *ret_consume, struct dioh_error *err);
 
-/* OUT has been opened: is it the one that the state speaks of? */
+/* Is it the OUT that an earlier run's state speaks of? `fd` -1: what has the name; else that is "". */
+bool dioh_consume_is_out(const struct dioh_consume *consume, const char *path, int fd);
+
+/* OUT has been opened: if a part of IN is in it already, it has to be the one that the state speaks of. */
 int dioh_consume_take_out(struct dioh_consume *consume, int out_fd, int directory_fd, struct dioh_error *err);
 
 /* For struct dioh_join_options: writes the state, then frees. */

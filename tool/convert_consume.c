@@ -24,7 +24,7 @@
 
 #define STATE_SUFFIX ".consume"
 #define STATE_BYTES_MAX 4096u
-#define STATE_VERSION 2
+#define STATE_VERSION 3
 #define FORMAT_BYTES 32u
 /* A container's or record's head and all checksums are in front of this, but for regions of more than 16 TiB. */
 #define IDENTITY_BYTES_MAX (UINT64_C(1) << 30)
@@ -39,20 +39,21 @@ struct state {
 	uint64_t base_offset;
 	uint64_t header_bytes;
 	uint64_t identity;
-	ino_t out_inode;
+	struct dioh_consume_file out;
 	struct dioh_join_place place;
 	bool done; /* OUT is complete */
 };
 
 /* No device numbers: after a reboot the same file may be on another. */
-static json_t *make_state(const struct dioh_consume *consume, ino_t out_inode, const struct dioh_join_place *place,
-                          bool done)
+static json_t *make_state(const struct dioh_consume *consume, const struct dioh_consume_file *out,
+                          const struct dioh_join_place *place, bool done)
 {
-	return json_pack("{s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "version", STATE_VERSION, "format",
+	return json_pack("{s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "version", STATE_VERSION, "format",
 	                 consume->format, "in_bytes", (json_int_t)consume->in_bytes, "base_offset",
 	                 (json_int_t)consume->base_offset, "header_bytes", (json_int_t)consume->header_bytes, "in_identity",
-	                 (json_int_t)consume->identity, "out_inode", (json_int_t)out_inode, "region",
-	                 (json_int_t)place->index, "offset", (json_int_t)place->offset, "done", (int)done);
+	                 (json_int_t)consume->identity, "out_inode", (json_int_t)out->inode, "out_born_ns",
+	                 (json_int_t)out->born_ns, "region", (json_int_t)place->index, "offset",
+	                 (json_int_t)place->offset, "done", (int)done);
 }
 
 static int write_all(int fd, const char *text)
@@ -71,41 +72,62 @@ static int write_all(int fd, const char *text)
 }
 
 /* Whole and durable, or as it was before. */
-static int replace_state(struct dioh_consume *consume, const char *text)
+static int replace_state(struct dioh_consume *consume, const char *text, struct dioh_error *err)
 {
-	DIOH_AUTO_FD int fd = open(consume->new_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+	DIOH_AUTO_FD int fd = dioh_tool_partial_open(consume->new_path, err);
 	int r;
 
 	if (fd < 0)
-		return -errno;
+		return fd;
 	r = write_all(fd, text);
 	if (r == 0 && rename(consume->new_path, consume->state_path) != 0)
 		r = -errno;
 	if (r == 0 && fsync(consume->directory_fd) != 0)
 		r = -errno;
-	return r;
+	if (r < 0)
+		return dioh_tool_error_set(err, -r, "%.120s cannot be written: %s", consume->state_path, strerror(-r));
+	return 0;
+}
+
+/* `fd` -1: what has the name; else the name is "". */
+static int tell_file(const char *path, int fd, struct dioh_consume_file *ret_file)
+{
+	struct statx st;
+
+	if (statx(fd >= 0 ? fd : AT_FDCWD, path, AT_EMPTY_PATH, STATX_TYPE | STATX_INO | STATX_BTIME, &st) != 0)
+		return -errno;
+	*ret_file = (struct dioh_consume_file){ .inode = st.stx_ino };
+	if (S_ISREG(st.stx_mode) && (st.stx_mask & STATX_BTIME)) /* a device's node is made anew with each boot */
+		ret_file->born_ns = (int64_t)((uint64_t)st.stx_btime.tv_sec * UINT64_C(1000000000) + st.stx_btime.tv_nsec);
+	return 0;
+}
+
+static bool is_file(const struct dioh_consume_file *file, const char *path, int fd)
+{
+	struct dioh_consume_file other;
+
+	return tell_file(path, fd, &other) == 0 && other.inode == file->inode &&
+	       (other.born_ns == file->born_ns || other.born_ns == 0 || file->born_ns == 0);
 }
 
 static int write_state(struct dioh_consume *consume, const struct dioh_join_place *place, bool done,
                        struct dioh_error *err)
 {
-	struct stat out;
+	struct dioh_consume_file out;
 	json_t *state;
 	char *text;
-	int r;
+	int r = tell_file("", consume->out_fd, &out);
 
-	if (fstat(consume->out_fd, &out) != 0)
-		return dioh_tool_error_set(err, errno, "fstat failed: %s", strerror(errno));
-	state = make_state(consume, out.st_ino, place, done);
+	if (r < 0)
+		return dioh_tool_error_set(err, -r, "statx failed: %s", strerror(-r));
+	state = make_state(consume, &out, place, done);
 	text = state ? json_dumps(state, JSON_INDENT(1)) : NULL;
 	json_decref(state);
 	if (!text)
 		return dioh_tool_error_set(err, ENOMEM, "there is no memory for the state");
-	r = replace_state(consume, text);
+	r = replace_state(consume, text, err);
 	free(text);
-	if (r < 0)
-		return dioh_tool_error_set(err, -r, "%.120s cannot be written: %s", consume->state_path, strerror(-r));
-	return 0;
+	return r;
 }
 
 static int refuse_state(const struct dioh_consume *consume, const char *why, struct dioh_error *err)
@@ -115,19 +137,20 @@ static int refuse_state(const struct dioh_consume *consume, const char *why, str
 
 static bool parse_state(const json_t *json, struct state *ret_state)
 {
-	json_int_t bytes, base, header, identity, out_inode, region, offset;
+	json_int_t bytes, base, header, identity, out_inode, out_born, region, offset;
 	const char *format;
 	int version, done;
 
-	if (json_unpack((json_t *)json, "{s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "version", &version, "format",
+	if (json_unpack((json_t *)json, "{s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "version", &version, "format",
 	                &format, "in_bytes", &bytes, "base_offset", &base, "header_bytes", &header, "in_identity", &identity,
-	                "out_inode", &out_inode, "region", &region, "offset", &offset, "done", &done) != 0 ||
+	                "out_inode", &out_inode, "out_born_ns", &out_born, "region", &region, "offset", &offset, "done",
+	                &done) != 0 ||
 	    version != STATE_VERSION || strlen(format) >= FORMAT_BYTES || header < 0 || header > DIOH_HEADER_BYTES_MAX ||
 	    region < 0 || region > DIOH_REGIONS_MAX || offset < 0 || offset % DIOH_CHUNK_BYTES != 0)
 		return false;
 	*ret_state = (struct state){
 		.in_bytes = (uint64_t)bytes, .base_offset = (uint64_t)base, .header_bytes = (uint64_t)header,
-		.identity = (uint64_t)identity, .out_inode = (ino_t)out_inode, .place = { (uint32_t)region, (uint64_t)offset },
+		.identity = (uint64_t)identity, .out = { (uint64_t)out_inode, out_born }, .place = { (uint32_t)region, (uint64_t)offset },
 		.done = done != 0
 	};
 	strcpy(ret_state->format, format);
@@ -163,7 +186,7 @@ static int take_state(struct dioh_consume *consume, const struct state *state, s
 		return refuse_state(consume, "is of another image than the one that is in IN now: remove it to begin with this one",
 		                    err);
 	consume->resumed = true;
-	consume->out_inode = state->out_inode;
+	consume->out = state->out;
 	consume->place = consume->freed = state->place;
 	return 0;
 }
@@ -208,6 +231,14 @@ static int identify(struct dioh_consume *consume, const struct dioh_tool_table *
 
 /* ---- beginning and end -------------------------------------------------------------------------------------- */
 
+static bool has_either_name(const struct dioh_consume *consume, const struct stat *in)
+{
+	struct stat st;
+
+	return (stat(consume->state_path, &st) == 0 && dioh_tool_is_same_file(&st, in)) ||
+	       (stat(consume->new_path, &st) == 0 && dioh_tool_is_same_file(&st, in));
+}
+
 static int open_in(struct dioh_consume *consume, const struct dioh_tool_image *image, struct dioh_error *err)
 {
 	struct stat st, mine;
@@ -223,7 +254,9 @@ static int open_in(struct dioh_consume *consume, const struct dioh_tool_image *i
 		return dioh_tool_error_set(err, EINVAL, "is a device, which has no room to give back: not with --consume");
 	consume->in_bytes = (uint64_t)st.st_size;
 	consume->base_offset = image->base_offset;
-	return 0;
+	if (has_either_name(consume, &st))
+		return dioh_tool_error_set(err, EINVAL, "has the name that the state of this conversion is to have");
+	return dioh_tool_lock(consume->in_fd, image->path, err);
 }
 
 static int name_state(struct dioh_consume *consume, const char *out_path, struct dioh_error *err)
@@ -234,6 +267,20 @@ static int name_state(struct dioh_consume *consume, const char *out_path, struct
 	n = snprintf(consume->new_path, sizeof(consume->new_path), "%s" STATE_SUFFIX ".new", out_path);
 	if (n < 0 || (size_t)n >= sizeof(consume->new_path))
 		return dioh_tool_error_set(err, ENAMETOOLONG, "OUT's name is too long");
+	return 0;
+}
+
+bool dioh_consume_is_out(const struct dioh_consume *consume, const char *path, int fd)
+{
+	return consume->resumed && is_file(&consume->out, path, fd);
+}
+
+static int check_begun(const struct dioh_consume *consume, const char *out_path, int out_fd, struct dioh_error *err)
+{
+	const bool begun = consume->place.index > 0 || consume->place.offset > 0;
+
+	if (begun && !dioh_consume_is_out(consume, out_path, out_fd))
+		return refuse_state(consume, "says that a part of IN is in another OUT already", err);
 	return 0;
 }
 
@@ -254,22 +301,20 @@ int dioh_consume_begin(const struct dioh_tool_image *image, const struct dioh_ms
 		r = identify(consume, table, err);
 	if (r == 0)
 		r = read_state(consume, &state, err);
-	return r > 0 ? take_state(consume, &state, err) : r;
+	if (r > 0)
+		r = take_state(consume, &state, err);
+	return r != 0 ? r : check_begun(consume, out_path, -1, err);
 }
 
 /* Before OUT is touched there is a state, so that a new run knows whose a partial OUT is. */
 int dioh_consume_take_out(struct dioh_consume *consume, int out_fd, int directory_fd, struct dioh_error *err)
 {
-	const bool begun = consume->place.index > 0 || consume->place.offset > 0;
-	struct stat st;
+	int r;
 
 	consume->out_fd = out_fd;
 	consume->directory_fd = directory_fd;
-	if (fstat(out_fd, &st) != 0)
-		return dioh_tool_error_set(err, errno, "fstat failed: %s", strerror(errno));
-	if (begun && st.st_ino != consume->out_inode)
-		return refuse_state(consume, "says that a part of IN is in another OUT already", err);
-	return write_state(consume, &consume->place, false, err);
+	r = check_begun(consume, "", out_fd, err);
+	return r != 0 ? r : write_state(consume, &consume->place, false, err);
 }
 
 static bool is_reached(const struct dioh_join_place *a, const struct dioh_join_place *b)
@@ -356,14 +401,14 @@ static bool has_no_mark(int fd, uint64_t at)
 
 static bool is_done(const struct dioh_consume *consume, const struct state *state, const char *out_path)
 {
-	struct stat in, out;
+	struct stat in;
 
-	return state->done && stat(out_path, &out) == 0 && out.st_ino == state->out_inode &&
+	return state->done && is_file(&state->out, out_path, -1) &&
 	       fstat(consume->in_fd, &in) == 0 && S_ISREG(in.st_mode) && (uint64_t)in.st_size == state->in_bytes &&
 	       consume->base_offset == state->base_offset && has_no_mark(consume->in_fd, consume->base_offset);
 }
 
-/* Whatever is not as it should be here is for dioh_consume_begin() to complain of. */
+/* Whatever else is not as it should be here is for dioh_consume_begin() to complain of. */
 int dioh_consume_finish(const char *in_path, uint64_t base_offset, const char *out_path, struct dioh_error *err)
 {
 	DIOH_AUTO_FD int in_fd = open(in_path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
@@ -371,6 +416,8 @@ int dioh_consume_finish(const char *in_path, uint64_t base_offset, const char *o
 	DIOH_AUTO_FD int directory_fd = -1;
 	struct state state;
 
+	if (in_fd >= 0 && dioh_tool_lock(in_fd, in_path, err) != 0)
+		return -err->code;
 	if (in_fd < 0 || name_state(&consume, out_path, err) != 0 || read_state(&consume, &state, err) <= 0 ||
 	    !is_done(&consume, &state, out_path))
 		return 0;

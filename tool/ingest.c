@@ -13,11 +13,10 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "cleanup.h"
-#include "tool.h"
+#include "ingest.h"
 
 #define VERB "ingest"
 #define UNIX_PREFIX "unix:"
@@ -210,11 +209,11 @@ static int read_header(struct ingestion *ingestion, struct dioh_error *err)
 /* The file that is open, and no link to it, must be what has the name: the name is to be taken from it. */
 static int check_name(const struct ingestion *ingestion, const char *path, struct dioh_error *err)
 {
-	struct stat named, st;
+	struct stat st;
 
-	if (lstat(path, &named) != 0 || fstat(ingestion->image_fd, &st) != 0)
-		return dioh_tool_error_set(err, errno, "looking at %.80s failed: %s", path, strerror(errno));
-	if (named.st_dev != st.st_dev || named.st_ino != st.st_ino || st.st_nlink != 1)
+	if (fstat(ingestion->image_fd, &st) != 0)
+		return dioh_tool_error_set(err, errno, "fstat failed: %s", strerror(errno));
+	if (!dioh_tool_has_name(ingestion->image_fd, path) || st.st_nlink != 1)
 		return dioh_tool_error_set(err, EINVAL, "is a link, has further names, or was replaced: not with --or-raw");
 	return 0;
 }
@@ -222,14 +221,23 @@ static int check_name(const struct ingestion *ingestion, const char *path, struc
 /* What would keep a stream from being kept is told before a byte of it is taken. */
 static int prepare_for_raw(struct ingestion *ingestion, struct dioh_error *err)
 {
-	const char *path = ingestion->options->path;
-	int n = snprintf(ingestion->partial_path, sizeof(ingestion->partial_path), "%s.partial", path);
+	int r;
+
+	if (ingestion->directory_fd < 0 || faccessat(ingestion->directory_fd, ".", W_OK, AT_EACCESS) != 0)
+		return dioh_tool_error_set(err, EACCES, "its directory can't be read or written: not with --or-raw");
+	r = check_name(ingestion, ingestion->options->path, err);
+	if (r == 0)
+		r = dioh_tool_partial_check(ingestion->partial_path, err);
+	return r < 0 ? r : 0;
+}
+
+static int name_partial(struct ingestion *ingestion, struct dioh_error *err)
+{
+	int n = snprintf(ingestion->partial_path, sizeof(ingestion->partial_path), "%s.partial", ingestion->options->path);
 
 	if (n < 0 || (size_t)n >= sizeof(ingestion->partial_path))
 		return dioh_tool_error_set(err, ENAMETOOLONG, "its name is too long for --or-raw");
-	if (ingestion->directory_fd < 0 || faccessat(ingestion->directory_fd, ".", W_OK, AT_EACCESS) != 0)
-		return dioh_tool_error_set(err, EACCES, "its directory can't be read or written: not with --or-raw");
-	return check_name(ingestion, path, err);
+	return 0;
 }
 
 static int open_image(struct ingestion *ingestion, struct dioh_error *err)
@@ -248,6 +256,10 @@ static int open_image(struct ingestion *ingestion, struct dioh_error *err)
 		                           errno == EBUSY ? " (is it mounted?)" : "");
 	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
 		return dioh_tool_error_set(err, EINVAL, "is neither a regular file nor a block device");
+	if (S_ISREG(st.st_mode) && dioh_tool_lock(ingestion->image_fd, path, err) != 0) {
+		ingestion->made = false; /* it is the other run's now */
+		return -err->code;
+	}
 	flags = fcntl(ingestion->image_fd, F_GETFL);
 	(void)fcntl(ingestion->image_fd, F_SETFL, flags & ~O_NONBLOCK);
 	if (!ingestion->options->buffered) {
@@ -264,60 +276,64 @@ static int open_image(struct ingestion *ingestion, struct dioh_error *err)
 
 /* ---- the stream ---------------------------------------------------------------------------------------------- */
 
-/* A socket that nobody listens on any more is in the way; any other file is not ours to remove. */
-static int listen_at(const struct sockaddr_un *address, struct dioh_error *err)
+/* Nobody is to connect, only to be told then that an image cannot be made. */
+static int check_place(const struct ingestion *ingestion, struct dioh_error *err)
 {
-	DIOH_AUTO_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	mode_t mask;
-	int r;
+	const char *path = ingestion->options->path;
+	DIOH_AUTO_FD int directory_fd = -1;
 
-	if (fd < 0)
-		return dioh_tool_error_set(err, errno, "--listen: socket failed: %s", strerror(errno));
-	mask = umask(0177);
-	r = bind(fd, (const struct sockaddr *)address, sizeof(*address));
-	umask(mask);
-	if (r != 0)
-		return dioh_tool_error_set(err, errno, "--listen: %s: %s", address->sun_path, strerror(errno));
-	if (listen(fd, SOMAXCONN) != 0) {
-		r = dioh_tool_error_set(err, errno, "--listen: %s: %s", address->sun_path, strerror(errno));
-		unlink(address->sun_path);
-		return r;
+	if (faccessat(AT_FDCWD, path, R_OK | W_OK, AT_EACCESS) == 0)
+		return 0;
+	if (errno == ENOENT) {
+		directory_fd = dioh_tool_open_directory(path);
+		if (directory_fd >= 0 && faccessat(directory_fd, ".", W_OK | X_OK, AT_EACCESS) == 0)
+			return 0;
 	}
-	return dioh_steal_fd(&fd);
+	return dioh_tool_error_set(err, errno, "cannot be opened: %s", strerror(errno));
 }
 
-static int accept_one(int listener, struct dioh_error *err)
+static int take_descriptor(struct ingestion *ingestion, struct dioh_error *err)
 {
-	int fd;
+	const int fd = ingestion->options->fd;
+	const int flags = fcntl(fd, F_GETFL);
 
-	do
-		fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-	while (fd < 0 && (errno == EINTR || errno == ECONNABORTED));
-	if (fd < 0)
-		return dioh_tool_error_set(err, errno, "--listen: accept failed: %s", strerror(errno));
-	return fd;
+	if (flags < 0)
+		return dioh_tool_error_set(err, errno, "descriptor %d: %s", fd, strerror(errno));
+	if ((flags & O_ACCMODE) == O_WRONLY)
+		return dioh_tool_error_set(err, EBADF, "descriptor %d%s is closed, or not open for reading", fd,
+		                           fd == STDIN_FILENO ? " (standard input)" : "");
+	ingestion->stream_fds[0] = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+	if (ingestion->stream_fds[0] < 0)
+		return dioh_tool_error_set(err, errno, "descriptor %d: %s", fd, strerror(errno));
+	return 0;
 }
 
 static int open_stream(struct ingestion *ingestion, struct dioh_error *err)
 {
 	const struct options *options = ingestion->options;
-	int listener, r = 0;
+	int r;
 
-	if (!options->listen) {
-		ingestion->stream_fds[0] = fcntl(options->fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
-		if (ingestion->stream_fds[0] < 0)
-			return dioh_tool_error_set(err, errno, "descriptor %d: %s", options->fd, strerror(errno));
-		return 0;
-	}
-	listener = listen_at(&options->address, err);
-	if (listener < 0)
-		return listener;
+	if (!options->listen)
+		return take_descriptor(ingestion, err);
+	r = check_place(ingestion, err);
 	/* QEMU connects its main stream first, and the channels when that has been accepted. */
-	for (uint32_t i = 0; r >= 0 && i <= options->channels; i++)
-		r = ingestion->stream_fds[i] = accept_one(listener, err);
-	unlink(options->address.sun_path);
-	close(listener);
-	return r < 0 ? r : 0;
+	return r != 0 ? r : dioh_ingest_accept(&options->address, options->channels + 1, ingestion->stream_fds, err);
+}
+
+/* It may be the only copy of a machine, and would be overwritten while it is read. */
+static int check_stream(const struct ingestion *ingestion, struct dioh_error *err)
+{
+	const char *path = ingestion->options->path;
+	struct stat stream, st;
+
+	if (fstat(ingestion->stream_fds[0], &stream) != 0)
+		return dioh_tool_error_set(err, errno, "fstat failed: %s", strerror(errno));
+	if (stat(path, &st) == 0 && dioh_tool_is_same_file(&stream, &st))
+		return dioh_tool_error_set(err, EINVAL, "the stream is IMAGE itself");
+	if (ingestion->options->or_raw && stat(ingestion->partial_path, &st) == 0 && dioh_tool_is_same_file(&stream, &st))
+		return dioh_tool_error_set(err, EINVAL, "the stream is %.120s, which IMAGE would replace",
+		                           ingestion->partial_path);
+	return 0;
 }
 
 /* ---- the session --------------------------------------------------------------------------------------------- */
@@ -384,13 +400,13 @@ static bool is_not_understood(const struct dioh_error *err)
 
 static int rename_image(const struct ingestion *ingestion, const char *from, const char *to, struct dioh_error *err)
 {
-	if (rename(from, to) != 0)
+	if (dioh_tool_rename_new(from, to) != 0)
 		return dioh_tool_error_set(err, errno, "renaming %.80s to %.80s failed: %s", from, to, strerror(errno));
 	if (fsync(ingestion->directory_fd) == 0)
 		return 0;
 	dioh_tool_error_set(err, errno, "renaming %.80s to %.80s could not be made durable: %s", from, to, strerror(errno));
-	(void)rename(to, from);
-	return -1;
+	(void)dioh_tool_rename_new(to, from);
+	return -err->code;
 }
 
 /* A stream has no mark that would come last: its name does. What stood there is no image any more, durably. */
@@ -405,10 +421,12 @@ static int begin_raw(struct ingestion *ingestion, const struct dioh_error *refus
 		r = dioh_tool_error_set(err, EINVAL, "--header: it cannot be made the header of a stream: not as libvirt writes it "
 		                                     "on this host");
 	if (r == 0)
+		r = dioh_tool_partial_remove(ingestion->partial_path, err);
+	if (r == 0)
 		r = rename_image(ingestion, path, ingestion->partial_path, err);
 	if (r == 0 && ftruncate(ingestion->image_fd, 0) != 0) { /* it is as it was */
 		r = dioh_tool_error_set(err, errno, "emptying it failed: %s", strerror(errno));
-		(void)rename(ingestion->partial_path, path);
+		(void)dioh_tool_rename_new(ingestion->partial_path, path);
 	}
 	if (r != 0)
 		return r;
@@ -508,18 +526,21 @@ static int end_raw(const struct ingestion *ingestion, struct dioh_error *err)
 	if (r == 0)
 		fprintf(stderr, DIOH_TOOL_NAME ": %s: kept verbatim as raw: %s\n", ingestion->options->path,
 		        ingestion->refusal);
+	else
+		(void)fchmod(ingestion->image_fd, 0400); /* it is whole: no run is to take it for what an interrupted one left */
 	return r;
 }
 
 /* A file of ours that nothing was written to, or a part of a stream, is of no use to anybody. */
 static void remove_useless(const struct ingestion *ingestion)
 {
+	const char *path = ingestion->raw ? ingestion->partial_path : ingestion->options->path;
 	struct stat st;
 
-	if (ingestion->made && ingestion->raw)
-		unlink(ingestion->partial_path);
-	else if (ingestion->made && fstat(ingestion->image_fd, &st) == 0 && st.st_size == 0)
-		unlink(ingestion->options->path);
+	if (!ingestion->made || fstat(ingestion->image_fd, &st) != 0)
+		return;
+	if ((ingestion->raw || st.st_size == 0) && dioh_tool_has_name(ingestion->image_fd, path))
+		unlink(path);
 }
 
 static void close_all(struct ingestion *ingestion)
@@ -543,10 +564,14 @@ static int run(int argc, char **argv)
 		return status;
 	memset(ingestion.stream_fds, -1, sizeof(ingestion.stream_fds));
 	r = read_header(&ingestion, &err);
-	if (r == 0)
-		r = open_image(&ingestion, &err);
+	if (r == 0 && options.or_raw)
+		r = name_partial(&ingestion, &err);
 	if (r == 0)
 		r = open_stream(&ingestion, &err);
+	if (r == 0)
+		r = check_stream(&ingestion, &err);
+	if (r == 0)
+		r = open_image(&ingestion, &err);
 	if (r == 0)
 		r = run_session(&ingestion, &err);
 	if (r != 0)

@@ -4,8 +4,10 @@
  * program. Exit status: 0 good news, 1 bad news or failure, 2 wrong command line.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <locale.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tool.h"
 
@@ -54,10 +56,26 @@ static int run(int argc, char **argv)
 	return dioh_tool_usage_error(NULL, "%s: there is no such verb; try --help", argv[1]);
 }
 
+/*
+ * Nothing that is opened later may become standard input or output: an image would be taken for its own stream. What was
+ * closed fails as before, by a descriptor for the wrong direction.
+ */
+static bool occupy_standard_fds(void)
+{
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) != fd)
+			return false;
+	return true;
+}
+
 int main(int argc, char **argv)
 {
 	int status;
 
+	if (!occupy_standard_fds()) {
+		fprintf(stderr, DIOH_TOOL_NAME ": /dev/null, for standard descriptors that are closed: %s\n", strerror(errno));
+		return DIOH_TOOL_FAILED;
+	}
 	/* What a terminal takes as text depends on it; numbers stay as they are. */
 	setlocale(LC_CTYPE, "");
 	status = run(argc, argv);

@@ -11,6 +11,7 @@
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <sys/stat.h>
 
 #include "diohelper.h"
 
@@ -135,6 +136,32 @@ void dioh_tool_image_close(struct dioh_tool_image *image);
 int dioh_tool_open_directory(const char *path);
 
 #define DIOH_TOOL_PATH_BYTES 4096u
+
+/* ---- files and their names (files.c) ------------------------------------------------------------------------ */
+
+/* Of block devices: the same device, by whatever node. */
+bool dioh_tool_is_same_file(const struct stat *a, const struct stat *b);
+
+/* The file that is open, and no link to it, is what has the name. */
+bool dioh_tool_has_name(int fd, const char *path);
+
+/*
+ * A regular file that this run writes. EBUSY: another run of the tool has it, or the name is not the file's any more. Held
+ * until `fd` is closed everywhere.
+ */
+int dioh_tool_lock(int fd, const char *path, struct dioh_error *err);
+
+/* rename(2), but nothing that has the name `to` is replaced: -1 and errno. */
+int dioh_tool_rename_new(const char *from, const char *to);
+
+/* Whatever stands at the name of something partial. 0: nothing; 1: what an interrupted run leaves; EEXIST: else. */
+int dioh_tool_partial_check(const char *path, struct dioh_error *err);
+/* The name is free afterwards. */
+int dioh_tool_partial_remove(const char *path, struct dioh_error *err);
+/* A new and empty file of that name for reading and writing, locked: a descriptor. */
+int dioh_tool_partial_open(const char *path, struct dioh_error *err);
+
+/* ---- sessions (session.c) ----------------------------------------------------------------------------------- */
 
 /* Bytes of hostile images are parsed behind these. They can be had everywhere: no helper without them is to be used. */
 #define DIOH_TOOL_LAYERS (DIOH_LAYER_STRAYS_CLOSED | DIOH_LAYER_NO_CAPABILITIES | DIOH_LAYER_NO_NEW_PRIVS)

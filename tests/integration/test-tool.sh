@@ -249,7 +249,7 @@ if command -v python3 >/dev/null; then
 	complains '^diohelper-tool: made: --header: it cannot be made the header of a stream'
 	mkdir made.partial
 	run 1 "$tool" ingest --or-raw --fd=5 made 5<foreign
-	complains '^diohelper-tool: made: renaming made to made.partial failed: Is a directory'
+	complains '^diohelper-tool: made: made.partial is in the way'
 	rmdir made.partial
 	cmp random made || fail 'what stood there was touched'
 
@@ -266,8 +266,9 @@ if command -v python3 >/dev/null; then
 	DIOH_FAULT=1 run 1 "$faulty" ingest --helper="$DIOHELPER" --or-raw --fd=5 made 5<foreign
 	complains '^diohelper-tool: made: renaming made.partial to made could not be made durable: Input/output error'
 	[ ! -e made ] || fail 'a name that is not durable has been given'
+	refused_ingest 'made.partial is in the way' --or-raw --fd=5 5<foreign
 	cmp foreign made.partial || fail 'what was kept is not the stream'
-	rm made.partial
+	rm -f made.partial
 	DIOH_FAULT=2 run 0 "$faulty" ingest --helper="$DIOHELPER" --or-raw --fd=5 made 5<foreign
 	cmp foreign made || fail 'what was kept is not the stream'
 	rm made

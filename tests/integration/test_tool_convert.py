@@ -419,19 +419,23 @@ def test_consume_state(path):
     images.Saved(path)
     out, good = path + ".out", read(path)
     arguments = ("--consume", "--to", "container", path, out)
-    for text in ("", "{", "[]", "{}", '{"version": 2}'):
+    for text in ("", "{", "[]", "{}", '{"version": 3}'):
         write(out + ".consume", text.encode())
         has(convert(1, *arguments), "which an earlier --consume has left, cannot be understood")
     state = state_of(path, out)
     for key, value, words in (("in_identity", 1, "is of another image"), ("format", "mapped-ram", "or another format"),
                               ("in_bytes", 5, "is of another IN"), ("offset", 5, "cannot be understood"),
                               ("region", -1, "cannot be understood"), ("header_bytes", -1, "cannot be understood"),
-                              ("version", 1, "cannot be understood"), ("out_inode", 2, "in another OUT already")):
+                              ("version", 2, "cannot be understood"), ("out_inode", 2, "in another OUT already"),
+                              ("out_born_ns", 1, "in another OUT already")):
         write(out + ".consume", json.dumps({**state, key: value}).encode())
         has(convert(1, *arguments), words)
-    write(out, b"no image".ljust(4096))
-    write(out + ".consume", json.dumps({**state, "out_inode": os.stat(out).st_ino}).encode())
+    write(out, b"no image".ljust(4096))  # it is the same file
+    write(out + ".consume", json.dumps(state).encode())
     has(convert(1, *arguments), "it cannot be continued")
+    os.unlink(out)
+    has(convert(1, *arguments), "in another OUT already")
+    check(not os.path.exists(out), "there is no OUT that nothing comes of")
     check_equal(read(path), good, "IN")
 
 
@@ -442,7 +446,6 @@ def state_of(path, out):
     convert(1, "--consume", "--to", "container", path, out)
     flip(path, os.stat(path).st_size - 1)
     state = json.loads(read(out + ".consume"))
-    os.unlink(out)
     return {**state, "offset": MIB}
 
 

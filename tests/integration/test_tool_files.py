@@ -1,0 +1,333 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# timeout: 180
+#
+# What `ingest` and `convert` must not write over: a stream that is the image itself, whatever stands at the name of
+# something partial, what another run is at, an OUT that an interrupted --consume does not know. And what a `--listen` that is
+# ended leaves behind: nothing.
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.dont_write_bytecode = True  # no __pycache__ in the source tree
+sys.path[:0] = [os.path.join(HERE, "other_language"), HERE]
+
+import qemu_stream  # noqa: E402 (the path had to be set first)
+import test_tool_mapped_ram as images  # noqa: E402
+from qemu_stream import MIB  # noqa: E402
+from test_tool_mapped_ram import BUILD, HELPER, TOOL, check, check_equal, flip, has, inspect, verify  # noqa: E402
+
+BLOCKS = (images.RAM._replace(pages=images.RAM_PAGES), images.VGA)
+WHOLE = qemu_stream.residual_stream(BLOCKS, state=images.STATE)
+FOREIGN = qemu_stream.bitmaps_stream(BLOCKS)
+PATIENCE = 60
+
+
+def read(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def write(path, data, mode=0o600):
+    with open(path, "wb") as file:
+        file.write(data)
+    os.chmod(path, mode)
+
+
+def tool(status, *arguments, **popen):
+    """What it says on standard error. A stream that is fed by itself would fill the disk: files end at 256 MiB."""
+    done = subprocess.run(["prlimit", f"--fsize={256 * MIB}", TOOL, *arguments],
+                          **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **popen}, stderr=subprocess.PIPE,
+                          text=True, timeout=PATIENCE, check=False)
+    check_equal((done.returncode, arguments), (status, arguments), f"exit status ({done.stderr})")
+    return done.stderr
+
+
+def shell(status, redirections, *arguments):
+    """With standard descriptors as Python does not hand them down."""
+    done = subprocess.run(["sh", "-c", f'exec "$0" "$@" {redirections}', TOOL, *arguments], stderr=subprocess.PIPE,
+                          text=True, timeout=PATIENCE, check=False)
+    check_equal((done.returncode, arguments), (status, arguments), f"exit status ({done.stderr})")
+    return done.stderr
+
+
+# A file is read and written at once.
+
+
+def test_stream_is_image(path):
+    """IMAGE as its own stream, by whatever name or descriptor: refused, and not a byte of it is gone."""
+    os.mkdir(path)
+    image, link, symbolic = (os.path.join(path, name) for name in ("image", "link", "symbolic"))
+    for stream in (WHOLE, FOREIGN):
+        write(image, stream)
+        os.link(image, link)
+        os.symlink(image, symbolic)
+        for options in ([], ["--or-raw"], ["--buffered"]):
+            for name in (image, link, symbolic):
+                with open(image, "rb") as file:
+                    has(tool(1, "ingest", *options, name, stdin=file), "the stream is IMAGE itself")
+                with open(image, "rb") as file:
+                    has(tool(1, "ingest", *options, f"--fd={file.fileno()}", name, pass_fds=[file.fileno()]),
+                        "the stream is IMAGE itself")
+        check_equal(read(image), stream, "the stream")
+        for name in (link, symbolic):
+            os.unlink(name)
+    os.rename(image, image + ".partial")
+    with open(image + ".partial", "rb") as file:
+        has(tool(1, "ingest", "--or-raw", image, stdin=file), f"the stream is {image}.partial")
+    check_equal((read(image + ".partial"), os.listdir(path)), (FOREIGN, ["image.partial"]), "what there is")
+
+
+def test_closed_descriptors(path):
+    """What is closed is not replaced by the first file that is opened, and said to be closed."""
+    write(path, WHOLE)
+    has(shell(1, "<&-", "ingest", path), "descriptor 0 (standard input) is closed")
+    has(shell(1, "<&-", "ingest", "--or-raw", path), "descriptor 0 (standard input) is closed")
+    has(shell(1, "<&- >&-", "ingest", "--fd=1", path), "")
+    has(shell(1, "3<&-", "ingest", "--fd=3", path), "descriptor 3: Bad file descriptor")
+    check_equal(read(path), WHOLE, "the image")
+    images.Saved(path)
+    good = read(path)
+    shell(1, "<&- >&-", "convert", "--stdout", path)
+    has(shell(1, "<&- >&-", "inspect", path), "writing standard output failed")
+    shell(1, "2>&- >&- <&-", "convert", "--stdout", path)
+    shell(0, "2>&- >&- <&-", "convert", path, path + ".out")
+    check_equal(read(path), good, "IN")
+
+
+def test_stdout_is_in(path):
+    """A stream into the image that it comes from, over it or behind it."""
+    images.Saved(path)
+    good = read(path)
+    for mode in ("r+b", "ab"):
+        with open(path, mode) as file:
+            has(tool(1, "convert", "--stdout", path, stdout=file), "standard output is IN itself")
+    check_equal(read(path), good, "IN")
+
+
+# Names of what is partial.
+
+
+def in_the_way(path):
+    """What an interrupted run does not leave; each is made, and a function says whether it is as it was."""
+    target = path + ".target"
+    write(target, b"precious")
+    for make in (lambda: os.symlink(target, path), lambda: os.link(target, path), lambda: write(path, b"mine", 0o644),
+                 lambda: os.mkdir(path), lambda: os.mkfifo(path, 0o600), lambda: os.symlink(path + ".nothing", path)):
+        make()
+        before = os.lstat(path)
+        yield
+        after = os.lstat(path)
+        check_equal((after.st_ino, after.st_mode, after.st_size, after.st_mtime_ns, read(target)),
+                    (before.st_ino, before.st_mode, before.st_size, before.st_mtime_ns, b"precious"), "what was in the way")
+        check(not os.path.exists(path + ".nothing"), "nothing is made through a link")
+        (os.rmdir if os.path.isdir(path) and not os.path.islink(path) else os.unlink)(path)
+    os.unlink(target)
+
+
+def test_partial(path):
+    """What stands at the partial name is refused unless an interrupted run can have left it, and never written through."""
+    out, stream = path + ".out", path + ".stream"
+    images.Saved(path)
+    write(stream, FOREIGN)
+    for _ in in_the_way(out + ".partial"):
+        has(tool(1, "convert", "--force", path, out), f"{out}.partial is in the way")
+        check(not os.path.lexists(out), "OUT is not made")
+    for _ in in_the_way(out + ".partial"):
+        with open(stream, "rb") as file:
+            has(tool(1, "ingest", "--or-raw", out, stdin=file), f"{out}.partial is in the way")
+        check(not os.path.lexists(out), "IMAGE is not made")
+    for leftover in (b"", bytes(30 * MIB)):
+        write(out + ".partial", leftover)
+        with open(out + ".partial", "rb") as old:
+            tool(0, "convert", "--force", path, out)
+            check_equal(len(old.read()), len(leftover), "the leftover, which somebody may still read")
+        check_equal((os.path.lexists(out + ".partial"), len(read(out))), (False, len(WHOLE)), "what is left, and OUT")
+        write(out + ".partial", leftover)
+        with open(stream, "rb") as file:
+            tool(0, "ingest", "--or-raw", out, stdin=file)
+        check_equal((os.path.lexists(out + ".partial"), read(out) == FOREIGN), (False, True), "what is left, and IMAGE")
+
+
+def test_another_run(path):
+    """What another run writes, all three at once as each is waited for: refused, and untouched."""
+    images.Saved(path)
+    write(path + ".stream", WHOLE)
+    outs = [path + suffix for suffix in (".a.partial", ".b", ".c")]
+    for out in outs:
+        write(out, b"" if out.endswith(".b") else b"of another run")
+    locks = [open(out, "rb") for out in outs]
+    for lock in locks:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    with open(path + ".stream", "rb") as stream:
+        runs = [subprocess.Popen([TOOL, *arguments], stdin=stream, stderr=subprocess.PIPE, text=True)
+                for arguments in (("convert", path, path + ".a"), ("convert", "--to", "container", path, outs[1]),
+                                  ("ingest", outs[2]))]
+    for one, out in zip(runs, outs):
+        _, said = one.communicate(timeout=PATIENCE)
+        check_equal(one.returncode, 1, said)
+        has(said, f"{out} is in use by another run")
+    check_equal([read(out) for out in outs], [b"of another run", b"", b"of another run"], "what the others write")
+    check(not os.path.exists(path + ".a"), "OUT is not made")
+    for lock in locks:
+        lock.close()
+    tool(0, "convert", path, path + ".a")
+    check_equal(len(read(path + ".a")), len(WHOLE), "OUT, when the other has gone")
+
+
+def test_name_not_durable(path):
+    """The directory cannot be synced: what is said is so, and OUT is there, whole."""
+    images.Saved(path)
+    out = path + ".out"
+    done = subprocess.run([os.path.join(BUILD, "tests/integration/faulty_tool"), "convert", f"--helper={HELPER}", path, out],
+                          env={**os.environ, "DIOH_FAULT": "0"}, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    check_equal(done.returncode, 1, done.stderr)
+    has(done.stderr, f"{out}: is complete, but its name could not be made durable: Input/output error")
+    check_equal((len(read(out)), os.path.exists(out + ".partial")), (len(WHOLE), False), "OUT, and whether it is partial")
+
+
+# --consume.
+
+
+def interrupt_at_once(path, out):
+    """A run that stops at damage in IN's first page, which is mended then: it has not freed anything."""
+    first = inspect(path)[0]["regions"][0]["image_offset"]
+    flip(path, first)
+    tool(1, "convert", "--consume", "--to", "container", path, out)
+    flip(path, first)
+    state = json.loads(read(out + ".consume"))
+    check_equal((state["region"], state["offset"]), (0, 0), "how far it came")
+
+
+def test_consume_another_out(path):
+    """OUT is not the file that OUT.consume names: it is somebody's, even if it has got the number of its inode."""
+    out, arguments = path + ".out", ("convert", "--consume", "--to", "container", path, path + ".out")
+    images.Saved(path)
+    interrupt_at_once(path, out)
+    os.rename(out, out + ".first")
+    write(out, b"another machine")
+    has(tool(1, *arguments), "exists; --force overwrites it")
+    os.unlink(out)
+    os.unlink(out + ".first")
+    write(out, b"another machine")  # in many a file system with the inode that has just become free
+    state = json.loads(read(out + ".consume"))
+    if state["out_born_ns"] == 0:
+        print("skipped: this file system does not tell when a file was made")
+    else:
+        write(out + ".consume", json.dumps({**state, "out_inode": os.stat(out).st_ino}).encode())
+        has(tool(1, *arguments), "exists; --force overwrites it")
+    check_equal(read(out), b"another machine", "OUT")
+    os.unlink(out)
+    tool(0, *arguments)
+    check_equal((verify(0, out)[0]["result"], os.path.exists(out + ".consume")), ("ok", False), "OUT, and the state")
+
+
+def test_consume_goes_on(path):
+    """The OUT that OUT.consume names needs no --force."""
+    images.Saved(path)
+    interrupt_at_once(path, path + ".out")
+    check(os.path.getsize(path + ".out") > 0, "there is an OUT that is not empty")
+    tool(0, "convert", "--consume", "--to", "container", path, path + ".out")
+    check_equal(verify(0, path + ".out")[0]["result"], "ok", "the verdict")
+
+
+def test_consume_names(path):
+    """The state's own names: what stands there is not written through, and IN is not taken for it."""
+    images.Saved(path)
+    good = read(path)
+    for _ in in_the_way(path + ".out.consume.new"):
+        has(tool(1, "convert", "--consume", "--to", "container", path, path + ".out"), "out.consume.new is in the way")
+    for name in (path + ".consume", path + ".consume.new"):
+        os.rename(path, name)
+        has(tool(1, "convert", "--consume", "--to", "container", name, path), "has the name that the state")
+        os.rename(name, path)
+    check_equal(read(path), good, "IN")
+
+
+def test_consume_twice(path):
+    """Another run frees IN's pages: two must not."""
+    images.Saved(path)
+    with open(path, "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        has(tool(1, "convert", "--consume", "--to", "container", path, path + ".out"), f"{path} is in use by another run")
+    check(not os.path.exists(path + ".out"), "OUT is not made")
+
+
+# --listen.
+
+
+def listening(image, name, *, ignoring=""):
+    """An `ingest` that waits at that socket."""
+    sink = subprocess.Popen(["sh", "-c", f'{ignoring} exec "$0" "$@"', TOOL, "ingest", f"--listen=unix:{name}", image],
+                            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + PATIENCE
+    while not os.path.exists(name):
+        if sink.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(f"it does not listen: {sink.communicate()[1]}")
+        time.sleep(0.01)
+    return sink
+
+
+def send(name, data):
+    with socket.socket(socket.AF_UNIX) as end:
+        end.settimeout(PATIENCE)
+        while True:
+            try:
+                end.connect(name)
+                break
+            except ConnectionRefusedError:  # its name is there a moment before it listens
+                time.sleep(0.01)
+        end.sendall(data)
+
+
+def test_listen_ended(path):
+    """A signal while nobody has connected: neither the socket nor an image is left, and the next one can begin."""
+    os.mkdir(path)
+    os.chdir(path)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        sink = listening("image", "socket")
+        check_equal(os.listdir(), ["socket"], "what there is while it waits")
+        sink.send_signal(number)
+        _, said = sink.communicate(timeout=PATIENCE)
+        check_equal((sink.returncode, said), (-number, ""), "how it ends, as if it had taken no care of it")
+        check_equal(os.listdir(), [], "what is left")
+    sink = listening("image", "socket", ignoring="trap '' HUP;")
+    sink.send_signal(signal.SIGHUP)
+    send("socket", WHOLE)
+    check_equal((sink.communicate(timeout=PATIENCE)[1], sink.returncode), ("", 0), "one that ignores SIGHUP, as nohup does")
+    check_equal((verify(0, "image")[0]["result"], os.listdir()), ("ok", ["image"]), "the image, and what there is")
+
+
+def test_listen_name(path):
+    """A socket that nobody listens on any more is told from one at which another waits, who notices nothing."""
+    os.mkdir(path)
+    os.chdir(path)
+    sink = listening("image", "socket")
+    sink.kill()
+    sink.communicate(timeout=PATIENCE)
+    has(tool(1, "ingest", "--listen=unix:socket", "image"), "socket: nobody listens on this socket any more: remove it")
+    check_equal(os.listdir(), ["socket"], "what there is")
+    os.unlink("socket")
+    sink = listening("image", "socket")
+    has(tool(1, "ingest", "--listen=unix:socket", "other"), "socket: Address already in use")
+    has(tool(1, "ingest", "--listen=unix:new", "missing/other"), "cannot be opened: No such file or directory")
+    check_equal(os.listdir(), ["socket"], "what there is")
+    send("socket", WHOLE)
+    check_equal((sink.communicate(timeout=PATIENCE)[1], sink.returncode), ("", 0), "the one that had waited")
+    check_equal(verify(0, "image")[0]["result"], "ok", "the verdict")
+
+
+TESTS = (test_stream_is_image, test_closed_descriptors, test_stdout_is_in, test_partial, test_another_run,
+         test_name_not_durable, test_consume_another_out, test_consume_goes_on, test_consume_names, test_consume_twice,
+         test_listen_ended, test_listen_name)
+
+
+if __name__ == "__main__":
+    sys.exit(images.main(TESTS))
