@@ -149,8 +149,13 @@ int dioh_memory_map(const struct dioh_memory *memory, uint64_t offset, uint64_t 
 	uint64_t granule = map_granule(memory);
 	uint64_t first = dioh_align_down(offset, granule);
 	uint64_t length = dioh_align_up(offset + bytes, granule) - first;
-	void *map = mmap(NULL, length, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, memory->fd, (off_t)first);
+	/* Mapped for writing behind its end, a hugetlb file becomes longer again: nobody would notice that it was truncated. */
+	int r = writable ? dioh_memory_check_end(memory, offset + bytes, DIOH_OP_MAP, err) : 0;
+	void *map;
 
+	if (r < 0)
+		return r;
+	map = mmap(NULL, length, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, memory->fd, (off_t)first);
 	if (map == MAP_FAILED)
 		return dioh_error_errno(err, errno, PLACE(MAP, offset),
 		                        "memory %" PRIu32 ": mapping %" PRIu64 " bytes at %" PRIu64 " failed", memory->number,

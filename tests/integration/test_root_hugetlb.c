@@ -12,6 +12,8 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <linux/fuse.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +22,7 @@
 
 #include "cleanup.h"
 #include "fixture.h"
+#include "fuse_file.h"
 
 #define HUGE_BYTES (UINT64_C(2) << 20)
 #define HUGE_COUNT 12u
@@ -363,6 +366,51 @@ static void no_huge_pages_left(void **state)
 	assert_int_equal(err.object, DIOH_OBJECT_MEMORY);
 }
 
+/* ---- memory that was cut short ---- */
+
+/* To map it for writing would make it as long as it was, and nobody would know that what was there is gone. */
+static void truncated_memory_stays_short(void **state)
+{
+	const struct fuse_file_options options = { .async_dio = true };
+	const char *why;
+	struct fuse_file *disk = fuse_file_start("disk", &options, &why);
+	struct fixture_image image = image_of("short", DIOH_ENGINE_ANY);
+	struct dioh_memory_options memory = DIOH_MEMORY_OPTIONS_INIT;
+	const struct dioh_open_options open = { .layout = DIOH_LAYOUT_DETECT };
+	const struct dioh_msg_memory_transfer what = { .region = 3, .length = MEMORY_BYTES, .flags = DIOH_TRANSFER_NO_CHECKSUM };
+	DIOH_AUTO_FD int source = half_populated();
+	DIOH_AUTO_FD int target = must_huge_memfd();
+	struct dioh_msg_complete figures;
+	struct dioh_session *session;
+	struct dioh_error err;
+	uint32_t transfer;
+
+	(void)state;
+	if (!disk) {
+		print_message("skipped: %s\n", why);
+		skip();
+	}
+	image.path = fuse_file_path(disk);
+	image.options.in_flight = image.options.workers = 1;
+	save(&image, source, &figures);
+	session = must_session(&image, DIOH_DIRECTION_LOAD);
+	memory.fd = target;
+	must(dioh_attach_memory(session, 0, &memory, NULL, &err), &err);
+	must_seal(session);
+	must(dioh_open_image(session, &open, NULL, &err), &err);
+	fuse_file_fault(disk, FUSE_READ, .kind = FUSE_FAULT_HOLD, .handles = FUSE_HANDLES_DIRECT); /* its pages are pinned */
+	must(dioh_load_memory(session, &what, &transfer, &err), &err);
+	while (fuse_file_held(disk) == 0)
+		(void)poll(NULL, 0, 1);
+	assert_int_equal(ftruncate(target, 0), 0);
+	fuse_file_release(disk, 0);
+	assert_int_equal(dioh_wait(session, transfer, &figures, &err), -EFAULT);
+	assert_int_equal(err.object, DIOH_OBJECT_MEMORY);
+	assert_int_equal(lseek(target, 0, SEEK_END), 0);
+	must_close(session, 0);
+	fuse_file_stop(disk);
+}
+
 /* ---- all of them ---- */
 
 /* Does the kernel make such pages here? */
@@ -393,6 +441,7 @@ int main(void)
 		cmocka_unit_test(selected_pages_are_saved),
 		cmocka_unit_test(selected_pages_are_loaded),
 		cmocka_unit_test(no_huge_pages_left),
+		cmocka_unit_test(truncated_memory_stays_short),
 	};
 
 	alarm(LIMIT_S);
