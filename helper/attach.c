@@ -222,8 +222,7 @@ static int give_up_direct(struct dioh_image *image, struct dioh_error *err)
 	image->direct = false;
 	image->memory_alignment = image->offset_alignment = 0;
 	if (!image->lone_direct) {
-		close(image->page_fd);
-		image->page_fd = image->header_fd;
+		image->page_fd = image->header_fd; /* the other one goes with its message */
 		return 0;
 	}
 	image->lone_direct = false;
@@ -375,14 +374,21 @@ int dioh_examine_image(const struct dioh_msg_attach_image *request, const int *f
 		r = set_kind(&image, &st, err);
 	if (r == 0)
 		r = choose_engine(request, &image, err);
-	if (r == 0) /* last: it may change the descriptor's flags, and what is refused has no effect */
-		r = decide_direct(request, &image, err);
+	if (r == 0)
+		*ret_image = image;
+	return r;
+}
+
+int dioh_settle_image(const struct dioh_msg_attach_image *request, struct dioh_image *image, struct dioh_error *err)
+{
+	int r = decide_direct(request, image, err);
+
 	if (r < 0)
 		return r;
-	image.reads_present_only = image.direct && image.direction == DIOH_DIRECTION_LOAD && is_on(&image, BTRFS_SUPER_MAGIC);
-	if (image.any_engine && !dioh_engine_suits(image.engine, image.direct))
-		image.engine = DIOH_ENGINE_SYNC;
-	*ret_image = image;
+	image->reads_present_only =
+		image->direct && image->direction == DIOH_DIRECTION_LOAD && is_on(image, BTRFS_SUPER_MAGIC);
+	if (image->any_engine && !dioh_engine_suits(image->engine, image->direct))
+		image->engine = DIOH_ENGINE_SYNC;
 	return 0;
 }
 

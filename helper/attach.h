@@ -12,11 +12,17 @@
 /*
  * Examines an image's descriptors (buffered, direct, directory, as request->fds says; all in `fds`) and fills `image`, which
  * owns them on success. EBADF: O_PATH, or the wrong access mode. EISDIR, EINVAL: not a file or block device. EINVAL:
- * O_APPEND, O_DIRECT where it should not be or not where it should, two different files. EOPNOTSUPP: direct I/O required
- * and not to be had; engine not served.
+ * O_APPEND, O_DIRECT where it should not be or not where it should, two different files. EOPNOTSUPP: engine not
+ * served. Changes nothing.
  */
 int dioh_examine_image(const struct dioh_msg_attach_image *request, const int *fds, struct dioh_image *image,
                       struct dioh_error *err);
+
+/*
+ * How its page I/O goes, by direct I/O or not, and by which engine. Last, since it may turn O_DIRECT off: what is refused has
+ * no effect. EOPNOTSUPP: direct I/O is required and not to be had.
+ */
+int dioh_settle_image(const struct dioh_msg_attach_image *request, struct dioh_image *image, struct dioh_error *err);
 
 /* Examines a memory and its selection; `image`: to see that it is another file. */
 int dioh_examine_memory(const struct dioh_msg_attach_memory *request, const int *fds, const struct dioh_image *image,

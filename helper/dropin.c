@@ -192,6 +192,8 @@ static int examine_image(struct dropin *d, struct dioh_error *err)
 	request.fds = flags & O_DIRECT ? DIOH_IMAGE_FD_DIRECT : DIOH_IMAGE_FD_BUFFERED;
 	if (r == 0)
 		r = dioh_examine_image(&request, &d->fd, &d->image, err);
+	if (r == 0)
+		r = dioh_settle_image(&request, &d->image, err);
 	if (r < 0)
 		return r;
 	start = lseek(d->fd, 0, d->save && d->flags & O_APPEND ? SEEK_END : SEEK_CUR);

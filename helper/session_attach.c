@@ -93,7 +93,6 @@ int dioh_on_attach_image(struct dioh_session_state *session, struct dioh_message
 
 	if (session->image_attached)
 		return dioh_error_set(err, EEXIST, PROTOCOL_PLACE, "ATTACH_IMAGE: this session has its image already");
-	/* First, since the examination may change the descriptors' flags. */
 	r = dioh_label_check(request, session->options->allow, err);
 	if (r == 0)
 		r = dioh_examine_image(request, message->fds, &session->image, err);
@@ -101,6 +100,8 @@ int dioh_on_attach_image(struct dioh_session_state *session, struct dioh_message
 		r = dioh_label_image(request, &session->image, &reply, err);
 	if (r == 0)
 		r = dioh_image_size(&session->image, &reply.file_bytes, err);
+	if (r == 0)
+		r = dioh_settle_image(request, &session->image, err);
 	if (r < 0) {
 		dioh_image_init(&session->image);
 		return r;
