@@ -262,10 +262,16 @@ class Session:
         _insist(sent == len(packet), "a packet was sent in part")
         return request_id
 
+    def _receive_packet(self):
+        # One byte more than a packet may have, so that a longer one shows.
+        return self.socket.recvmsg(_HEADER.size + PAYLOAD_MAX + 1, socket.CMSG_SPACE(4))
+
     def receive(self):
         """The next packet: type, flags, id and payload."""
-        # One byte more than a packet may have, so that a longer one shows.
-        packet, ancillary, flags, _ = self.socket.recvmsg(_HEADER.size + PAYLOAD_MAX + 1, socket.CMSG_SPACE(4))
+        try:
+            packet, ancillary, flags, _ = self._receive_packet()
+        except ConnectionResetError:  # the helper has left a request unread; its last packets come behind this
+            packet, ancillary, flags, _ = self._receive_packet()
         if not packet:
             raise SessionEnded(self.complaint())
         _insist(not ancillary and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC), "descriptors, or a long packet")

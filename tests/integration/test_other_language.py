@@ -6,9 +6,13 @@
 # other_language/ were made from these pages alone, and here they meet the real helper. Where one of them stumbles,
 # either the page or the helper is wrong.
 
+import contextlib
+import fcntl
 import os
 import random
+import select
 import shutil
+import signal
 import struct
 import sys
 import tempfile
@@ -733,6 +737,54 @@ def test_broken(directory):
         check_equal(session.exit_status(), 1, "its exit status")
 
 
+def test_late_request(directory):
+    """A request that the helper leaves unread does not cost the manager the answer that came before."""
+    with ImageFile(os.path.join(directory, "late"), True, False) as image, Session(HELPER) as session:
+        session.hello()
+        attach(session, image, manager.SAVE)
+        session.seal()
+        session.create_image(manager.CONTAINER, 0, 0, 0)
+        transfer = session.finish()
+        select.select([session.socket], [], [])
+        with contextlib.suppress(BrokenPipeError):
+            session.send(manager.CANCEL, bytes(8))
+        session.process.wait()
+        check_equal(session.wait(transfer).error, None, "the completion of FINISH")
+
+
+def test_refused_attachment(directory):
+    """A descriptor of an image that is refused has its flags as before."""
+    with Session(HELPER, "--allow=label") as session:
+        session.hello()
+        fd = open_direct(os.path.join(directory, "refused"), os.O_RDWR | os.O_CREAT)
+        if fd is None:
+            return
+        before = fcntl.fcntl(fd, fcntl.F_GETFL)
+        never_direct = 2
+        request = manager._ATTACH_IMAGE.pack(manager.DIRECT, manager.SAVE, never_direct, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0,
+                                             b"no:such:label")
+        try:
+            session.request(manager.ATTACH_IMAGE, request, [fd])
+        except HelperError:
+            check_equal(fcntl.fcntl(fd, fcntl.F_GETFL), before, "the descriptor's flags")
+        else:
+            raise AssertionError("a label that cannot be was set")
+        os.close(fd)
+
+
+def test_sigbus(directory):
+    """SIGBUS where no guest's memory is touched ends the helper, before the seal and behind it, with a word of why."""
+    for sealed in (False, True):
+        with ImageFile(os.path.join(directory, "sigbus"), True, False) as image, Session(HELPER) as session:
+            session.hello()
+            attach(session, image, manager.SAVE)
+            if sealed:
+                session.seal()
+            session.process.send_signal(signal.SIGBUS)
+            check_equal(session.exit_status(), 1, "its exit status")
+            check("SIGBUS" in session.complaint(), f"why it has ended: {session.complaint()}")
+
+
 def test_features_and_versions(_):
     """HELLO is refused for a feature or a version that is not to be had, and the session ends."""
     unknown = 1 << 40
@@ -1116,7 +1168,8 @@ def check_partial(fd):
 
 TESTS = (test_worked_example, test_hello_bytes, test_broken, test_features_and_versions, test_refusals, test_container,
          test_python_image, test_mapped_ram, test_mapped_ram_of_qemu, test_mapped_ram_refusals, test_mapped_ram_rules,
-         test_states, test_damage, test_rules, test_raw, test_written_selection, test_cancel)
+         test_states, test_damage, test_rules, test_raw, test_written_selection, test_cancel, test_late_request,
+         test_refused_attachment, test_sigbus)
 
 
 def run(directory):
