@@ -178,6 +178,9 @@ const char *dioh_qemu_command_name(uint32_t number);
 int dioh_qemu_check_section(const struct dioh_qemu_parser *p, const uint8_t *id, const char *what,
                             struct dioh_error *err);
 
+/* QEMU 8.1.0 to 8.1.2 put multifd's sync points into streams without multifd, too, where they mean nothing. */
+bool dioh_qemu_is_idle_flush(const struct dioh_qemu_parser *p, uint64_t value);
+
 /* A record that is neither page nor end where it stands. */
 int dioh_qemu_refuse_record(const struct dioh_qemu_parser *p, uint64_t value, const char *where,
                             struct dioh_error *err);

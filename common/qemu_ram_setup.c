@@ -234,6 +234,8 @@ static int setup_records_end(struct dioh_qemu_parser *p, const uint8_t *item,
 		p->setup.flushes = true;
 		return expect(p, setup_records_end, 8);
 	}
+	if (dioh_qemu_is_idle_flush(p, get_be64(item)))
+		return expect(p, setup_records_end, 8);
 	if (get_be64(item) != RECORD_EOS)
 		return dioh_qemu_refuse_record(p, get_be64(item), "where the RAM section's start should end", err);
 	if (p->form != DIOH_QEMU_MULTIFD)

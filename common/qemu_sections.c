@@ -194,6 +194,11 @@ static int record_is_complete(struct dioh_qemu_parser *p, uint64_t record_at, st
 	return p->page_is_zero ? expect(p, zero_page, 1) : expect(p, page, DIOH_PAGE_BYTES);
 }
 
+bool dioh_qemu_is_idle_flush(const struct dioh_qemu_parser *p, uint64_t value)
+{
+	return value == RECORD_FLUSH && p->form == DIOH_QEMU_STREAM;
+}
+
 static int record(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_qemu_piece *piece,
                   struct dioh_error *err)
 {
@@ -207,6 +212,8 @@ static int record(struct dioh_qemu_parser *p, const uint8_t *item, struct dioh_q
 		expect(p, record, 8);
 		return 1;
 	}
+	if (dioh_qemu_is_idle_flush(p, value))
+		return expect(p, record, 8);
 	if (kind != RECORD_ZERO && kind != RECORD_PAGE)
 		return dioh_qemu_refuse_record(p, value, "in a part of the RAM section", err);
 	if (p->form == DIOH_QEMU_IMAGE)

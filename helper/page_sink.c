@@ -394,6 +394,7 @@ static struct dioh_sink_chunk *take(struct dioh_page_sink *sink, unsigned region
 		chunk->used = ++sink->clock;
 		sink->last = chunk;
 	}
+	sink->regions[region].came = true;
 	if (!dioh_bit_test(chunk->came, within)) {
 		dioh_bit_set(chunk->came, within);
 		chunk->came_pages++;
@@ -408,6 +409,7 @@ uint8_t *dioh_sink_page(struct dioh_page_sink *sink, unsigned region, uint64_t p
 
 	if (!chunk)
 		return NULL;
+	sink->has_data = true;
 	chunk->fills++;
 	*ret_chunk = chunk;
 	return chunk->pages + page % DIOH_CHUNK_PAGES * DIOH_PAGE_BYTES;

@@ -60,6 +60,7 @@ struct dioh_sink_chunk {
 };
 
 struct dioh_sink_region { /* a bit a chunk; made when needed */
+	bool came; /* some page of it, data or zero */
 	uint8_t *stored;
 	uint8_t *stale;
 	uint8_t *dusty;
@@ -69,6 +70,7 @@ struct dioh_page_sink {
 	struct dioh_transfer *transfer;
 	struct dioh_image_layout *layout;
 	bool checksums;
+	bool has_data; /* some page came that was not announced as zero */
 	struct dioh_buffers memory;
 	struct dioh_sink_chunk chunks[DIOH_SINK_CHUNKS];
 	struct dioh_sink_chunk *last; /* used */

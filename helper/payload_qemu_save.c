@@ -300,8 +300,39 @@ static void read_done(struct dioh_io *io)
 		fail_parse(t, &err);
 }
 
+/*
+ * QEMU sends each page of each block once, at least. A block of which none came is shared memory that the sender left out
+ * (virtio-mem's may be empty, so this is not asked of others); a stream of nothing but zeros is a multifd migration's.
+ */
+static int check_whole(struct qemu_save *t, struct dioh_error *err)
+{
+	const struct dioh_image_layout *layout = layout_of(t);
+	const bool ignores_shared = layout->mapped_ram->setup.capabilities & DIOH_QEMU_IGNORE_SHARED;
+	const struct dioh_place place = { DIOH_OP_PARSE, DIOH_OBJECT_STREAM, t->params.stream, t->base.figures.total_bytes };
+
+	for (unsigned i = 0; i < layout->region_count && ignores_shared; i++) {
+		const struct dioh_record_region *record = &layout->regions[i].record;
+
+		if (record->flags & DIOH_REGION_IN_STREAM && !t->sink.regions[i].came)
+			return dioh_error_set(err, EBADMSG, &place,
+			                      "stream %" PRIu32 ": no page of block \"%.64s\" has come: x-ignore-shared left it out, so it "
+			                      "is to be named as a region and saved from its memory", t->params.stream, record->name);
+	}
+	if (!ignores_shared && !t->channels && !t->sink.has_data)
+		return dioh_error_set(err, EBADMSG, &place,
+		                      "stream %" PRIu32 ": no page that is not zero has come: is it a multifd migration's, without "
+		                      "its channels?", t->params.stream);
+	return 0;
+}
+
 static enum dioh_step end_step(struct qemu_save *t)
 {
+	struct dioh_error err;
+
+	if (!t->closed && check_whole(t, &err) < 0) {
+		dioh_transfer_fail(&t->base, &err);
+		return DIOH_STEP_WAIT;
+	}
 	if (!dioh_sink_finish(&t->sink) || t->errand.runs)
 		return DIOH_STEP_WAIT;
 	if (t->closed)

@@ -304,6 +304,7 @@ static void make_vga(struct guest *g, bool data)
 {
 	guest_start(g, RAM);
 	qemu_put_section(&g->q, QEMU_END);
+	guest_put_zeros(g);
 	for (uint64_t page = 0; page < (data ? GUEST_VGA_BYTES / PAGE : 1); page++)
 		qemu_put_page(&g->q, GUEST_VGA, page, data ? page + 1 : 0);
 	qemu_put_section_end(&g->q);

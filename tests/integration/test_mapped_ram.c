@@ -236,7 +236,8 @@ static void nothing_but_zeros(void **state)
 	assert_int_equal(ftruncate(g.memories[GUEST_RAM], (off_t)GUEST_RAM_BYTES), 0);
 	memset(g.q.memory[GUEST_RAM], 0, GUEST_RAM_BYTES);
 	qemu_put_section(&g.q, QEMU_END);
-	for (uint64_t page = 0; page < GUEST_VGA_BYTES / PAGE; page++)
+	guest_put_zeros(&g);
+	for (uint64_t page = 1; page < GUEST_VGA_BYTES / PAGE; page++)
 		qemu_put_page(&g.q, GUEST_VGA, page, 0);
 	qemu_put_section_end(&g.q);
 	qemu_put_end(&g.q);
@@ -681,6 +682,43 @@ static void refused_behind(const struct guest *g, size_t count, int code, const 
 	expect_older_gone(g, what);
 }
 
+/* Where the sender leaves out what is shared, but nobody has said that a block is, none of its pages comes. */
+static void block_that_was_left_out(void **state)
+{
+	struct guest g;
+
+	(void)state;
+	make_older();
+	guest_start(&g, RAM);
+	qemu_put_section(&g.q, QEMU_END);
+	qemu_put_page(&g.q, GUEST_VGA, 0, 1);
+	qemu_put_section_end(&g.q);
+	qemu_put_end(&g.q);
+	refused_behind(&g, g.q.count, EBADMSG, "no page of block \"pc.bios\" has come", "a block that was left out");
+	guest_free(&g);
+}
+
+/* The main stream of multifd, from a QEMU that announces its channels' sync points by nothing but the ends of parts. */
+static void stream_without_its_channels(void **state)
+{
+	struct moves m = MOVES(WAY_MAPPED_RAM, fixture_path("image"));
+	struct qemu_feeder feeder;
+	struct guest g;
+
+	(void)state;
+	guest_start(&g, 0);
+	qemu_put_section(&g.q, QEMU_END);
+	guest_put_zeros(&g);
+	qemu_put_section_end(&g.q);
+	qemu_put_end(&g.q);
+	must(guest_create(&m, &g, qemu_feed(&feeder, g.q.bytes, g.q.count, 0)), &m.err);
+	assert_int_equal(moves_wait(&m, guest_begin_stream(&m)), -EBADMSG);
+	assert_non_null(strstr(m.err.text, "no page that is not zero has come"));
+	moves_end(&m, 1);
+	qemu_feeder_join(&feeder);
+	guest_free(&g);
+}
+
 #define BEFORE_RAMS_END "it ends too early, before the RAM section's end"
 
 static void cut_before(const struct guest *g, size_t count)
@@ -766,7 +804,7 @@ static void what_is_not_known_behind(void **state)
 		uint32_t flag;
 		const char *words;
 	} foreign[] = {
-		{ 0x40, "flag XBZRLE" }, { 0x80, "flag HOOK" }, { 0x100, "flag COMPRESS_PAGE" }, { 0x200, "flag MULTIFD_FLUSH" },
+		{ 0x40, "flag XBZRLE" }, { 0x80, "flag HOOK" }, { 0x100, "flag COMPRESS_PAGE" },
 	};
 	struct guest g;
 	size_t setup;
@@ -946,6 +984,8 @@ int main(void)
 		cmocka_unit_test(zeros_over_data),
 		cmocka_unit_test(nothing_but_zeros),
 		cmocka_unit_test(long_device_states),
+		cmocka_unit_test(block_that_was_left_out),
+		cmocka_unit_test(stream_without_its_channels),
 		cmocka_unit_test(without_checksums),
 		cmocka_unit_test(all_at_once),
 		cmocka_unit_test(behind_a_header),

@@ -60,6 +60,13 @@ static void put_block(struct guest *g, unsigned block, unsigned pass)
 	}
 }
 
+void guest_put_zeros(struct guest *g)
+{
+	for (unsigned i = 0; i < g->q.setup.block_count; i++)
+		if (in_stream(g, i))
+			qemu_put_page(&g->q, i, 0, 0);
+}
+
 void guest_finish_stream(struct guest *g, size_t device_bytes)
 {
 	struct qemu_maker *q = &g->q;

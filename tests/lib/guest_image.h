@@ -28,6 +28,8 @@ struct guest {
 
 /* Its blocks, and the setup of its stream. With nothing in a memory the stream does not say x-ignore-shared. */
 void guest_start(struct guest *g, uint32_t in_memory);
+/* In a section: a zero page of each block in the stream. QEMU never leaves out one wholly. */
+void guest_put_zeros(struct guest *g);
 /* The rest of the stream: pages, some of them more than once, commands, devices of so many bytes. */
 void guest_finish_stream(struct guest *g, size_t device_bytes);
 /* Both, with a small device. */
