@@ -289,6 +289,17 @@ def test_qemus(path):
             ": ok, as far as it can be checked\n", "only read: ")
 
 
+def test_zeros_behind_qemus(path):
+    """QEMU's own image as a copy from a volume has it, up to whole pages: it is as good as the image was."""
+    size = write_qemus(path)
+    os.truncate(path, size // PAGE * PAGE + 2 * PAGE)
+    found, text = verify(0, path)
+    check_equal(found["result"], "ok", text)
+    os.truncate(path, size - 1)
+    os.truncate(path, size + PAGE)
+    has(verify(1, path)[1], "it ends too early, in the device state, or something stands behind its end")
+
+
 def test_broken_qemus(path):
     """What makes QEMU's own image unfit to be restored is found without checksums, too."""
     size = write_qemus(path)
@@ -364,7 +375,7 @@ def test_filled_holes(path):
 
 
 TESTS = (test_ours, test_anothers_header, test_damage, test_without_checksums, test_endless_state, test_partial, test_qemus,
-         test_broken_qemus, test_libvirts_other_formats, test_hostile_headers, test_filled_holes)
+         test_zeros_behind_qemus, test_broken_qemus, test_libvirts_other_formats, test_hostile_headers, test_filled_holes)
 
 
 def main(tests=TESTS):
