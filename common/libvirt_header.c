@@ -63,7 +63,7 @@ static int check_header(const struct wire_header *wire, uint64_t file_bytes, str
 		return REFUSE(err, -EBADMSG, HEADER_AT(data_bytes),
 		              "XML and cookie have %" PRIu32 " bytes, but only %" PRIu64 " follow",
 		              wire->data_bytes, file_bytes - sizeof(*wire));
-	if (wire->cookie_offset >= wire->data_bytes)
+	if (wire->cookie_offset > wire->data_bytes) /* at their end: none, as with 0; libvirt takes it so, too */
 		return REFUSE(err, -EBADMSG, HEADER_AT(cookie_offset),
 		              "its cookie at %" PRIu32 " lies outside its %" PRIu32 " bytes",
 		              wire->cookie_offset, wire->data_bytes);

@@ -34,7 +34,7 @@ struct dioh_libvirt_header {
 	bool was_running;
 	uint32_t format;
 	uint32_t data_bytes;    /* XML, cookie and padding, behind the 92 bytes */
-	uint32_t cookie_offset; /* in these; 0: none */
+	uint32_t cookie_offset; /* in these; 0, or their end: none */
 };
 
 /* Is this libvirt's? (the magic alone) */

@@ -151,9 +151,10 @@ int dioh_qemu_parser_end(const struct dioh_qemu_parser *parser, struct dioh_erro
 {
 	if (parser->error.code != 0)
 		return give_error(&parser->error, err);
-	if (parser->in_tail && dioh_qemu_ending_may_be(&parser->ending, parser->setup.footers, parser->offset))
+	if (parser->in_tail && dioh_qemu_ending_may_be(&parser->ending, parser->setup.footers))
 		return 0;
-	return REFUSE(parser, err, -EBADMSG, parser->offset, "it ends too early, %s", parser->stage);
+	return REFUSE(parser, err, -EBADMSG, parser->offset, "it ends too early, %s%s", parser->stage,
+	              parser->in_tail ? ", or something stands behind its end" : "");
 }
 
 const struct dioh_qemu_setup *dioh_qemu_parser_setup(const struct dioh_qemu_parser *parser)

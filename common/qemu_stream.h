@@ -112,7 +112,7 @@ int dioh_qemu_parse(struct dioh_qemu_parser *parser, const uint8_t **bytes, size
  * The input has ended. -EBADMSG with the offset if that was too early: before RAM's END, or where a stream of QEMU can't
  * end: it ends with the description of its devices (a 0 byte, 0x06, be32 length, so many bytes of JSON), or, where that
  * is switched off, with the 0 byte behind a section's footer. Without footers any 0 byte has to do: an end that is too
- * early may then go unnoticed.
+ * early may then go unnoticed. Behind the description there may be zeros.
  */
 int dioh_qemu_parser_end(const struct dioh_qemu_parser *parser, struct dioh_error *err);
 

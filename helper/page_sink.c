@@ -18,6 +18,11 @@ static uint64_t region_bytes(const struct dioh_page_sink *sink, unsigned region)
 	return sink->layout->regions[region].record.bytes;
 }
 
+static bool keeps_zeros(const struct dioh_page_sink *sink, unsigned region)
+{
+	return region_bytes(sink, region) < DIOH_SINK_ZEROS_BYTES;
+}
+
 static unsigned chunk_pages(const struct dioh_sink_chunk *chunk)
 {
 	const uint64_t pages = region_bytes(chunk->sink, chunk->region) / DIOH_PAGE_BYTES;
@@ -197,7 +202,8 @@ static void send_off(struct dioh_sink_chunk *chunk)
 		sink->last = NULL;
 	if (!know_region(sink, chunk->region))
 		return;
-	dioh_pages_drop_zero(chunk->pages, chunk->present, chunk_pages(chunk));
+	if (!keeps_zeros(sink, chunk->region))
+		dioh_pages_drop_zero(chunk->pages, chunk->present, chunk_pages(chunk));
 	chunk->again = dioh_bit_test(sink->regions[chunk->region].stored, chunk->chunk);
 	chunk->became_zero = false;
 	memcpy(chunk->stored, chunk->present, sizeof(chunk->stored));
@@ -380,8 +386,13 @@ static struct dioh_sink_chunk *open_chunk(struct dioh_page_sink *sink, unsigned 
 	return free_one;
 }
 
+static uint8_t *page_in(const struct dioh_sink_chunk *chunk, uint64_t page)
+{
+	return chunk->pages + page % DIOH_CHUNK_PAGES * DIOH_PAGE_BYTES;
+}
+
 /* NULL: no room now. */
-static struct dioh_sink_chunk *take(struct dioh_page_sink *sink, unsigned region, uint64_t page, bool data)
+static struct dioh_sink_chunk *take(struct dioh_page_sink *sink, unsigned region, uint64_t page, bool present)
 {
 	const uint64_t number = page / DIOH_CHUNK_PAGES;
 	const unsigned within = (unsigned)(page % DIOH_CHUNK_PAGES);
@@ -399,7 +410,7 @@ static struct dioh_sink_chunk *take(struct dioh_page_sink *sink, unsigned region
 		dioh_bit_set(chunk->came, within);
 		chunk->came_pages++;
 	}
-	dioh_bits_fill(chunk->present, within, 1, data);
+	dioh_bits_fill(chunk->present, within, 1, present);
 	return chunk;
 }
 
@@ -412,7 +423,7 @@ uint8_t *dioh_sink_page(struct dioh_page_sink *sink, unsigned region, uint64_t p
 	sink->has_data = true;
 	chunk->fills++;
 	*ret_chunk = chunk;
-	return chunk->pages + page % DIOH_CHUNK_PAGES * DIOH_PAGE_BYTES;
+	return page_in(chunk, page);
 }
 
 void dioh_sink_filled(struct dioh_sink_chunk *chunk, unsigned pages)
@@ -424,11 +435,16 @@ void dioh_sink_filled(struct dioh_sink_chunk *chunk, unsigned pages)
 
 bool dioh_sink_zero(struct dioh_page_sink *sink, unsigned region, uint64_t page)
 {
-	struct dioh_sink_chunk *chunk = take(sink, region, page, false);
+	const bool kept = keeps_zeros(sink, region);
+	struct dioh_sink_chunk *chunk = take(sink, region, page, kept);
 
-	if (chunk && chunk->fills == 0 && whole(chunk))
+	if (!chunk)
+		return false;
+	if (kept)
+		memset(page_in(chunk, page), 0, DIOH_PAGE_BYTES);
+	if (chunk->fills == 0 && whole(chunk))
 		send_off(chunk);
-	return chunk;
+	return true;
 }
 
 /* ---- the sink ---- */

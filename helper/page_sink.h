@@ -10,6 +10,9 @@
  * are written alone, without their neighbours. A chunk that came once, or at last as a whole, gets its checksum from its
  * buffer; one of which only some pages came again gets it at the end, from the image. Pages that were data and became
  * zero are punched out of a file then; on a device their bit alone says that they are zero.
+ *
+ * That is for a guest's memory. Flash is not empty in a fresh QEMU, which leaves absent pages as they are: zero pages of a
+ * small region are present.
  */
 #ifndef DIOH_PAGE_SINK_H
 #define DIOH_PAGE_SINK_H
@@ -19,6 +22,8 @@
 #include "pages.h"
 
 #define DIOH_SINK_CHUNKS 16u /* all of its memory, in MiB, but for the I/Os' own */
+/* Zero pages of a region of fewer bytes are present. Flash has 8 MiB at most unless QEMU is told otherwise; video memory, 16. */
+#define DIOH_SINK_ZEROS_BYTES (UINT64_C(16) << 20)
 
 enum dioh_sink_state {
 	DIOH_SINK_FREE,
@@ -47,7 +52,7 @@ struct dioh_sink_chunk {
 	unsigned fills;      /* pages whose bytes are still to come */
 	unsigned came_pages;
 	uint8_t came[DIOH_CHUNK_BITMAP_BYTES];    /* in this buffer, data or zero */
-	uint8_t present[DIOH_CHUNK_BITMAP_BYTES]; /* of them: data */
+	uint8_t present[DIOH_CHUNK_BITMAP_BYTES]; /* of them: those that are to be in the image */
 	uint8_t stored[DIOH_CHUNK_BITMAP_BYTES];  /* what the image's bitmap has, or is to have */
 	bool again;  /* it has been stored before */
 	bool became_zero; /* some page of it that the image has is zero now */

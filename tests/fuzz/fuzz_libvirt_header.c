@@ -16,7 +16,7 @@ static void try_header(const uint8_t *data, size_t size)
 		return;
 	CHECK(dioh_libvirt_header_is(data, size));
 	CHECK(header.data_bytes > 0 && header.data_bytes <= size - DIOH_LIBVIRT_HEADER_BYTES);
-	CHECK(header.cookie_offset < header.data_bytes);
+	CHECK(header.cookie_offset <= header.data_bytes);
 	CHECK(header.format <= DIOH_LIBVIRT_SPARSE);
 }
 

@@ -78,6 +78,11 @@ def pages(block, zeros=True):
     return b"".join(out)
 
 
+def with_zeros(block):
+    """A small block as an image of ours has it whose pages came in a stream: its zero pages are present."""
+    return block._replace(pages=dict.fromkeys(range(block.bytes // PAGE), bytes(PAGE)) | block.pages)
+
+
 def devices(state=b"\xa5" * 5000):
     """A section of some device, the stream's end, and its description."""
     device = b"\4" + struct.pack(">I", 7) + name("timer") + struct.pack(">II", 0, 2) + state + b"\x7e" + struct.pack(">I", 7)

@@ -23,6 +23,7 @@
 
 #include "align.h"
 #include "guest_image.h"
+#include "page_sink.h"
 #include "pattern.h"
 #include "raw_manager.h"
 
@@ -192,6 +193,43 @@ static bool image_has(const char *path, const uint8_t *page)
 	return found;
 }
 
+/* Of flash, zero pages are in the image: a QEMU whose firmware is a newer one leaves absent ones as they are. */
+static void zeros_of_small_blocks(void **state)
+{
+	const uint64_t sizes[] = { DIOH_SINK_ZEROS_BYTES - PAGE, DIOH_SINK_ZEROS_BYTES };
+	const uint64_t present[] = { 6 + 12, 2 };
+	uint8_t zeros[PAGE] = { 0 };
+
+	(void)state;
+	for (unsigned i = 0; i < COUNT(sizes); i++) {
+		struct moves m = MOVES(WAY_MAPPED_RAM, fixture_path("image"));
+		struct guest g;
+
+		start_one_block(&g, "system.flash0", sizes[i] / PAGE);
+		qemu_put_section(&g.q, QEMU_PART);
+		qemu_put_page(&g.q, 0, 0, 1);
+		qemu_put_page(&g.q, 0, 1, 0);
+		qemu_put_page_bytes(&g.q, 0, 2, zeros);
+		qemu_put_page(&g.q, 0, 3, 2);
+		qemu_put_page(&g.q, 0, 4, 0);
+		qemu_put_page(&g.q, 0, 300, 0);
+		qemu_put_section_end(&g.q);
+		for (unsigned chunk = 2; chunk < 14; chunk++) { /* so many that the first one is written before it comes again */
+			qemu_put_section(&g.q, QEMU_PART);
+			qemu_put_page(&g.q, 0, 256 * chunk + 44, 0);
+			qemu_put_section_end(&g.q);
+		}
+		qemu_put_section(&g.q, QEMU_END);
+		qemu_put_page(&g.q, 0, 3, 0);
+		qemu_put_page(&g.q, 0, 4, 3);
+		qemu_put_section_end(&g.q);
+		qemu_put_end(&g.q);
+		round_trip_of(&g, &m, 0, 0, 0);
+		assert_int_equal(guest_present_bytes(&g, &m.way, m.path, 0), present[i] * PAGE);
+		guest_free(&g);
+	}
+}
+
 /* What the guest has overwritten with zeros is gone from the file, too. */
 static void zeros_over_data(void **state)
 {
@@ -200,7 +238,7 @@ static void zeros_over_data(void **state)
 	struct guest g;
 
 	(void)state;
-	start_one_block(&g, "pc.ram", 600);
+	start_one_block(&g, "pc.ram", DIOH_SINK_ZEROS_BYTES / PAGE);
 	qemu_put_section(&g.q, QEMU_PART);
 	for (uint64_t page = 0; page < 600; page++)
 		qemu_put_page(&g.q, 0, page, page + 1);
@@ -981,6 +1019,7 @@ int main(void)
 		cmocka_unit_test(byte_by_byte),
 		cmocka_unit_test(pages_that_come_again),
 		cmocka_unit_test(pages_of_many_chunks),
+		cmocka_unit_test(zeros_of_small_blocks),
 		cmocka_unit_test(zeros_over_data),
 		cmocka_unit_test(nothing_but_zeros),
 		cmocka_unit_test(long_device_states),

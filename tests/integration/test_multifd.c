@@ -241,6 +241,8 @@ static void pages_by_channels(void **state)
 		make_flushing(&mig);
 		must(save(&m, &mig, i & 2, i % CHANNELS), &m.err);
 		must_guest_load(&mig.g, &way, m.path, 0, 0);
+		for (unsigned block = 0; block < GUEST_BLOCKS; block++) /* small ones: with their zeros */
+			assert_int_equal(guest_present_bytes(&mig.g, &way, m.path, block), mig.g.q.blocks[block].bytes);
 		free_migration(&mig);
 	}
 }

@@ -198,6 +198,29 @@ def behind_a_header():
     images.check_qemu_restores(saved, MULTIFD)
 
 
+def write_flash(byte, zero_pages, bios):
+    with open(path("flash"), "wb") as file:
+        for page in range(64):
+            file.write(bytes([0 if page in zero_pages else byte]) * images.PAGE)
+        file.write(bios)
+
+
+# The host's firmware is a newer one where the guest comes back: it gets the flash that it had, zero pages and all.
+def another_firmware():
+    with Machine().guest(PrivateMemory) as guest:
+        read, used = guest.blocks()["pc.bios"]
+        bios = read(0, used)
+    machine = Machine(options=(*images.VGA, "-drive", f"if=pflash,format=raw,readonly=on,file={path('flash')}"))
+    write_flash(0xAA, (1, 2), bios)
+    with paused(machine) as guest, Ingest(path("image"), pipe_from(guest)) as sink:
+        sink.succeed()
+        guest.wait_migrated()
+        saved = Saved(guest, machine, path("image"))
+    assert not any(saved.blocks["system.flash0"][0](images.PAGE, 2 * images.PAGE)), "no zero pages: the case shows nothing"
+    write_flash(0xBB, (), bios)
+    check_image(saved, PLAIN, DIRECT)
+
+
 # Over the image of another guest, whose pages must not show.
 def live(machine, *options):
     def run():
@@ -360,6 +383,7 @@ CASES = [
     ("a paused guest, by exec:", by_exec),
     ("a paused guest, by a socket", by_socket),
     ("a paused guest, behind a header", behind_a_header),
+    ("a paused guest, restored with another firmware", another_firmware),
     ("a running guest", live(Machine())),
     ("a running guest, buffered", live(Machine("pc"), "--buffered", "--engine=sync")),
     ("a paused guest of an older QEMU", from_older_qemu(lambda guest: guest.wait_migrated())),

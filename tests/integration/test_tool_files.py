@@ -24,7 +24,7 @@ import test_tool_mapped_ram as images  # noqa: E402
 from qemu_stream import MIB  # noqa: E402
 from test_tool_mapped_ram import BUILD, HELPER, TOOL, check, check_equal, flip, has, inspect, verify  # noqa: E402
 
-BLOCKS = (images.RAM._replace(pages=images.RAM_PAGES), images.VGA)
+BLOCKS = (images.RAM._replace(pages=images.RAM_PAGES), qemu_stream.with_zeros(images.VGA))
 WHOLE = qemu_stream.residual_stream(BLOCKS, state=images.STATE)
 FOREIGN = qemu_stream.bitmaps_stream(BLOCKS)
 PATIENCE = 60

@@ -322,6 +322,20 @@ void must_guest_load(const struct guest *g, const struct way *way, const char *p
 	guest_look_away(&l);
 }
 
+uint64_t guest_present_bytes(const struct guest *g, const struct way *way, const char *path, unsigned block)
+{
+	struct dioh_msg_entry entry;
+	struct guest_load l;
+	uint32_t count;
+
+	guest_look(&l, g, way, path);
+	must(guest_open(&l, 0, 0), &l.m.err);
+	must(dioh_get_table(l.m.session, block, 1, &entry, &count, &l.m.err), &l.m.err);
+	assert_string_equal(entry.name, g->q.blocks[block].name);
+	guest_look_away(&l);
+	return entry.present_bytes;
+}
+
 void guest_expect_open(const struct guest *g, const char *path, uint32_t flags, int code)
 {
 	struct guest_load l;

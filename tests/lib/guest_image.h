@@ -70,6 +70,9 @@ void guest_look_away(struct guest_load *l);
 void must_guest_load(const struct guest *g, const struct way *way, const char *path, uint32_t table,
                      uint32_t in_memory);
 
+/* Of a block, by the image's bitmap. */
+uint64_t guest_present_bytes(const struct guest *g, const struct way *way, const char *path, unsigned block);
+
 /* Does OPEN_IMAGE answer this? flags: DIOH_OPEN_* */
 void guest_expect_open(const struct guest *g, const char *path, uint32_t flags, int code);
 

@@ -97,6 +97,9 @@ static void test_a_header_is_read(void **state)
 	assert_int_equal(header.cookie_offset, 0);
 	put_u32(&bytes, COOKIE_AT, 999); /* the last byte */
 	assert_int_equal(read_header(&bytes, &header, &err), 0);
+	put_u32(&bytes, COOKIE_AT, 1000); /* of no bytes */
+	assert_int_equal(read_header(&bytes, &header, &err), 0);
+	assert_int_equal(header.cookie_offset, 1000);
 }
 
 static void test_a_header_of_the_other_endianness(void **state)
@@ -159,7 +162,7 @@ static void test_every_field_is_checked(void **state)
 	refused_with(DATA_AT, 0, EBADMSG, "it has no XML");
 	refused_with(DATA_AT, 1001, EBADMSG, "1001 bytes, but only 1000 follow");
 	refused_with(DATA_AT, UINT32_MAX, EBADMSG, "4294967295 bytes, but only 1000");
-	refused_with(COOKIE_AT, 1000, EBADMSG, "its cookie at 1000 lies outside its 1000");
+	refused_with(COOKIE_AT, 1001, EBADMSG, "its cookie at 1001 lies outside its 1000");
 	refused_with(COOKIE_AT, UINT32_MAX, EBADMSG, "its cookie at 4294967295");
 	refused_with(FORMAT_AT, 7, EOPNOTSUPP, "format 7 is not known");
 	refused_with(FORMAT_AT, UINT32_MAX, EOPNOTSUPP, "format 4294967295");

@@ -653,6 +653,32 @@ static void test_an_end_is_found_in_any_pieces(void **state)
 	}
 }
 
+/* As a copy from a volume has them; QEMU does not look there. */
+static void test_zeros_behind_the_end(void **state)
+{
+	struct dioh_error err = { 0 };
+	size_t whole;
+
+	(void)state;
+	begin(DIOH_QEMU_STREAM, 0);
+	whole = stream.count;
+	memset(&stream.bytes[whole], 0, 100);
+	for (size_t step = 1; step < 60; step++) {
+		for (size_t zeros = 1; zeros < 100; zeros += 7)
+			assert_int_equal(end_of(whole + zeros, step, NULL), 0);
+		stream.bytes[whole + 70] = 'x';
+		assert_int_equal(end_of(whole + 70, step, NULL), 0);
+		assert_int_equal(end_of(whole + 71, step, &err), -EBADMSG);
+		assert_non_null(strstr(err.text, "in the device state, or something stands behind its end"));
+		assert_ends_too_early(whole + 90, step);
+		stream.bytes[whole + 70] = 0;
+	}
+	stream.bytes[whole - 1] = 0; /* the description itself is cut */
+	assert_ends_too_early(whole, ROOM);
+	assert_ends_too_early(whole + 50, ROOM);
+	assert_ends_too_early(whole + 50, 1);
+}
+
 static void test_a_description_has_no_zero_bytes(void **state)
 {
 	(void)state;
@@ -1169,6 +1195,7 @@ int main(void)
 		cmocka_unit_test(test_nothing_is_taken_from_no_input),
 		cmocka_unit_test(test_every_earlier_end_is_an_error),
 		cmocka_unit_test(test_an_end_is_found_in_any_pieces),
+		cmocka_unit_test(test_zeros_behind_the_end),
 		cmocka_unit_test(test_a_description_has_no_zero_bytes),
 		cmocka_unit_test(test_descriptions_that_overlap),
 		cmocka_unit_test(test_a_stream_without_a_description),
