@@ -356,14 +356,17 @@ static int write_setup(struct dioh_image_layout *layout, struct dioh_error *err)
 }
 
 /*
- * Who does not look at the manager's header takes what begins with QEMU's magic for an image: on a device that is taken away,
- * too, before anything else may be there in part. A file loses all of it at once.
+ * Who does not look at the manager's header takes what begins with QEMU's magic for an image: that is taken away, too, before
+ * anything else may be there in part.
  */
 static int invalidate(struct dioh_image_layout *layout, struct dioh_error *err)
 {
+	uint64_t file_bytes = 0;
 	int r = dioh_layout_invalidate(layout, err);
 
-	if (r < 0 || layout->header_bytes == 0 || layout->image->kind == DIOH_IMAGE_REGULAR)
+	if (r == 0)
+		r = dioh_layout_file_bytes(layout, &file_bytes, err);
+	if (r < 0 || layout->header_bytes == 0 || file_bytes <= layout->header_bytes)
 		return r;
 	return dioh_layout_take_mark(layout, layout->mapped_ram->stream_offset, err);
 }
