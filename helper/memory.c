@@ -150,7 +150,7 @@ int dioh_memory_map(const struct dioh_memory *memory, uint64_t offset, uint64_t 
 	uint64_t first = dioh_align_down(offset, granule);
 	uint64_t length = dioh_align_up(offset + bytes, granule) - first;
 	/* Mapped for writing behind its end, a hugetlb file becomes longer again: nobody would notice that it was truncated. */
-	int r = writable ? dioh_memory_check_end(memory, offset + bytes, DIOH_OP_MAP, err) : 0;
+	int r = writable ? dioh_memory_check_end(memory, offset + bytes, DIOH_OP_WRITE, err) : 0;
 	void *map;
 
 	if (r < 0)

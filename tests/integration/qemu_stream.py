@@ -177,8 +177,7 @@ def main():
     words = kind.split("-")
     header = libvirt_header(words[1], words[-1] != "partial") if words[0] == "libvirt" else b""
     if kind == "stream":
-        shared = [blocks[0]._replace(pages=None)] + blocks[1:]
-        write_pieces(path, [(0, stream(shared))])
+        write_pieces(path, [(0, stream(blocks))])
     elif kind == "bitmaps-stream":
         write_pieces(path, [(0, bitmaps_stream(blocks))])
     elif words[-1] == "header":
