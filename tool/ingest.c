@@ -21,7 +21,6 @@
 #define VERB "ingest"
 #define UNIX_PREFIX "unix:"
 #define POLL_MS 200
-#define END_TIMEOUT_MS 10000
 #define STREAM_ENTRY 0u
 #define CHANNELS_MAX (DIOH_STREAMS_MAX - 1)
 
@@ -512,7 +511,7 @@ static int run_session(struct ingestion *ingestion, struct dioh_error *err)
 		r = move(ingestion, session, err);
 	if (r == 0)
 		return dioh_tool_session_end(session, err);
-	(void)dioh_close(session, END_TIMEOUT_MS, NULL);
+	(void)dioh_close(session, DIOH_TOOL_END_TIMEOUT_MS, NULL);
 	return r;
 }
 
