@@ -14,6 +14,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "image.h"
@@ -40,10 +41,16 @@ static int open_directory(struct hv_image *image, const char *path, struct dioh_
 	return 0;
 }
 
+/* What is neither file nor disk is not opened again, a FIFO would wait for its other end: the helper says what is wrong. */
 static int open_direct(struct hv_image *image, const char *path, int access_mode, struct dioh_error *err)
 {
 	char by_descriptor[32];
+	struct stat status;
 
+	if (fstat(image->buffered_fd, &status))
+		return hv_fail(err, errno, "%s: what it is cannot be found out: %m", path);
+	if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
+		return 0;
 	(void)snprintf(by_descriptor, sizeof(by_descriptor), "/proc/self/fd/%d", image->buffered_fd);
 	image->direct_fd = open(by_descriptor, access_mode | O_DIRECT | O_CLOEXEC);
 	if (image->direct_fd < 0 && errno != EINVAL)
