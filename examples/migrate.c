@@ -24,6 +24,12 @@ static int ignore_shared_memory(struct hv_vm *vm, struct dioh_error *err)
 	return hv_qmp_command(&vm->qmp, "migrate-set-capabilities", arguments, NULL, err);
 }
 
+/* What QEMU was given stays with it until a migration takes it, and one that is refused takes nothing. */
+static void take_back(struct hv_vm *vm, const char *name)
+{
+	(void)hv_qmp_command(&vm->qmp, "closefd", json_pack("{s:s}", "fdname", name), NULL, NULL);
+}
+
 /* Hands QEMU the descriptor and has it migrate to or from it. A name that was never used has nothing to replace. */
 static int migrate(struct hv_vm *vm, const char *command, int fd, struct dioh_error *err)
 {
@@ -35,8 +41,11 @@ static int migrate(struct hv_vm *vm, const char *command, int fd, struct dioh_er
 	rc = ignore_shared_memory(vm, err);
 	if (rc == 0)
 		rc = hv_qmp_give_fd(&vm->qmp, name, fd, err);
-	if (rc == 0)
-		rc = hv_qmp_command(&vm->qmp, command, json_pack("{s:s}", "uri", address), NULL, err);
+	if (rc)
+		return rc;
+	rc = hv_qmp_command(&vm->qmp, command, json_pack("{s:s}", "uri", address), NULL, err);
+	if (rc == -EREMOTEIO)
+		take_back(vm, name);
 	return rc;
 }
 
