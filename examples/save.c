@@ -197,24 +197,33 @@ static int finish(struct save *save, struct dioh_error *err)
 
 /* ---- the ends -------------------------------------------------------------------------------------------------- */
 
+/* Worse news than why the save has failed, and somebody has to act on it: it goes first. */
+static void tell_of_standstill(const struct dioh_error *why, struct dioh_error *err)
+{
+	const struct dioh_error failed = *err;
+
+	(void)snprintf(err->text, sizeof(err->text), "the guest stands still (%.100s); the save has failed: %.100s", why->text,
+	               failed.text);
+}
+
 /*
  * Undoes what was done, in the order that gets the guest going soonest: the helper lets go of the pipe, so QEMU cannot
  * hang in it; QEMU gives its migration up; the guest runs. A helper that still waits for the disk then writes pages
  * that change under it, into an image that nobody will take for complete.
  */
-static void give_up(struct save *save)
+static void give_up(struct save *save, struct dioh_error *err)
 {
 	struct hv_vm *vm = save->vm;
-	struct dioh_error ignored;
+	struct dioh_error why;
 
 	vm->qmp.cancel = NULL;
 	hv_close(&save->pipe[1]);
 	(void)hv_helper_close(&save->helper, CLOSE_QUICKLY_MS);
 	hv_image_discard(&save->image);
 	if (save->migrating)
-		(void)hv_migrate_abandon(vm, &ignored);
-	if (save->stopped)
-		(void)hv_vm_cont(vm, &ignored);
+		(void)hv_migrate_abandon(vm, NULL);
+	if (save->stopped && hv_vm_cont(vm, &why) < 0)
+		tell_of_standstill(&why, err);
 }
 
 static int run_steps(struct save *save, const char *path, const struct hv_helper_options *options,
@@ -265,7 +274,7 @@ int hv_save(struct hv_vm *vm, const char *path, enum hv_layout layout, const str
 	save.image.base_offset = save.layout->base_offset;
 	rc = run_steps(&save, path, options, err);
 	if (rc) {
-		give_up(&save);
+		give_up(&save, err);
 	} else {
 		hv_summarize(summary, "saved", &save.helper, hv_now_ms() - save.stopped_at_ms);
 		strncat(summary, note, HV_SUMMARY_BYTES - strlen(summary) - 1);

@@ -17,8 +17,8 @@ enum hv_layout {
 
 /*
  * Saves the guest into the file `path`. On success the guest stands still and `summary` says what was moved; only then
- * is the image complete, and durably so. On failure, and when it was cancelled (-ECANCELED), the guest runs on and no
- * image claims to be complete.
+ * is the image complete, and durably so. On failure, and when it was cancelled (-ECANCELED), the guest runs on (if QEMU
+ * does not let it, the error begins with that) and no image claims to be complete.
  */
 int hv_save(struct hv_vm *vm, const char *path, enum hv_layout layout, const struct hv_helper_options *options,
             char summary[HV_SUMMARY_BYTES], struct dioh_error *err);
