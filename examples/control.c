@@ -43,11 +43,13 @@ static int connect_to(const char *path, int *ret_fd, struct dioh_error *err)
 
 /* ---- the server ------------------------------------------------------------------------------------------------ */
 
+/* Nobody answers at a file that is no socket either: somebody's disk or image, by a slip of the finger. */
 static void remove_stale(const char *path)
 {
 	HV_CLOSE int fd = -1;
+	struct stat status;
 
-	if (connect_to(path, &fd, NULL) == -ECONNREFUSED)
+	if (lstat(path, &status) == 0 && S_ISSOCK(status.st_mode) && connect_to(path, &fd, NULL) == -ECONNREFUSED)
 		(void)unlink(path);
 }
 
