@@ -5,6 +5,7 @@ It shows that the page suffices, so it checks what it receives more strictly tha
 it; so do the project's tests, as other_language/manager.py.
 """
 
+import contextlib
 import os
 import socket
 import struct
@@ -464,9 +465,14 @@ def _unpack_progress(payload):
     return phase, list(_PROGRESS_ENTRY.iter_unpack(payload[_PAIR.size:]))
 
 
+@contextlib.contextmanager
 def pidfd_of_this_process():
-    """A pidfd for HELLO, or None where Python or the kernel has none."""
+    """A pidfd for HELLO, or None where Python or the kernel has none. The helper has its own copy: ours is closed behind it."""
+    pidfd = None
+    with contextlib.suppress(AttributeError, OSError):
+        pidfd = os.pidfd_open(os.getpid())
     try:
-        return os.pidfd_open(os.getpid())
-    except (AttributeError, OSError):
-        return None
+        yield pidfd
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)

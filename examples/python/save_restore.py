@@ -5,6 +5,7 @@
 A manager in a language other than C needs no library: diohelper.py, beside this script, speaks the protocol. The program
 diohelper is $DIOHELPER, or found through PATH. Python 3.9 or later, Linux.
 """
+import contextlib
 import os
 import sys
 
@@ -26,38 +27,45 @@ def memory(name):
 
 def attach(session, direction, image, memory_fd, stream_fd):
     """All that the helper will ever have. After the seal it takes no descriptor, and has no privilege left."""
-    session.hello(pidfd=pidfd_of_this_process())  # so that it ends with us, whoever has inherited the socket
+    with pidfd_of_this_process() as pidfd:  # so that it ends with us, whoever has inherited the socket
+        session.hello(pidfd=pidfd)
     session.attach_image(direction, buffered=image)
     session.attach_memory(0, memory_fd)
     session.attach_stream(0, stream_fd)
     session.seal()
 
 
-def save(image, memory_fd, device_state):
+def pipe_ends():
     reading_end, writing_end = os.pipe()
-    with Session(HELPER) as session:
-        attach(session, SAVE, image, memory_fd, reading_end)
-        os.close(reading_end)
+    return open(reading_end, "rb"), open(writing_end, "wb")
+
+
+def save(image, memory_fd, device_state):
+    reading_end, writing_end = pipe_ends()
+    with reading_end, writing_end, Session(HELPER) as session:
+        attach(session, SAVE, image, memory_fd, reading_end.fileno())
+        reading_end.close()
         session.create_image(CONTAINER, regions=1, streams=1, header_bytes=0)
         session.put_table([RAM, DEVICES])  # from here until FINISH has completed the image says that it is partial
         transfers = [session.save_memory(0, RAM.number, MEMORY_BYTES), session.save_stream(0, DEVICES.number)]
-        with open(writing_end, "wb") as pipe:  # a hypervisor does this; the stream ends where the pipe is closed
-            pipe.write(device_state)
+        # A hypervisor does this; the stream ends where the pipe is closed. A helper that failed has closed its end: COMPLETE
+        # tells why.
+        with contextlib.suppress(BrokenPipeError), writing_end:
+            writing_end.write(device_state)
         for transfer in transfers:
             session.complete(transfer)
         session.complete(session.finish())  # durable
 
 
 def load(image, memory_fd):
-    reading_end, writing_end = os.pipe()
-    with Session(HELPER) as session:
-        attach(session, LOAD, image, memory_fd, writing_end)
-        os.close(writing_end)  # or the pipe would never end
+    reading_end, writing_end = pipe_ends()
+    with reading_end, writing_end, Session(HELPER) as session:
+        attach(session, LOAD, image, memory_fd, writing_end.fileno())
+        writing_end.close()  # or the pipe would never end
         session.open_image(DETECT)
         print("in the image:", ", ".join(entry.name.decode() for entry in session.get_table()))
         transfers = [session.load_memory(0, RAM.number, MEMORY_BYTES), session.load_stream(0, DEVICES.number)]
-        with open(reading_end, "rb") as pipe:
-            device_state = pipe.read()
+        device_state = reading_end.read()
         for transfer in transfers:
             session.complete(transfer)  # every checksum was compared: an error would have been raised
     return device_state

@@ -116,7 +116,8 @@ class ExampleManager(unittest.TestCase):
         self.manage("migrate", "cont")
         status, said = self.hypervisor("save", "--control=control", "--layout=container", "image")
         self.assertEqual(status, 1)
-        self.assertIn("the guest stands still (QEMU refuses cont: no cont today); the save has failed: QEMU refuses migrate", said)
+        self.assertIn("the guest stands still (QEMU refuses cont: no cont today); "
+                      "the save has failed: QEMU refuses migrate", said)
 
     def test_control_name_is_a_file(self):
         status, said = self.hypervisor("run", "--disk=disk", "--control=disk")

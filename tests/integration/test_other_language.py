@@ -243,10 +243,8 @@ def attach(session, image, direction, base_offset=0):
 def save(path, layout, entries, direct, base_offset=0):
     memories, feeder, spare = guest_memories(), Feeder(DEVICE_STATE), Feeder(b"")
     with ImageFile(path, True, direct) as image, Session(HELPER) as session:
-        pidfd = manager.pidfd_of_this_process()
-        session.hello(pidfd=pidfd, required=manager.LAYOUT_RAW | manager.LAYOUT_CONTAINER | manager.STREAM)
-        if pidfd is not None:
-            os.close(pidfd)
+        with manager.pidfd_of_this_process() as pidfd:
+            session.hello(pidfd=pidfd, required=manager.LAYOUT_RAW | manager.LAYOUT_CONTAINER | manager.STREAM)
         attach(session, image, manager.SAVE, base_offset)
         attach_memories(session, memories)
         for number, stream in ((63, feeder), (0, spare)):
