@@ -475,6 +475,7 @@ bench-startup: all bench-build | $(FIRST) ## how long a helper takes until it is
 # As in the tree, so that links between them hold.
 DOCS := README.md CHANGELOG.md CONTRIBUTING.md LICENSE $(wildcard docs/*.md docs/*.svg) \
 	$(shell find examples -type f ! -name '*.pyc')
+DOC_PROGRAMS = %.sh %/save_restore.py
 MAN_PAGES := $(wildcard docs/*.[1-8])
 HEADERS := $(wildcard include/*.h)
 man_dir = $(DESTDIR)$(mandir)/man$(patsubst .%,%,$(suffix $(1)))
@@ -489,7 +490,8 @@ install: all ## install under $(DESTDIR)$(prefix)
 	$(pc_text) >'$(DESTDIR)$(libdir)/pkgconfig/libdiohelper.pc'
 	chmod 644 '$(DESTDIR)$(libdir)/pkgconfig/libdiohelper.pc'
 	$(INSTALL) -m 644 $(HEADERS) '$(DESTDIR)$(includedir)'
-	$(foreach file,$(DOCS),$(INSTALL) -D -p -m $(if $(filter %.sh,$(file)),755,644) $(file) '$(DESTDIR)$(docdir)/$(file)' &&) :
+	$(foreach file,$(DOCS),$(INSTALL) -D -p -m $(if $(filter $(DOC_PROGRAMS),$(file)),755,644) $(file) \
+		'$(DESTDIR)$(docdir)/$(file)' &&) :
 	$(foreach page,$(MAN_PAGES),$(INSTALL) -D -m 644 -t '$(call man_dir,$(page))' $(page) &&) :
 	$(INSTALL) -D -m 644 packaging/bash-completion '$(DESTDIR)$(completionsdir)/diohelper'
 	ln -sf diohelper '$(DESTDIR)$(completionsdir)/diohelper-tool'
