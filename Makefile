@@ -34,7 +34,8 @@ SANITIZE =
 BUILD = build$(if $(SANITIZE),-sanitize)
 # One name for one directory: dependencies name their targets as they were given.
 override BUILD := $(patsubst $(CURDIR)/%,%,$(BUILD))
-MACHINE := $(shell uname -m)
+# Whose programs the compiler makes: another machine's, perhaps. (`make deps` has yet to install one.)
+MACHINE := $(or $(firstword $(subst -, ,$(shell $(CC) -dumpmachine 2>/dev/null))),$(shell uname -m))
 VERSION = $(shell sed -n 's/^.define DIOH_VERSION_STRING "\(.*\)"/\1/p' include/diohelper.h)
 
 # ---- flags ----------------------------------------------------------------------------------------------------------
