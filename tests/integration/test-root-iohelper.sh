@@ -59,7 +59,31 @@ run_make install-iohelper && rm $helper.stock || fail "installing once more fail
 run_make uninstall-iohelper || fail "stock had gone, and ours could not be taken away"
 [ ! -e $helper ] && [ -z "$(diversions)" ] || fail "something is left, after libvirt had gone"
 
+# Interrupted, or refused by dpkg, in the middle: begun again it comes to its end, and libvirt's own is there all the time.
+mkdir /usr/libexec/bin
+cat >/usr/libexec/bin/dpkg-divert <<'END'
+#!/bin/sh
+case "$*" in *"--$FAILS "*) echo "no $FAILS today" >&2; kill -"$SIGNAL" $PPID; exit 2 ;; esac
+exec /usr/bin/dpkg-divert "$@"
+END
+chmod +x /usr/libexec/bin/dpkg-divert
+interrupted() { # SIGNAL WHAT COMMAND...
+	! (export SIGNAL="$1" FAILS="$2" PATH="/usr/libexec/bin:$PATH" && shift 2 && "$@") 2>/dev/null || fail "it was to fail: $*"
+}
 echo stock >$helper
+for signal in 0 KILL; do
+	interrupted $signal add packaging/iohelper install "$BUILD/diohelper"
+	cmp -s $helper <(echo stock) || fail "an installation that was interrupted took the program away"
+	run_make install-iohelper || fail "it could not be installed after that: $(cat "$DPKG_ADMINDIR/said")"
+	for _ in 1 2; do
+		interrupted $signal remove packaging/iohelper uninstall
+		cmp -s $helper <(echo stock) || fail "stock is not back, after an interruption"
+	done
+	run_make uninstall-iohelper || fail "going back failed after interruptions: $(cat "$DPKG_ADMINDIR/said")"
+	cmp -s $helper <(echo stock) || fail "stock has gone with the second try"
+	[ ! -e $helper.stock ] && [ ! -e $helper.new ] && [ -z "$(diversions)" ] || fail "interruptions left something"
+done
+
 head -c 1G /dev/zero >/usr/libexec/full 2>/dev/null
 ! run_make install-iohelper || fail "there was no room"
 cmp -s $helper <(echo stock) || fail "a full disk took the program away"
