@@ -116,6 +116,20 @@ static int stop_guest(struct save *save, struct dioh_error *err)
 	return hv_vm_stop(save->vm, err);
 }
 
+/*
+ * A stream that ends too early, or has been refused as none of QEMU's, is all that a helper sees of a migration that QEMU
+ * gives up: it knows why.
+ */
+static int ask_qemu(struct save *save, int code, struct dioh_error *err)
+{
+	const struct dioh_error helpers = *err;
+	struct dioh_error its;
+
+	if (code == -EBADMSG && helpers.object == DIOH_OBJECT_STREAM && hv_migrate_status(save->vm, &its) == -EREMOTEIO)
+		(void)snprintf(err->text, sizeof(err->text), "%.120s (%.120s)", its.text, helpers.text);
+	return code;
+}
+
 static int begin_state(struct save *save, struct dioh_error *err)
 {
 	int rc;
@@ -124,7 +138,7 @@ static int begin_state(struct save *save, struct dioh_error *err)
 	rc = hv_migrate_send(save->vm, save->pipe[1], err);
 	hv_close(&save->pipe[1]); /* the stream ends when QEMU closes its own */
 	if (rc == 0 && save->layout->wants_stream)
-		rc = create_image(save, err);
+		rc = ask_qemu(save, create_image(save, err), err);
 	return rc;
 }
 
@@ -143,7 +157,7 @@ static int save_state(struct save *save, struct dioh_error *err)
 			rc = hv_helper_turn(helper, MIGRATION_POLL_MS, err);
 	}
 	if (rc < 0)
-		return hv_helper_blame(helper, rc, err);
+		return ask_qemu(save, hv_helper_blame(helper, rc, err), err);
 	save->migrating = false;
 	return hv_helper_wait(helper, &helper->state, err);
 }

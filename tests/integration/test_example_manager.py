@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 # What dioh-hypervisor, the example manager, does where things go wrong, with a program in QEMU's place that refuses what it is
-# told to: a QEMU that does not migrate keeps no descriptor; a guest that does not run again after a failed save is told of;
-# a control socket's name costs no file; what is no image is refused, without waiting for it. (With a real QEMU:
-# test-qemu-roundtrip.sh.)
+# told to: a QEMU that does not migrate keeps no descriptor; why it gave a migration up is said; so is that a guest does not
+# run again after a failed save; a control socket's name costs no file; what is no image is refused, without waiting for it.
+# (With a real QEMU: test-qemu-roundtrip.sh.)
 
 import json
 import os
@@ -25,10 +25,13 @@ PATIENCE_S = 30
 
 
 class Qemu:
-    """Answers QMP on the descriptor that the command line names. FAKE_REFUSES: commands that it refuses once it was stopped."""
+    """
+    Answers QMP on the descriptor that the command line names. FAKE_REFUSES: commands that it refuses once it was stopped.
+    A migration fails at its first byte.
+    """
 
     ANSWERS = {"qom-get": "pc-q35-10.0-machine", "query-version": {"qemu": {"major": 10, "minor": 0, "micro": 2}},
-               "query-migrate": {"status": "none"}}
+               "query-migrate": {"status": "failed", "error-desc": "a device has lost its state"}}
 
     def __init__(self, control_fd):
         self.connection = socket.socket(fileno=control_fd)
@@ -62,6 +65,8 @@ class Qemu:
             self.held[arguments["fdname"]] = fds.pop()
         elif command == "closefd":
             os.close(self.held.pop(arguments["fdname"]))
+        elif command == "migrate":
+            os.close(self.held.pop(arguments["uri"].partition(":")[2]))
         with open(os.environ["FAKE_LOG"], "a", encoding="ascii") as log:
             print(command, "holds", len(self.held), file=log)
         self.send({"return": self.ANSWERS.get(command, {}), "id": request_id})
@@ -111,6 +116,14 @@ class ExampleManager(unittest.TestCase):
             self.assertEqual(self.qemu_log()[-1], "cont holds 0")
         self.assertEqual(self.hypervisor("quit", "--control=control"), (0, ""))
         self.assertEqual(manager.wait(PATIENCE_S), 0)
+
+    def test_failed_migration(self):
+        self.manage()
+        for layout in "mapped-ram", "container":
+            status, said = self.hypervisor("save", "--control=control", f"--layout={layout}", "image")
+            self.assertEqual(status, 1)
+            self.assertIn("QEMU could not move the state of its devices: a device has lost its state", said)
+            self.assertFalse(os.path.exists("image"), "the image of a failed save is still there")
 
     def test_guest_that_does_not_run_again(self):
         self.manage("migrate", "cont")
