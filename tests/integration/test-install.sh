@@ -107,7 +107,8 @@ for image in shared static minimal; do
 	diohelper verify "$work/$image.img" || fail "the image saved with the $image library is not in order"
 done
 # The other programs of the examples are started as their page says.
-(cd "$stage/opt/dioh/share/doc/diohelper/examples" && find . -type f -exec awk 'FNR == 1 && /^#!/ { print FILENAME }' {} +) >"$work/scripts"
+(cd "$stage/opt/dioh/share/doc/diohelper/examples" &&
+	find . -type f -exec awk 'FNR == 1 && /^#!/ { print FILENAME }' {} +) >"$work/scripts"
 grep -q 'save_restore\.py$' "$work/scripts" || fail "the example in Python was not installed"
 while read -r script; do
 	[ -x "$stage/opt/dioh/share/doc/diohelper/examples/$script" ] || fail "examples/$script cannot be executed"

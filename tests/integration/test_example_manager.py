@@ -154,6 +154,9 @@ class ExampleManager(unittest.TestCase):
             self.assertIn(complaint, said)
 
 
+if sys.version_info < (3, 9):
+    print("skip: Python 3.9 receives descriptors, this is an older one")
+    sys.exit(77)
 if "FAKE_REFUSES" in os.environ:
     Qemu(next(int(word.split("fd=")[1]) for word in sys.argv if word.startswith("socket,"))).serve()
 else:
