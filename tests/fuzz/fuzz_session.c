@@ -54,7 +54,7 @@ enum kind {
 struct hand {
 	struct inside s;
 	uint32_t direction;
-	const struct inside_image *loads; /* NULL: a save */
+	struct inside_image *loads; /* NULL: a save */
 	int fds[KINDS];
 	int pair[2];
 };
@@ -193,7 +193,7 @@ static void keep_seal(uint32_t type, uint8_t *bytes, size_t size)
 
 static void request(struct hand *hand, struct input *input)
 {
-	const uint32_t type = DIOH_MSG_HELLO + 2u * (next(input) % 20u); /* one more than there are */
+	const uint32_t type = DIOH_MSG_HELLO + 2u * (next(input) % 20u); /* to KEEP_REGION */
 	const uint8_t how = next(input); /* 0-1: descriptors, 2-4: changes, 5: another size, 6-7: wait */
 	size_t size = raw_sample(type, hand->direction, payload);
 	const unsigned fd_count = how & 3;
@@ -324,7 +324,7 @@ static void put_down(struct hand *hand)
 	close(hand->pair[0]);
 	close(hand->pair[1]);
 	if (hand->loads)
-		inside_restore_image((struct inside_image *)(uintptr_t)hand->loads);
+		inside_restore_whole_image(hand->loads); /* it may have been attached for a save */
 	else
 		close(hand->fds[KIND_IMAGE]);
 }

@@ -9,11 +9,12 @@ import struct
 import sys
 
 PAGE = 4096
-IMAGE, OFFSET = 0x01, 0x80  # bits of the first byte; the piece size is between them
+IMAGE, MULTIFD, OFFSET = 0x01, 0x40, 0x80  # bits of the first byte; the piece size is between them
 IGNORE_SHARED, MAPPED_RAM = "x-ignore-shared", "mapped-ram"
 SECTION = 2
 FOOTER = struct.pack(">BI", 0x7E, SECTION)
 END = struct.pack(">Q", 0x10)
+FLUSH = struct.pack(">Q", 0x200)
 BLOCKS = (("pc.ram", 3, 0), ("0000:00:02.0/vga.vram", 1, 0xF0000000))
 
 
@@ -118,6 +119,15 @@ def streams():
         yield f"flags-{flags:03x}", plain + part(2, zero(0, "pc.ram", flags=flags))
 
 
+def multifd_streams():
+    """The main one, whose sync points are the ends of its parts, or, of a newer QEMU, records of their own."""
+    yield "older", setup() + part(2) + part(2, zero(0, "pc.ram")) + LAST + TAIL
+    yield "flushing", setup(end=FLUSH + END + FOOTER) + part(2, FLUSH) + part(2, FIRST, FLUSH) + COMMANDS + LAST + TAIL
+    yield "with-page", setup() + part(2, page(2, "pc.ram")) + LAST + TAIL
+    yield "ignore-shared", setup(capabilities(IGNORE_SHARED), end=FLUSH + END + FOOTER, guest_addresses=True) + LAST + TAIL
+    yield "cut-at-flush", setup(end=FLUSH + END + FOOTER) + part(2, FLUSH)[:-4]
+
+
 def images():
     yield "whole", image_setup() + part(2) + COMMANDS + part(3) + TAIL
     yield "with-page", image_setup() + LAST
@@ -139,6 +149,8 @@ def main():
         (directory / f"stream-{label}").write_bytes(bytes([number % 8 << 1]) + data)
     for number, (label, data) in enumerate(images()):
         (directory / f"image-{label}").write_bytes(bytes([IMAGE | number % 8 << 1]) + data)
+    for number, (label, data) in enumerate(multifd_streams()):
+        (directory / f"multifd-{label}").write_bytes(bytes([MULTIFD | number % 8 << 1]) + data)
     behind_header = image_setup(first=4188) + part(2) + part(3) + TAIL
     (directory / "image-behind-header").write_bytes(bytes([IMAGE | OFFSET]) + behind_header)
 

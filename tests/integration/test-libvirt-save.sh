@@ -167,7 +167,7 @@ if make_device; then
 	save_to_device --bypass-cache
 	save_to_device --bypass-cache --bypass-cache
 else
-	echo "not done: save onto a block device: $(head -n 1 "$tmp/err")"
+	echo "skipped: save onto a block device: $(head -n 1 "$tmp/err")"
 fi
 for format in zstd lzop; do
 	start_daemon "save_image_format = \"$format\""

@@ -350,6 +350,6 @@ if knows_mapped_ram; then
 	test_stock
 	test_old_qemu
 else
-	echo "not done: mapped-ram: $QEMU is older than 9"
+	echo "skipped: mapped-ram: $QEMU is older than 9"
 fi
 echo 'ok'

@@ -45,7 +45,8 @@ make_test mute 77 ''
 make_test part 0 'skipped: there is no ring here' 'its half is skipped: there is no room'
 make_test python 0 "test_it (Case.test_it) ... skipped 'there is no gnuplot here'"
 make_test cmocka 0 '[  SKIPPED ] 1 test(s), listed below:'
-skipping=(skips mute part python cmocka)
+make_test unittest 0 '..s' 'OK (skipped=1)'
+skipping=(skips mute part python cmocka unittest)
 
 ends 0 good
 ends 1 bad good
@@ -53,14 +54,25 @@ says 'FAILED:  bad: exit status 1' '1 passed, 1 failed, 0 skipped'
 ends 1 skips
 says 'no test ran'
 ends 0 good "${skipping[@]}"
-says '4 passed, 0 failed, 2 skipped' 'skipped: skips: there is no disk here' 'skipped: mute: it gave no reason' \
+says '5 passed, 0 failed, 2 skipped' 'skipped: skips: there is no disk here' 'skipped: mute: it gave no reason' \
 	'skipped in part: part: there is no ring here' 'skipped in part: part: there is no room' \
-	'skipped in part: python: there is no gnuplot here' 'skipped in part: cmocka: it gave no reason'
+	'skipped in part: python: there is no gnuplot here' 'skipped in part: cmocka: it gave no reason' \
+	'skipped in part: unittest: it gave no reason'
+
+# What a test has left running ends with it.
+printf '#!/bin/sh\nsleep 1000 &\necho $! >leftover\nexit 1\n' >tests/leaves
+chmod +x tests/leaves
+ends 1 good leaves
+for ((i = 0; i < 100; i++)); do
+	kill -0 "$(cat leftover)" 2>/dev/null || break
+	sleep 0.1
+done
+[ "$i" -lt 100 ] || fail 'what a test has started is left'
 
 export CI=true
 ends 0 good
 ends 1 good "${skipping[@]}"
-says '1 passed, 5 failed, 0 skipped'
+says '1 passed, 6 failed, 0 skipped'
 for test in "${skipping[@]}"; do
 	ends 1 good "$test"
 	says "FAILED:  $test: skipped, which may not be with CI=true"

@@ -221,7 +221,7 @@ def open_direct(path, flags):
     try:
         return os.open(path, flags | os.O_DIRECT)
     except OSError:
-        print(f"note: no O_DIRECT for {path}; buffered only")
+        print("direct I/O is skipped: no O_DIRECT where the images stand")
         return None
 
 

@@ -92,7 +92,7 @@ static void device_nodes(void **state)
 	assert_int_equal(mknod(node, S_IFBLK | 0600, st.st_rdev), 0);
 	fds[1] = open(node, O_RDWR | O_DIRECT | O_CLOEXEC);
 	if (fds[1] < 0)
-		print_message("%s: %s: nodes do not work here\n", node, strerror(errno));
+		print_message("skipped: device nodes do not work here: %s\n", strerror(errno));
 	else
 		raw_reply(&m, DIOH_MSG_ATTACH_IMAGE, ask(&m, &image, fds), NULL, 0);
 	raw_hang_up(&m);

@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,6 +47,35 @@ static void remove_dir(void)
 		nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
+/*
+ * A test that is stopped, by its time limit or by somebody, leaves nothing behind either: what it has set up is undone at
+ * exit. A child of it just dies. Should exit() hang, SIGKILL follows.
+ */
+static void leave(int signal_number)
+{
+	static const char own[] = "the test's own time limit is over\n", stopped[] = "the test was stopped\n";
+	static atomic_flag leaving = ATOMIC_FLAG_INIT;
+
+	if (getpid() != dir_owner) {
+		signal(signal_number, SIG_DFL);
+		raise(signal_number);
+	} else if (!atomic_flag_test_and_set(&leaving)) {
+		(void)!write(STDERR_FILENO, signal_number == SIGALRM ? own : stopped,
+		             signal_number == SIGALRM ? sizeof(own) - 1 : sizeof(stopped) - 1);
+		exit(1);
+	}
+}
+
+static void leave_on_signals(void)
+{
+	static const int numbers[] = { SIGTERM, SIGALRM, SIGINT, SIGHUP };
+	struct sigaction before;
+
+	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+		if (sigaction(numbers[i], NULL, &before) == 0 && before.sa_handler == SIG_DFL)
+			signal(numbers[i], leave);
+}
+
 const char *fixture_dir(void)
 {
 	const char *base = getenv("TEST_DIR");
@@ -58,6 +89,7 @@ const char *fixture_dir(void)
 		die(dir);
 	dir_owner = getpid();
 	atexit(remove_dir);
+	leave_on_signals();
 	return dir;
 }
 

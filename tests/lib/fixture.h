@@ -17,7 +17,10 @@
 
 /* ---- where ---- */
 
-/* A directory of the test's own under $TEST_DIR, $TMPDIR or /var/tmp; removed at exit with all that is in it. */
+/*
+ * A directory of the test's own under $TEST_DIR, $TMPDIR or /var/tmp; removed at exit with all that is in it. From the first
+ * call on signals that stop the test (SIGTERM, SIGALRM) make it exit, so that whatever atexit() knows of is undone.
+ */
 const char *fixture_dir(void);
 /* fixture_dir()/name; valid until the next but 7 calls. */
 const char *fixture_path(const char *name);

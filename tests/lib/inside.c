@@ -145,6 +145,17 @@ static bool has_complete(uint32_t request)
 	return (request >= DIOH_MSG_SAVE_MEMORY && request <= DIOH_MSG_LOAD_STREAM) || request == DIOH_MSG_FINISH;
 }
 
+/* None without a request, none twice. */
+static void take_complete(struct inside *s, uint32_t id)
+{
+	unsigned i = 0;
+
+	while (i < s->running_count && s->running[i] != id)
+		i++;
+	INSIDE_MUST(i < s->running_count);
+	s->running[i] = s->running[--s->running_count];
+}
+
 static void take_event(struct inside *s, const struct dioh_message *message)
 {
 	const struct dioh_msg_complete *complete = (const struct dioh_msg_complete *)message->payload;
@@ -153,8 +164,7 @@ static void take_event(struct inside *s, const struct dioh_message *message)
 	INSIDE_MUST(dioh_proto_check_event(&message->header, message->payload, message->fd_count, &err) == 0);
 	if (message->header.type != DIOH_MSG_COMPLETE)
 		return;
-	s->completes++;
-	INSIDE_MUST(s->completes <= s->accepted); /* none without a request, none twice */
+	take_complete(s, message->header.id);
 	if (s->finish_id && message->header.id == s->finish_id)
 		s->finished = complete->error.code == 0;
 }
@@ -172,7 +182,8 @@ static bool take_reply(struct inside *s, const struct dioh_message *message)
 	    dioh_proto_check_reply(header, message->payload, message->fd_count, header->type & ~1u, header->id, &err) < 0)
 		inside_die(__FILE__, __LINE__, err.text);
 	if (!refused && has_complete(header->type & ~1u)) {
-		s->accepted++;
+		INSIDE_MUST(s->running_count < INSIDE_RUNNING_MAX);
+		s->running[s->running_count++] = header->id;
 		if ((header->type & ~1u) == DIOH_MSG_FINISH)
 			s->finish_id = header->id;
 	}
@@ -229,7 +240,7 @@ static bool wants_reply(struct inside *s, bool replied)
 static bool wants_completes(struct inside *s, bool replied)
 {
 	(void)replied;
-	return s->completes == s->accepted;
+	return s->running_count == 0;
 }
 
 bool inside_reply(struct inside *s, int timeout_ms)
@@ -541,4 +552,10 @@ void inside_restore_image(struct inside_image *image)
 	}
 	image->changes = 0;
 	image->cut = false;
+}
+
+void inside_restore_whole_image(struct inside_image *image)
+{
+	image->cut = true;
+	inside_restore_image(image);
 }

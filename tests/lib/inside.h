@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "diohelper-image.h"
+#include "diohelper-protocol.h"
 
 #define INSIDE_MUST(condition) ((condition) ? (void)0 : inside_die(__FILE__, __LINE__, #condition))
 _Noreturn void inside_die(const char *file, int line, const char *what);
@@ -27,14 +28,16 @@ void inside_init(void);
 
 /* ---- a session ---- */
 
+#define INSIDE_RUNNING_MAX (DIOH_TRANSFERS_MAX + 1)
+
 struct inside {
 	int fd; /* our end; -1 once closed */
 	pthread_t thread;
 	uint32_t last_id;
 	bool ended; /* it has closed its end */
 	/* What came, each checked for its form. */
-	unsigned accepted;  /* transfers and FINISH */
-	unsigned completes;
+	uint32_t running[INSIDE_RUNNING_MAX]; /* ids of transfers and FINISH, accepted and not complete */
+	unsigned running_count;
 	bool finished;      /* COMPLETE of a FINISH without an error */
 	uint32_t finish_id;
 	uint32_t pending_type; /* the request whose reply is waited for */
@@ -80,5 +83,7 @@ void inside_make_foreign_image(struct inside_image *image, bool libvirt);
  */
 size_t inside_change_image(struct inside_image *image, const uint8_t *data, size_t size, unsigned max, bool reseal);
 void inside_restore_image(struct inside_image *image);
+/* Also if somebody else may have written to it. */
+void inside_restore_whole_image(struct inside_image *image);
 
 #endif

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,13 +54,6 @@ static void restore_all(void)
 	restore(&overcommit);
 	restore(&shmem_huge);
 	umount2(fixture_path("memory"), MNT_DETACH);
-}
-
-/* A test that is stopped for its time leaves nothing behind either. It dies in any case: a second signal is deadly. */
-static void leave(int signal_number)
-{
-	(void)signal_number;
-	exit(1);
 }
 
 /* The value; of a choice ("always [never]") what stands in brackets. */
@@ -150,7 +142,6 @@ const char *kind_prepare(enum memory_kind kind, uint64_t bytes_at_once)
 		fixture_dir(); /* its removal comes after ours */
 		owner = getpid();
 		atexit(restore_all);
-		(void)sigaction(SIGTERM, &(struct sigaction){ .sa_handler = leave, .sa_flags = (int)SA_RESETHAND }, NULL);
 	}
 	switch (kind) {
 	case KIND_THP: return prepare_thp();

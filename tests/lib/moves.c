@@ -11,10 +11,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -52,6 +54,13 @@ static bool has_io_uring(void)
 	return fd >= 0;
 }
 
+static bool is_tmpfs(void)
+{
+	struct statfs fs;
+
+	return statfs(fixture_dir(), &fs) == 0 && fs.f_type == TMPFS_MAGIC;
+}
+
 static bool has_direct(void)
 {
 	int fd = open(fixture_path("probe"), O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC, 0600);
@@ -61,19 +70,32 @@ static bool has_direct(void)
 	return fd >= 0;
 }
 
+/* What is left out is told once, and counts: tests/run. */
+static void tell_absent(bool *told, const char *what)
+{
+	if (!*told)
+		print_message("skipped: %s\n", what);
+	*told = true;
+}
+
 bool way_possible(const struct way *way)
 {
+	static bool told_uring, told_direct;
 	static int uring = -1, direct = -1;
 
 	if (uring < 0) {
 		uring = has_io_uring();
 		direct = has_direct();
-		if (!uring)
-			print_message("no io_uring here: skipped with that engine\n");
-		if (!direct)
-			print_message("no O_DIRECT here: skipped with a lone direct descriptor\n");
 	}
-	return (uring || way->engine != DIOH_ENGINE_IO_URING) && (direct || way->fds != WAY_LONE_DIRECT);
+	if (!uring && way->engine == DIOH_ENGINE_IO_URING) {
+		tell_absent(&told_uring, "no io_uring here");
+		return false;
+	}
+	if (!direct && way->fds == WAY_LONE_DIRECT) {
+		tell_absent(&told_direct, is_tmpfs() ? "no O_DIRECT on tmpfs before Linux 6.6" : "no O_DIRECT here");
+		return false;
+	}
+	return true;
 }
 
 void for_each_way(void (*test)(const struct way *way))
@@ -392,7 +414,7 @@ int again_on_tmpfs(char **argv)
 	if (getenv("TEST_DIR"))
 		return 0;
 	if (access("/dev/shm", W_OK) < 0) {
-		print_message("not run on tmpfs: /dev/shm cannot be written\n");
+		print_message("skipped: /dev/shm cannot be written, so nothing is run on tmpfs\n");
 		return 0;
 	}
 	print_message("once more on tmpfs:\n");
