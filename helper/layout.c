@@ -57,8 +57,8 @@ int dioh_layout_check_room(const struct dioh_image_layout *layout, uint64_t need
 {
 	const uint64_t available = dioh_image_free_bytes(layout->image);
 
-	if (needed_bytes <= available)
-		return 0;
+	if (needed_bytes <= available) /* what is continued has its size */
+		return layout->kept ? 0 : dioh_image_check_size(layout->image, dioh_layout_at(layout, layout->image_bytes), err);
 	return dioh_error_set(err, ENOSPC, PLACE(SIZE, DIOH_OFFSET_NONE),
 	                      "image: it needs at least %" PRIu64 " bytes, and there is room for %" PRIu64
 	                      ": nothing was written", needed_bytes, available);
