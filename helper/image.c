@@ -237,9 +237,8 @@ int dioh_image_check_size(struct dioh_image *image, uint64_t bytes, struct dioh_
 	/* Behind the file system's limit there is no position either. */
 	if (bytes <= image->limit_bytes && (dioh_image_seek(image, bytes, SEEK_SET) >= 0 || errno != EINVAL))
 		return 0;
-	return dioh_error_set(err, EFBIG, PLACE(SIZE, bytes),
-	                      "image: a file of %" PRIu64 " bytes is longer than the file system or RLIMIT_FSIZE permits: nothing was "
-	                      "written", bytes);
+	return dioh_error_errno(err, EFBIG, PLACE(SIZE, bytes),
+	                        "image: it would have %" PRIu64 " bytes, nothing was written", bytes);
 }
 
 uint64_t dioh_image_free_bytes(struct dioh_image *image)
