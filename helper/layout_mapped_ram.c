@@ -447,8 +447,10 @@ static int write_magic(struct dioh_image_layout *layout, struct dioh_error *err)
 static int mapped_ram_commit(struct dioh_image_layout *layout, struct dioh_commit *commit, struct dioh_error *err)
 {
 	const bool written = commit->mode == DIOH_FINISH_WRITTEN;
-	int r = dioh_record_write_tables(layout, err);
+	int r = dioh_record_check_ours(layout, err);
 
+	if (r == 0)
+		r = dioh_record_write_tables(layout, err);
 	if (r == 0 && layout->image->kind == DIOH_IMAGE_REGULAR)
 		r = dioh_image_resize(layout->image, dioh_layout_at(layout, layout->head.image_bytes), err);
 	if (r == 0)

@@ -518,6 +518,32 @@ static void saved_over_while_open(void **state)
 	restore();
 }
 
+/* Another save came between, and has ended: its image is not called ours, nor touched. */
+static void saved_over_before_finish(void **state)
+{
+	int other = must_memfd("other", BYTES_A, 0);
+	struct moves m;
+
+	(void)state;
+	must_fill(other, 0, BYTES_A, 77);
+	describe(&m);
+	moves_start(&m, SAVE);
+	moves_attach(&m, REGION_A, other, -1);
+	moves_attach(&m, REGION_B, image.memory_b, -1);
+	moves_attach_stream(&m, 0, stream_source());
+	must(moves_create(&m), &m.err);
+	must(moves_region(&m, REGION_A, 0), &m.err);
+	must(moves_region(&m, REGION_B, 0), &m.err);
+	must(moves_wait(&m, moves_begin_stream(&m, 0, STREAM, 0)), &m.err);
+	save_image(DIOH_FINISH_DURABLE, 0, 0);
+	assert_int_equal(moves_finish(&m, DIOH_FINISH_DURABLE), -EBADMSG);
+	moves_assert_error(&m, EBADMSG, PARSE, IMAGE, 0);
+	moves_end(&m, 1);
+	expect_whole_image();
+	restore();
+	close(other);
+}
+
 /* A raw file's holes are absent pages; what lies behind its end is none. */
 static void raw_cut_off_while_open(void **state)
 {
@@ -728,6 +754,7 @@ int main(void)
 		cmocka_unit_test(cut_off_while_open),
 		cmocka_unit_test(bitmap_damaged_while_open),
 		cmocka_unit_test(saved_over_while_open),
+		cmocka_unit_test(saved_over_before_finish),
 		cmocka_unit_test(raw_cut_off_while_open),
 		cmocka_unit_test(cut_off_before_finish),
 		cmocka_unit_test(what_is_too_new),
