@@ -431,7 +431,19 @@ static int check_seals(struct dioh_memory *memory, const struct dioh_place *plac
 	return 0;
 }
 
-static int check_selection(int fd, const struct dioh_place *place, struct dioh_error *err)
+/* Who saves it empties it first; a stream would go round in it. */
+static int check_not_image(const struct stat *st, const struct dioh_image *image, const struct dioh_place *place,
+                           const char *what, struct dioh_error *err)
+{
+	struct stat image_st;
+	int r = get_stat(image->header_fd, place, "image", &image_st, err);
+
+	if (r == 0 && same_file(st, &image_st))
+		r = dioh_error_set(err, EINVAL, place, "%s: it is the image itself", what);
+	return r;
+}
+
+static int check_selection(int fd, const struct dioh_image *image, const struct dioh_place *place, struct dioh_error *err)
 {
 	struct stat st;
 	int flags;
@@ -445,24 +457,22 @@ static int check_selection(int fd, const struct dioh_place *place, struct dioh_e
 		return dioh_error_set(err, EINVAL, place, "the selection: it is %s, not a memfd or file", kind_of(st.st_mode));
 	if ((flags & O_ACCMODE) == O_WRONLY)
 		return dioh_error_set(err, EBADF, place, "the selection: it is open write-only, and it must be read");
-	return 0;
+	return check_not_image(&st, image, place, "the selection", err);
 }
 
 static int check_memory_file(const struct dioh_msg_attach_memory *request, const struct dioh_image *image,
                              struct dioh_memory *memory, struct stat *st, const struct dioh_place *place,
                              const char *what, struct dioh_error *err)
 {
-	struct stat image_st;
 	int r = get_stat(memory->fd, place, what, st, err);
 
-	if (r == 0)
-		r = get_stat(image->header_fd, place, "image", &image_st, err);
 	if (r < 0)
 		return r;
 	if (!S_ISREG(st->st_mode))
 		return dioh_error_set(err, EINVAL, place, "%s: it is %s, not a memfd or file", what, kind_of(st->st_mode));
-	if (same_file(st, &image_st))
-		return dioh_error_set(err, EINVAL, place, "%s: it is the image itself", what);
+	r = check_not_image(st, image, place, what, err);
+	if (r < 0)
+		return r;
 	if (request->bytes > (uint64_t)st->st_size)
 		return dioh_error_set(err, ERANGE, place, "%s: it has %" PRIu64 " bytes, not the %" PRIu64 " announced", what,
 		                      (uint64_t)st->st_size, request->bytes);
@@ -495,7 +505,7 @@ int dioh_examine_memory(const struct dioh_msg_attach_memory *request, const int 
 		r = check_seals(&memory, place, what, load, &ret_reply->seals, err);
 	if (r == 0 && request->fds & DIOH_MEMORY_FD_SELECTION) {
 		memory.selection_fd = fds[1];
-		r = check_selection(memory.selection_fd, place, err);
+		r = check_selection(memory.selection_fd, image, place, err);
 	}
 	if (r < 0)
 		return r;
@@ -526,10 +536,10 @@ static bool is_stream_socket(int fd)
 	return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 && type == SOCK_STREAM;
 }
 
-int dioh_examine_stream(uint32_t stream, int fd, uint32_t direction, uint32_t *ret_kind, bool *ret_large_pipe,
+int dioh_examine_stream(uint32_t stream, int fd, const struct dioh_image *image, uint32_t *ret_kind, bool *ret_large_pipe,
                         struct dioh_error *err)
 {
-	const bool load = direction == DIOH_DIRECTION_LOAD;
+	const bool load = image->direction == DIOH_DIRECTION_LOAD;
 	const struct dioh_place *place = DIOH_PLACE(ATTACH, STREAM, stream, DIOH_OFFSET_NONE);
 	struct stat st;
 	char what[32];
@@ -554,6 +564,8 @@ int dioh_examine_stream(uint32_t stream, int fd, uint32_t direction, uint32_t *r
 	else
 		return dioh_error_set(err, EINVAL, place, "%s: it is %s, not a pipe, stream socket or file", what,
 		                      kind_of(st.st_mode));
-	*ret_large_pipe = dioh_enlarge_pipe(fd);
-	return 0;
+	r = check_not_image(&st, image, place, what, err);
+	if (r == 0)
+		*ret_large_pipe = dioh_enlarge_pipe(fd);
+	return r;
 }

@@ -36,7 +36,7 @@ bool dioh_enlarge_pipe(int fd);
  * Examines a stream's descriptor, and enlarges a pipe. `ret_kind`: enum dioh_stream_kind. `ret_large_pipe`: it is a pipe
  * and large now.
  */
-int dioh_examine_stream(uint32_t stream, int fd, uint32_t direction, uint32_t *ret_kind, bool *ret_large_pipe,
+int dioh_examine_stream(uint32_t stream, int fd, const struct dioh_image *image, uint32_t *ret_kind, bool *ret_large_pipe,
                         struct dioh_error *err);
 
 #endif

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -18,10 +19,13 @@
 
 void dioh_image_init(struct dioh_image *image)
 {
+	struct rlimit limit;
+
 	memset(image, 0, sizeof(*image));
 	image->header_fd = -1;
 	image->page_fd = -1;
 	image->directory_fd = -1;
+	image->limit_bytes = getrlimit(RLIMIT_FSIZE, &limit) == 0 ? limit.rlim_cur : RLIM_INFINITY;
 	pthread_mutex_init(&image->flag_lock, NULL);
 }
 
@@ -224,6 +228,17 @@ int dioh_image_size(struct dioh_image *image, uint64_t *ret_bytes, struct dioh_e
 		return dioh_error_errno(err, errno, PLACE(SIZE, DIOH_OFFSET_NONE), "image: fstat failed");
 	*ret_bytes = (uint64_t)st.st_size;
 	return 0;
+}
+
+int dioh_image_check_size(struct dioh_image *image, uint64_t bytes, struct dioh_error *err)
+{
+	if (image->kind == DIOH_IMAGE_BLOCK_DEVICE)
+		return 0;
+	/* Behind the file system's limit there is no position either. */
+	if (bytes <= image->limit_bytes && (dioh_image_seek(image, bytes, SEEK_SET) >= 0 || errno != EINVAL))
+		return 0;
+	return dioh_error_errno(err, EFBIG, PLACE(SIZE, bytes),
+	                        "image: it would have %" PRIu64 " bytes, nothing was written", bytes);
 }
 
 uint64_t dioh_image_free_bytes(struct dioh_image *image)

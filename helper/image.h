@@ -37,6 +37,7 @@ struct dioh_image {
 	uint32_t workers;
 	uint64_t base_offset;
 	uint64_t device_bytes; /* capacity of a block device */
+	uint64_t limit_bytes;  /* RLIMIT_FSIZE */
 	pthread_mutex_t flag_lock;
 	atomic_bool metadata_changed; /* size, owner, mode or label changed since the last full sync */
 	atomic_int sync_error;        /* errno: the kernel may have dropped dirty data: never call this image complete */
@@ -68,11 +69,17 @@ int dioh_image_resize(struct dioh_image *image, uint64_t bytes, struct dioh_erro
  */
 int dioh_image_extend(struct dioh_image *image, uint64_t start, uint64_t end, struct dioh_error *err);
 
-/* lseek(2), for SEEK_DATA and SEEK_HOLE. */
+/* lseek(2). Nobody relies on the position that it leaves. */
 off_t dioh_image_seek(struct dioh_image *image, uint64_t offset, int whence);
 
 /* Regular files: its size now; devices: the capacity. */
 int dioh_image_size(struct dioh_image *image, uint64_t *ret_bytes, struct dioh_error *err);
+
+/*
+ * Regular files: EFBIG, and nothing has been touched, if the file may not become so long: by the file system's limit, or by
+ * RLIMIT_FSIZE.
+ */
+int dioh_image_check_size(struct dioh_image *image, uint64_t bytes, struct dioh_error *err);
 
 /* What the file system still has for this file, its present blocks included; UINT64_MAX: not known. */
 uint64_t dioh_image_free_bytes(struct dioh_image *image);

@@ -10,6 +10,7 @@
 #include "align.h"
 #include "clock.h"
 #include "layout_mapped_ram.h"
+#include "layout_record.h"
 #include "pages.h"
 
 #define PLACE(op, offset) DIOH_PLACE(op, IMAGE, 0, offset)
@@ -56,8 +57,8 @@ int dioh_layout_check_room(const struct dioh_image_layout *layout, uint64_t need
 {
 	const uint64_t available = dioh_image_free_bytes(layout->image);
 
-	if (needed_bytes <= available)
-		return 0;
+	if (needed_bytes <= available) /* what is continued has its size */
+		return layout->kept ? 0 : dioh_image_check_size(layout->image, dioh_layout_at(layout, layout->image_bytes), err);
 	return dioh_error_set(err, ENOSPC, PLACE(SIZE, DIOH_OFFSET_NONE),
 	                      "image: it needs at least %" PRIu64 " bytes, and there is room for %" PRIu64
 	                      ": nothing was written", needed_bytes, available);
@@ -281,6 +282,8 @@ int dioh_layout_read_header(struct dioh_image_layout *layout, void *bytes, uint6
 
 	count = dioh_min(count, there);
 	r = dioh_image_pread(layout->image, bytes, count, dioh_layout_at(layout, layout->header_offset + offset), err);
+	if (r == 0)
+		r = dioh_record_check_unchanged(layout, err);
 	if (r == 0)
 		*ret_count = count;
 	return r;

@@ -144,7 +144,10 @@ static inline uint64_t dioh_layout_at(const struct dioh_image_layout *layout, ui
 /* The image's length in its file, as far as the file goes now. */
 int dioh_layout_file_bytes(struct dioh_image_layout *layout, uint64_t *ret_bytes, struct dioh_error *err);
 
-/* The preflight: ENOSPC, and nothing has been written, if so many bytes are surely not to be had. */
+/*
+ * The preflight: ENOSPC, and nothing has been written, if so many bytes are surely not to be had; EFBIG, if a file may not become
+ * as long as the image will be.
+ */
 int dioh_layout_check_room(const struct dioh_image_layout *layout, uint64_t needed_bytes, struct dioh_error *err);
 
 /* For creates: what stands there, if anything, is durably no complete image any more. */

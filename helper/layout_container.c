@@ -173,8 +173,10 @@ static int container_add_extent(struct dioh_image_layout *layout, struct dioh_st
 static int container_commit(struct dioh_image_layout *layout, struct dioh_commit *commit, struct dioh_error *err)
 {
 	const bool written = commit->mode == DIOH_FINISH_WRITTEN;
-	int r = dioh_layout_patch_header(layout, commit, err);
+	int r = dioh_record_check_ours(layout, err);
 
+	if (r == 0)
+		r = dioh_layout_patch_header(layout, commit, err);
 	if (r == 0)
 		r = dioh_record_write_tables(layout, err);
 	if (r == 0 && layout->image->kind == DIOH_IMAGE_REGULAR)

@@ -447,8 +447,10 @@ static int write_magic(struct dioh_image_layout *layout, struct dioh_error *err)
 static int mapped_ram_commit(struct dioh_image_layout *layout, struct dioh_commit *commit, struct dioh_error *err)
 {
 	const bool written = commit->mode == DIOH_FINISH_WRITTEN;
-	int r = dioh_record_write_tables(layout, err);
+	int r = dioh_record_check_ours(layout, err);
 
+	if (r == 0)
+		r = dioh_record_write_tables(layout, err);
 	if (r == 0 && layout->image->kind == DIOH_IMAGE_REGULAR)
 		r = dioh_image_resize(layout->image, dioh_layout_at(layout, layout->head.image_bytes), err);
 	if (r == 0)
@@ -480,7 +482,7 @@ const struct dioh_layout_ops dioh_layout_mapped_ram = {
 	.create = mapped_ram_create,
 	.open = dioh_mapped_ram_open,
 	.store_tables = dioh_record_store_tables,
-	.load_tables = dioh_record_load_tables,
+	.load_tables = dioh_mapped_ram_load_tables,
 	.add_extent = mapped_ram_add_extent,
 	.store_extent = dioh_record_store_extent,
 	.load_extent = dioh_record_load_extent,

@@ -212,6 +212,19 @@ static int seek_image(struct dioh_image_layout *layout, uint64_t at, int whence,
 	return 0;
 }
 
+/* Behind its end a file has no data either: that is no absent page. */
+static int check_end(struct dioh_image_layout *layout, uint64_t end, struct dioh_error *err)
+{
+	uint64_t file_bytes;
+	int r = dioh_layout_file_bytes(layout, &file_bytes, err);
+
+	if (r == 0 && end > file_bytes)
+		r = dioh_error_set(err, EBADMSG, PLACE(READ, dioh_layout_at(layout, file_bytes)),
+		                   "image: it ends at %" PRIu64 ", inside a region: it is truncated",
+		                   dioh_layout_at(layout, file_bytes));
+	return r;
+}
+
 /* Present is what the file has data for; everything, on a device. */
 static int raw_load_tables(struct dioh_image_layout *layout, struct dioh_tables *tables, struct dioh_error *err)
 {
@@ -242,7 +255,7 @@ static int raw_load_tables(struct dioh_image_layout *layout, struct dioh_tables 
 		dioh_bits_fill(tables->bitmap, (data - start) / DIOH_PAGE_BYTES, (hole - data) / DIOH_PAGE_BYTES, true);
 		at = hole;
 	}
-	return 0;
+	return check_end(layout, record->pages_offset + first + bytes, err);
 }
 
 /* ---- streams: one extent each, of whatever length, without checksums ---- */

@@ -79,6 +79,27 @@ int dioh_record_write_head(struct dioh_image_layout *layout, uint32_t state, str
 	return dioh_image_pwrite(layout->image, &layout->head, sizeof(layout->head), dioh_layout_at(layout, layout->record_offset), err);
 }
 
+/* ---- is it still the same image? ---- */
+
+int dioh_record_check_ours(struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	struct dioh_record_head head;
+	int r = dioh_image_pread(layout->image, &head, sizeof(head), dioh_layout_at(layout, layout->record_offset), err);
+
+	if (r == 0 && memcmp(&head, &layout->head, sizeof(head)) != 0)
+		r = dioh_error_set(err, EBADMSG, PLACE(PARSE, layout->record_offset),
+		                   "image: its head has changed: something else was saved into it meanwhile");
+	return r;
+}
+
+int dioh_record_check_unchanged(struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	/* One that is being made may change; QEMU's own have no record. */
+	if (layout->state == DIOH_STATE_PARTIAL || !layout->head.magic[0])
+		return 0;
+	return dioh_record_check_ours(layout, err);
+}
+
 /* ---- continuing ---- */
 
 static bool is_same_area(const struct dioh_record_area *a, const struct dioh_record_area *b)
@@ -210,14 +231,15 @@ int dioh_record_load_tables(struct dioh_image_layout *layout, struct dioh_tables
 	struct table_range range = table_range(layout, &record->bitmap, tables, DIOH_CHUNK_BITMAP_BYTES);
 	int r;
 
+	if (!(record->flags & DIOH_REGION_CHECKSUMS))
+		tables->checksums = NULL;
 	memset(tables->bitmap, 0, tables->chunks * DIOH_CHUNK_BITMAP_BYTES);
 	r = dioh_image_pread(layout->image, tables->bitmap, range.bytes, range.offset, err);
-	if (r < 0 || !(record->flags & DIOH_REGION_CHECKSUMS) || !tables->checksums) {
-		tables->checksums = NULL;
-		return r;
+	if (r == 0 && tables->checksums) {
+		range = table_range(layout, &record->checksums, tables, sizeof(uint32_t));
+		r = dioh_image_pread(layout->image, tables->checksums, range.bytes, range.offset, err);
 	}
-	range = table_range(layout, &record->checksums, tables, sizeof(uint32_t));
-	return dioh_image_pread(layout->image, tables->checksums, range.bytes, range.offset, err);
+	return r < 0 ? r : dioh_record_check_unchanged(layout, err);
 }
 
 /* ---- stream extents ---- */

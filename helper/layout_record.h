@@ -31,6 +31,18 @@ int dioh_record_write_tables(struct dioh_image_layout *layout, struct dioh_error
 /* Reads and checks head, tables and areas, as `flags` (enum dioh_open_flag) permit; fills in the layout but for `ready`. */
 int dioh_record_open(struct dioh_image_layout *layout, uint32_t flags, struct dioh_error *err);
 
+/*
+ * For loads, behind a read of what open() has checked: EBADMSG if the head is not that of open() any more. A save takes it away
+ * before it touches anything else, so what was read while it stood is this image's. (Empty tables would be a guest of zeros.)
+ */
+int dioh_record_check_unchanged(struct dioh_image_layout *layout, struct dioh_error *err);
+
+/*
+ * For commits, first of all: EBADMSG if the head is not the one that we have written. What another save has put there is not to
+ * be called complete by us, nor to be touched. (One of the same description that has not ended looks like ours.)
+ */
+int dioh_record_check_ours(struct dioh_image_layout *layout, struct dioh_error *err);
+
 /* Operations of struct dioh_layout_ops. */
 int dioh_record_store_tables(struct dioh_image_layout *layout, const struct dioh_tables *tables,
                              struct dioh_error *err);

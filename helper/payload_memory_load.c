@@ -285,10 +285,22 @@ static unsigned absent_chunks(const struct span *span, uint64_t at)
 	return chunk - first;
 }
 
+/* Of nothing the checksum is 0. */
+static void check_absent(struct memory_transfer *t, const struct span *span, unsigned chunks)
+{
+	const uint32_t *stored = span->tables.checksums;
+	const unsigned first = dioh_span_page(span, t->cursor) / DIOH_CHUNK_PAGES;
+
+	for (unsigned i = 0; stored && i < chunks && !t->base.failed; i++)
+		if (stored[first + i] != 0)
+			fail_checksum(t, t->cursor + i * DIOH_CHUNK_BYTES, 0, stored[first + i]);
+}
+
 static void skip_absent(struct memory_transfer *t, struct span *span, unsigned chunks)
 {
 	uint64_t bytes = dioh_min((uint64_t)chunks * DIOH_CHUNK_BYTES, span->first + span->bytes - t->cursor);
 
+	check_absent(t, span, chunks);
 	erase_absent(t, span, t->cursor, (unsigned)(bytes / DIOH_PAGE_BYTES));
 	t->base.figures.hole_bytes += bytes;
 	atomic_fetch_add_explicit(&t->base.done_bytes, bytes, memory_order_relaxed);

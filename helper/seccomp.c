@@ -62,7 +62,7 @@ static const struct allowed allowed[] = {
 	FOR("fstat", ALL, "image.c, memory.c", "sizes now"),
 	FOR("newfstatat", ALL, "image.c, memory.c", "fstat, where the C library has it so"),
 	FOR("fstatfs", ALL, "image.c", "room left for the preflight"),
-	FOR("lseek", ALL, "memory.c, image.c", "finding data and holes"),
+	FOR("lseek", ALL, "memory.c, image.c", "finding data and holes; how long a file may become"),
 	FOR("close", ALL, "stream_port.c", "a stream's end"),
 	IF("fcntl", ALL, 1, WHOLE, F_GETFL, "image.c, dropin.c", "heads and tails of a lone O_DIRECT descriptor"),
 	IF("fcntl", ALL, 1, WHOLE, F_SETFL, "image.c, dropin.c", "the same"),

@@ -161,8 +161,7 @@ int dioh_on_attach_stream(struct dioh_session_state *session, struct dioh_messag
 	if (stream->known)
 		return dioh_error_set(err, EEXIST, PROTOCOL_PLACE, "ATTACH_STREAM: number %" PRIu32 " is taken",
 		                      request->stream);
-	r = dioh_examine_stream(request->stream, message->fds[0], session->image.direction, &reply.kind, &stream->large_pipe,
-	                        err);
+	r = dioh_examine_stream(request->stream, message->fds[0], &session->image, &reply.kind, &stream->large_pipe, err);
 	if (r < 0)
 		return r;
 	stream->fd = message->fds[0];

@@ -667,6 +667,7 @@ static void selection_of_wrong_kind(void **state)
 	refuse_selection(&m, open_path("/dev/zero", O_RDONLY), EINVAL, "selection: it is a character device");
 	refuse_selection(&m, open_path("/", O_PATH), EBADF, "selection");
 	refuse_selection(&m, open_file("bits", O_WRONLY), EBADF, "selection");
+	refuse_selection(&m, open_path(fixture_path("image"), O_RDONLY), EINVAL, "selection: it is the image itself");
 	stop(&m);
 	close(ends[1]);
 }
@@ -718,6 +719,7 @@ static void streams_of_wrong_kind(void **state)
 		refuse_stream(&m, 7, open_path("/dev/null", O_RDWR), EINVAL, "stream 7: it is a character device");
 		refuse_stream(&m, 7, new_socket(SOCK_DGRAM), EINVAL, "stream 7: it is a socket");
 		refuse_stream(&m, 7, new_socket(SOCK_SEQPACKET), EINVAL, "stream 7: it is a socket");
+		refuse_stream(&m, 7, open_path(fixture_path("image"), O_RDWR), EINVAL, "stream 7: it is the image itself");
 		refuse_stream(&m, DIOH_STREAMS_MAX, new_socket(SOCK_STREAM), EINVAL, "stream 64");
 		accept_stream(&m, 7, new_socket(SOCK_STREAM), DIOH_STREAM_SOCKET);
 		refuse_stream(&m, 7, new_socket(SOCK_STREAM), EEXIST, "taken");

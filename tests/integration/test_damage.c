@@ -463,6 +463,107 @@ static void cut_off_while_open(void **state)
 	restore();
 }
 
+/* Without its bits a chunk is not one of zeros. */
+static void bitmap_damaged_while_open(void **state)
+{
+	struct looker l;
+
+	(void)state;
+	look(&l);
+	must(open_again(&l, 0), &l.m.err);
+	for (unsigned i = 0; i < DIOH_CHUNK_BITMAP_BYTES; i++)
+		poke(image.regions[0].bitmap.offset + DIOH_CHUNK_BITMAP_BYTES + i, 0);
+	assert_int_equal(moves_region(&l.m, REGION_A, 0), -EBADMSG);
+	moves_assert_error(&l.m, EBADMSG, CHECKSUM, REGION, REGION_A);
+	assert_int_equal(l.m.err.offset, MIB);
+	look_away(&l);
+	restore();
+}
+
+static void expect_changed(struct looker *l)
+{
+	uint8_t header[HEADER_BYTES];
+	uint64_t count;
+
+	assert_int_equal(moves_region(&l->m, REGION_A, 0), -EBADMSG);
+	moves_assert_error(&l->m, EBADMSG, PARSE, IMAGE, 0);
+	assert_int_equal(dioh_read_header(l->m.session, 0, header, sizeof(header), &count, &l->m.err), -EBADMSG);
+	moves_assert_error(&l->m, EBADMSG, PARSE, IMAGE, 0);
+}
+
+/* Its tables are empty first: what was opened before is not a guest of zeros for that, nor is it the new one. */
+static void saved_over_while_open(void **state)
+{
+	struct looker l;
+	struct moves m;
+
+	(void)state;
+	look(&l);
+	must(open_again(&l, 0), &l.m.err);
+	describe(&m);
+	moves_start(&m, SAVE);
+	moves_attach(&m, REGION_A, image.memory_a, -1);
+	moves_attach(&m, REGION_B, image.memory_b, -1);
+	moves_attach_stream(&m, 0, stream_source());
+	must(moves_create(&m), &m.err);
+	expect_changed(&l);
+	must(moves_region(&m, REGION_A, 0), &m.err);
+	must(moves_region(&m, REGION_B, DIOH_TRANSFER_NO_CHECKSUM), &m.err); /* else it is the same image again */
+	must(moves_wait(&m, moves_begin_stream(&m, 0, STREAM, 0)), &m.err);
+	must(moves_finish(&m, DIOH_FINISH_DURABLE), &m.err);
+	moves_end(&m, 0);
+	expect_changed(&l);
+	moves_assert_alive(&l.m);
+	look_away(&l);
+	restore();
+}
+
+/* Another save came between, and has ended: its image is not called ours, nor touched. */
+static void saved_over_before_finish(void **state)
+{
+	int other = must_memfd("other", BYTES_A, 0);
+	struct moves m;
+
+	(void)state;
+	must_fill(other, 0, BYTES_A, 77);
+	describe(&m);
+	moves_start(&m, SAVE);
+	moves_attach(&m, REGION_A, other, -1);
+	moves_attach(&m, REGION_B, image.memory_b, -1);
+	moves_attach_stream(&m, 0, stream_source());
+	must(moves_create(&m), &m.err);
+	must(moves_region(&m, REGION_A, 0), &m.err);
+	must(moves_region(&m, REGION_B, 0), &m.err);
+	must(moves_wait(&m, moves_begin_stream(&m, 0, STREAM, 0)), &m.err);
+	save_image(DIOH_FINISH_DURABLE, 0, 0);
+	assert_int_equal(moves_finish(&m, DIOH_FINISH_DURABLE), -EBADMSG);
+	moves_assert_error(&m, EBADMSG, PARSE, IMAGE, 0);
+	moves_end(&m, 1);
+	expect_whole_image();
+	restore();
+	close(other);
+}
+
+/* A raw file's holes are absent pages; what lies behind its end is none. */
+static void raw_cut_off_while_open(void **state)
+{
+	const char *path = fixture_path("raw");
+	int memory = must_memfd("memory", BYTES_A, 0);
+	struct moves m = MOVES(WAY_RAW, path);
+
+	(void)state;
+	must_save_all(&WAY_RAW, path, &image.memory_a, 1, 0);
+	moves_add_region(&m, 0, BYTES_A);
+	moves_start(&m, LOAD);
+	moves_attach(&m, 0, memory, -1);
+	must(moves_open(&m, 0), &m.err);
+	assert_int_equal(truncate(path, PAGE), 0);
+	assert_int_equal(moves_region(&m, 0, 0), -EBADMSG);
+	moves_assert_error(&m, EBADMSG, READ, IMAGE, 0);
+	moves_end(&m, 0);
+	close(memory);
+}
+
 /* The image shrinks while it is made: FINISH reads its tables once more, to sum them. */
 static void cut_off_before_finish(void **state)
 {
@@ -651,6 +752,10 @@ int main(void)
 		cmocka_unit_test(what_means_nothing_is_ignored),
 		cmocka_unit_test(cut_off_at_each_boundary),
 		cmocka_unit_test(cut_off_while_open),
+		cmocka_unit_test(bitmap_damaged_while_open),
+		cmocka_unit_test(saved_over_while_open),
+		cmocka_unit_test(saved_over_before_finish),
+		cmocka_unit_test(raw_cut_off_while_open),
 		cmocka_unit_test(cut_off_before_finish),
 		cmocka_unit_test(what_is_too_new),
 		cmocka_unit_test(killed_over_an_older_image),

@@ -990,6 +990,28 @@ def test_mapped_ram_of_qemu(directory):
         check_equal(stream, qemu_stream.residual_stream(shared, QEMU_STATE), "a stream without pc.ram's pages")
 
 
+def test_mapped_ram_saved_over(directory):
+    """What a save has emptied while it was open is not a guest of zeros."""
+    path, memory = os.path.join(directory, "mapped-ram-saved-over"), Memory(RAM.bytes)
+    pieces, _ = qemu_stream.image((PC_RAM._replace(pages=present(RAM_PAGES)), VGA_RAM), LIBVIRT_AFTER, 0, QEMU_STATE)
+    qemu_stream.write_pieces(path, pieces)
+    with ImageFile(path, False, True) as image, Session(HELPER) as session, Session(HELPER) as other:
+        session.hello(offered=0xFF)
+        attach(session, image, manager.LOAD)
+        session.attach_memory(0, memory.fd)
+        session.seal()
+        session.open_image()
+        with ImageFile(path, True, False) as again:
+            other.hello()
+            attach(other, again, manager.SAVE)
+            other.seal()
+            other.create_image(manager.CONTAINER, 1, 0, 0)
+            other.put_table([RAM._replace(bytes=64 * MIB)])  # it is no shorter for that
+        error = session.wait(session.load_memory(0, 0, RAM.bytes)).error
+        check_equal((error.code, error.operation), (EBADMSG, manager.OPERATION_PARSE), f"COMPLETE: {error}")
+    memory.close()
+
+
 def test_mapped_ram_refusals(directory):
     """Streams and tables that do not fit each other; and before anything has been understood nothing is touched."""
     path, old = os.path.join(directory, "mapped-ram-refused"), b"an older image" * 1000
@@ -1166,9 +1188,9 @@ def check_partial(fd):
 
 
 TESTS = (test_worked_example, test_hello_bytes, test_broken, test_features_and_versions, test_refusals, test_container,
-         test_python_image, test_mapped_ram, test_mapped_ram_of_qemu, test_mapped_ram_refusals, test_mapped_ram_rules,
-         test_states, test_damage, test_rules, test_raw, test_written_selection, test_cancel, test_late_request,
-         test_refused_attachment, test_sigbus)
+         test_python_image, test_mapped_ram, test_mapped_ram_of_qemu, test_mapped_ram_saved_over,
+         test_mapped_ram_refusals, test_mapped_ram_rules, test_states, test_damage, test_rules, test_raw,
+         test_written_selection, test_cancel, test_late_request, test_refused_attachment, test_sigbus)
 
 
 def run(directory):

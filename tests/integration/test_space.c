@@ -53,12 +53,15 @@ static void no_image(const struct way *way, const char *path)
 	moves_end(&m, 0);
 }
 
+/* An older image stays, as long as it is known beforehand. */
 static void fixed_part(const struct way *way)
 {
 	int memory = must_memfd("memory", 8 * MIB, 0);
+	int old = must_memfd("old", MIB, 0), loaded = must_memfd("loaded", MIB, 0);
 	struct moves m = MOVES(*way, fixture_path("fixed"));
 
-	unlink(m.path);
+	must_fill(old, 0, MIB, 1);
+	must_save_all(way, m.path, &old, 1, 0);
 	moves_add_region(&m, 0, 8 * MIB);
 	start_limited(&m, 4 * MIB);
 	moves_attach(&m, 0, memory, -1);
@@ -68,8 +71,11 @@ static void fixed_part(const struct way *way)
 	assert_non_null(strstr(m.err.text, "image"));
 	moves_assert_alive(&m);
 	moves_end(&m, 1);
-	no_image(way, m.path);
+	must_load_all(way, m.path, &loaded, 1, 0);
+	assert_true(same_bytes(old, loaded));
 	close(memory);
+	close(old);
+	close(loaded);
 }
 
 static void the_fixed_part_is_too_large(void **state)
