@@ -4,10 +4,10 @@
  * recorder in front of its engine and its system calls (faulty_engine.c), writes down what it tells the disk. What it had
  * under way when a sync began counts as not durable: no disk promises more. power_cut.h makes of it what may be left.
  *
- * Each layout, into nothing and over each older image, all engines in turn. Behind all of it stands the directory's sync.
+ * Each layout, into nothing and over older images of its own and of another, all engines in turn. Behind all of it stands the directory's sync.
  * DIOH_SEED: which disks. test_root_powercut.c asks a disk instead, and has block devices, too.
  */
-/* timeout: 180 */
+/* timeout: 120 */
 #define _GNU_SOURCE
 #include <setjmp.h>
 #include <stdarg.h>
@@ -24,7 +24,7 @@
 
 #include "power_cut.h"
 
-#define BY_CHANCE 4u /* in each case */
+#define BY_CHANCE 8u /* in each case */
 
 static struct power_cut now;
 static char recorder[512], helper[512], image[512];
@@ -99,10 +99,14 @@ static struct way some_way(void)
 static void power_cuts(uint32_t layout)
 {
 	now.layout = layout;
-	for (now.before = DIOH_LAYOUT_DETECT; now.before <= DIOH_LAYOUT_MAPPED_RAM; now.before++) {
+	const uint32_t other = layout == DIOH_LAYOUT_RAW ? DIOH_LAYOUT_MAPPED_RAM : DIOH_LAYOUT_RAW;
+	const uint32_t before[] = { DIOH_LAYOUT_DETECT, layout, other };
+
+	for (unsigned i = 0; i < sizeof(before) / sizeof(before[0]); i++) {
+		now.before = before[i];
 		record_save(some_way());
 		now.fd = must_open(now.path, O_RDWR | O_CREAT | O_TRUNC);
-		power_cut_run(&now, BY_CHANCE, test_seed() + 4 * layout + now.before);
+		power_cut_run(&now, BY_CHANCE, test_seed() + 4 * layout + i);
 		close(now.fd);
 		power_cut_summary(&now);
 	}
