@@ -4,8 +4,8 @@
  * recorder in front of its engine and its system calls (faulty_engine.c), writes down what it tells the disk. What it had
  * under way when a sync began counts as not durable: no disk promises more. power_cut.h makes of it what may be left.
  *
- * Each layout, into nothing and over older images of its own and of another, all engines in turn. Behind all of it stands the directory's sync.
- * DIOH_SEED: which disks. test_root_powercut.c asks a disk instead, and has block devices, too.
+ * Each layout, into nothing and over older images of its own and of another, all engines in turn. Behind all of it stands
+ * the directory's sync. DIOH_SEED: which disks. test_root_powercut.c asks a disk instead, and has block devices, too.
  */
 /* timeout: 120 */
 #define _GNU_SOURCE
