@@ -171,14 +171,25 @@ static void hangs_in_stream(uint32_t direction)
 	hangs_in(direction == SAVE ? DIOH_MSG_SAVE_STREAM : DIOH_MSG_LOAD_STREAM, &what, sizeof(what));
 }
 
-/* Whether the kernel lets go of it before the file answers is not its own to say; that it does not wait any more is. */
+static bool is_gone(void)
+{
+	siginfo_t info = { 0 };
+
+	assert_int_equal(waitid(P_PID, (id_t)m.pid, &info, WEXITED | WNOHANG | WNOWAIT), 0);
+	return info.si_pid != 0;
+}
+
+/*
+ * Whether the kernel lets go of it before the file answers is not its own to say; that it does not wait any more is. It needs
+ * to say nothing where the kernel could take the I/O back.
+ */
 static void helper_goes(const char *text)
 {
 	char said[512] = "";
 	int status;
 
 	raw_hang_up(&m);
-	while (!strstr(said, text))
+	while (!strstr(said, text) && !is_gone())
 		if (pread(messages, said, sizeof(said) - 1, 0) <= 0)
 			(void)poll(NULL, 0, 10);
 	fuse_file_release(file, 0);
