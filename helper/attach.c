@@ -75,7 +75,8 @@ static int get_flags(int fd, const struct dioh_place *place, const char *what, i
 static int get_stat(int fd, const struct dioh_place *place, const char *what, struct stat *ret_st,
                     struct dioh_error *err)
 {
-	if (fstat(fd, ret_st) < 0)
+	/* A file system may be interrupted: by work that an io_uring has left for this thread. */
+	if (TEMP_FAILURE_RETRY(fstat(fd, ret_st)) < 0)
 		return dioh_error_errno(err, errno, place, "%s: fstat failed", what);
 	return 0;
 }
@@ -408,7 +409,7 @@ static int find_memory_kind(struct dioh_memory *memory, const struct dioh_place 
 {
 	struct statfs fs;
 
-	if (fstatfs(memory->fd, &fs) < 0)
+	if (TEMP_FAILURE_RETRY(fstatfs(memory->fd, &fs)) < 0)
 		return dioh_error_errno(err, errno, place, "%s: fstatfs failed", what);
 	memory->page_bytes = DIOH_PAGE_BYTES;
 	if (fs.f_type == HUGETLBFS_MAGIC) {

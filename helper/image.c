@@ -213,7 +213,7 @@ int dioh_image_extend(struct dioh_image *image, uint64_t start, uint64_t end, st
 
 off_t dioh_image_seek(struct dioh_image *image, uint64_t offset, int whence)
 {
-	return timed(image, lseek(image->header_fd, (off_t)offset, whence));
+	return timed(image, TEMP_FAILURE_RETRY(lseek(image->header_fd, (off_t)offset, whence)));
 }
 
 int dioh_image_size(struct dioh_image *image, uint64_t *ret_bytes, struct dioh_error *err)
@@ -224,7 +224,7 @@ int dioh_image_size(struct dioh_image *image, uint64_t *ret_bytes, struct dioh_e
 		*ret_bytes = image->device_bytes;
 		return 0;
 	}
-	if (timed(image, fstat(image->header_fd, &st)) < 0)
+	if (timed(image, TEMP_FAILURE_RETRY(fstat(image->header_fd, &st))) < 0)
 		return dioh_error_errno(err, errno, PLACE(SIZE, DIOH_OFFSET_NONE), "image: fstat failed");
 	*ret_bytes = (uint64_t)st.st_size;
 	return 0;

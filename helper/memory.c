@@ -26,7 +26,7 @@ int dioh_memory_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, str
 {
 	struct stat st;
 
-	if (fstat(memory->fd, &st) < 0)
+	if (TEMP_FAILURE_RETRY(fstat(memory->fd, &st)) < 0)
 		return dioh_error_errno(err, errno, PLACE(SEEK, DIOH_OFFSET_NONE), "memory %" PRIu32 ": fstat failed",
 		                        memory->number);
 	*ret_bytes = (uint64_t)st.st_size;
@@ -37,7 +37,7 @@ int dioh_memory_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, str
 
 static int seek(const struct dioh_memory *memory, uint64_t offset, int whence, uint64_t *ret, struct dioh_error *err)
 {
-	off_t found = lseek(memory->fd, (off_t)offset, whence);
+	off_t found = TEMP_FAILURE_RETRY(lseek(memory->fd, (off_t)offset, whence));
 
 	if (found < 0 && errno == ENXIO) { /* no data from here to the end */
 		*ret = DIOH_OFFSET_NONE;

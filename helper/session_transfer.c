@@ -143,7 +143,7 @@ static int check_selection_range(const struct dioh_memory *memory, const struct 
 
 	if (!(what->flags & DIOH_TRANSFER_SELECTION))
 		return 0;
-	if (fstat(memory->selection_fd, &st) < 0)
+	if (TEMP_FAILURE_RETRY(fstat(memory->selection_fd, &st)) < 0)
 		return dioh_error_errno(err, errno, DIOH_PLACE(SEEK, MEMORY, what->memory, DIOH_OFFSET_NONE),
 		                        "memory %" PRIu32 ": fstat of its selection failed", what->memory);
 	if ((uint64_t)st.st_size < dioh_div_up(pages, 8))

@@ -21,10 +21,16 @@
  *   erase      of memory no more than INDEX bytes can be erased at once
  *   parts      there is no memory for a memory transfer's part number INDEX, of all that are asked for
  *
- * That it came to that is said on standard error.
+ *   sync       fsync(2) or fdatasync(2) number INDEX, of the image or its directory, tells of EIO
+ *   header     the header path's write number INDEX does
+ *
+ * That it came to that is said on standard error. Or nothing is wrong, and there stands what a save tells its disk:
+ *
+ *   record     each struct fuse_step, and what was written: I/Os when they are done, syncs before they begin
  */
 /* LDFLAGS: -Wl,--wrap=dioh_engine_find,--wrap=sync_file_range,--wrap=fallocate64,--wrap=dioh_payload_memory,--wrap=dioh_memory_erase */
 /* LDFLAGS: -Wl,--wrap=io_uring_queue_init_params,--wrap=io_setup */
+/* LDFLAGS: -Wl,--wrap=pwrite64,--wrap=ftruncate64,--wrap=fsync,--wrap=fdatasync */
 int helper_main(int argc, char **argv);
 
 #define main helper_main
@@ -34,10 +40,15 @@ int helper_main(int argc, char **argv);
 #include <fcntl.h>
 #include <libaio.h>
 #include <liburing.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
 
 #include "engine.h"
+#include "fuse_file.h"
 #include "memory.h"
 #include "payload.h"
 
@@ -47,9 +58,10 @@ const struct dioh_engine_ops *__real_dioh_engine_find(uint32_t id);
 #define PROBE_DEPTH_MAX 4
 
 static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "nothing", "reorder", "writeback", "badmsg",
-	                             "punch", "ring", "aio", "parts", "erase", "broken" };
+	                             "punch", "ring", "aio", "parts", "erase", "broken", "sync", "header",
+	                             "record" };
 enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, WRITEBACK, BADMSG, PUNCH, RING, AIO, PARTS, ERASE,
-	    BROKEN, KINDS };
+	    BROKEN, SYNC, HEADER, RECORD, KINDS };
 
 static struct {
 	enum kind kind;
@@ -88,6 +100,38 @@ static void read_fault(void)
 		if (strlen(kinds[i]) == (size_t)(colon - wish) && strncmp(wish, kinds[i], strlen(kinds[i])) == 0)
 			fault.kind = i;
 	fault.index = colon ? strtoul(colon + 1, NULL, 10) : 0;
+}
+
+/* ---- the record ---- */
+
+static void must_write(const void *bytes, size_t count)
+{
+	if (write(STDERR_FILENO, bytes, count) != (ssize_t)count)
+		abort(); /* half a record proves nothing */
+}
+
+static void record(struct fuse_step step, const struct iovec *iov)
+{
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	uint64_t left = iov ? step.bytes : 0;
+
+	if (fault.kind != RECORD)
+		return;
+	pthread_mutex_lock(&lock);
+	must_write(&step, sizeof(step));
+	for (; left > 0; iov++) {
+		const size_t n = iov->iov_len < left ? iov->iov_len : left;
+
+		must_write(iov->iov_base, n);
+		left -= n;
+	}
+	pthread_mutex_unlock(&lock);
+}
+
+static void record_io(const struct dioh_io *io)
+{
+	if (io->write && !io->stream && io->result > 0)
+		record((struct fuse_step){ .opcode = FUSE_WRITE, .offset = io->offset, .bytes = (uint64_t)io->result }, io->iov);
 }
 
 /* ---- the engine ---- */
@@ -188,6 +232,7 @@ static void keep(struct faulty *f, struct dioh_io *completed)
 	while (completed) {
 		struct dioh_io *next = completed->engine_next;
 
+		record_io(completed);
 		mend(f, completed);
 		completed->engine_next = f->kept;
 		f->kept = completed;
@@ -288,8 +333,13 @@ int __wrap_fallocate64(int fd, int mode, off64_t offset, off64_t bytes);
 
 int __wrap_fallocate64(int fd, int mode, off64_t offset, off64_t bytes)
 {
-	if (fault.kind != PUNCH || !(mode & FALLOC_FL_PUNCH_HOLE))
-		return __real_fallocate64(fd, mode, offset, bytes);
+	if (fault.kind != PUNCH || !(mode & FALLOC_FL_PUNCH_HOLE)) {
+		int r = __real_fallocate64(fd, mode, offset, bytes);
+
+		if (r == 0)
+			record((struct fuse_step){ FUSE_FALLOCATE, (uint32_t)mode, (uint64_t)offset, (uint64_t)bytes, NULL }, NULL);
+		return r;
+	}
 	say_hit();
 	errno = EOPNOTSUPP;
 	return -1;
@@ -321,6 +371,70 @@ int __wrap_io_setup(int depth, io_context_t *ret_context)
 		return __real_io_setup(depth, ret_context);
 	say_hit();
 	return -EAGAIN;
+}
+
+int __real_ftruncate64(int fd, off64_t bytes);
+int __wrap_ftruncate64(int fd, off64_t bytes);
+
+int __wrap_ftruncate64(int fd, off64_t bytes)
+{
+	int r = __real_ftruncate64(fd, bytes);
+
+	if (r == 0)
+		record((struct fuse_step){ .opcode = FUSE_SETATTR, .offset = (uint64_t)bytes }, NULL);
+	return r;
+}
+
+/* Call number INDEX, counted together: the header path's are all one thread's at a time. */
+static bool fails(enum kind kind)
+{
+	static atomic_ulong calls;
+
+	if (fault.kind != kind || atomic_fetch_add(&calls, 1) != fault.index)
+		return false;
+	say_hit();
+	errno = EIO;
+	return true;
+}
+
+/* In a save nothing else is written so. */
+ssize_t __real_pwrite64(int fd, const void *bytes, size_t count, off64_t offset);
+ssize_t __wrap_pwrite64(int fd, const void *bytes, size_t count, off64_t offset);
+
+ssize_t __wrap_pwrite64(int fd, const void *bytes, size_t count, off64_t offset)
+{
+	ssize_t n = fails(HEADER) ? -1 : __real_pwrite64(fd, bytes, count, offset);
+
+	if (n > 0)
+		record((struct fuse_step){ .opcode = FUSE_WRITE, .offset = (uint64_t)offset, .bytes = (uint64_t)n },
+		       &(struct iovec){ (void *)(uintptr_t)bytes, (size_t)n });
+	return n;
+}
+
+static void record_sync(int fd, uint32_t flags)
+{
+	struct stat st;
+
+	if (fault.kind == RECORD && fstat(fd, &st) == 0)
+		record((struct fuse_step){ .opcode = S_ISDIR(st.st_mode) ? FUSE_FSYNCDIR : FUSE_FSYNC, .flags = flags }, NULL);
+}
+
+int __real_fsync(int fd);
+int __wrap_fsync(int fd);
+
+int __wrap_fsync(int fd)
+{
+	record_sync(fd, 0);
+	return fails(SYNC) ? -1 : __real_fsync(fd);
+}
+
+int __real_fdatasync(int fd);
+int __wrap_fdatasync(int fd);
+
+int __wrap_fdatasync(int fd)
+{
+	record_sync(fd, FUSE_FSYNC_FDATASYNC);
+	return fails(SYNC) ? -1 : __real_fdatasync(fd);
 }
 
 struct dioh_transfer *__real_dioh_payload_memory(const struct dioh_memory_params *params, struct dioh_error *err);

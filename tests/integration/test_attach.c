@@ -314,6 +314,21 @@ static bool has_selinux(void)
 	return n > 0 && strchr(context, ':') != strrchr(context, ':');
 }
 
+/* What is refused late leaves the descriptor's flags as they were, too. */
+static void refuse_with_direct(struct raw_manager *m, struct dioh_msg_attach_image image)
+{
+	int direct;
+
+	if (!has_direct())
+		return;
+	direct = open_file("image", O_RDWR | O_DIRECT);
+	image.fds = DIRECT;
+	image.direct = DIOH_DIRECT_NEVER;
+	refuse_image(m, &image, &direct, EOPNOTSUPP, "SELinux");
+	assert_true(fcntl(direct, F_GETFL) & O_DIRECT);
+	close(direct);
+}
+
 static void image_asks_for_what_is_allowed(void **state)
 {
 	struct dioh_msg_attach_image_reply reply;
@@ -331,6 +346,7 @@ static void image_asks_for_what_is_allowed(void **state)
 		start_allowing(&m, i % 2 ? asks[i].option : "--allow=label,owner,mode");
 		if (image.ask & DIOH_IMAGE_ASK_LABEL_REQUIRED) {
 			refuse_image(&m, &image, &plain, EOPNOTSUPP, "SELinux");
+			refuse_with_direct(&m, image);
 		} else {
 			raw_reply(&m, DIOH_MSG_ATTACH_IMAGE,
 			          raw_request_fds(&m, DIOH_MSG_ATTACH_IMAGE, &image, sizeof(image), &plain, 1), &reply,

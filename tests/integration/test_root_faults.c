@@ -1,17 +1,20 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * test_root_faults.c - every single request that a small save and a small load make of their disk fails once, in turn, in
- * every way that a disk of our own (fuse_file.h) can make it fail: for each layout, each engine, with and without O_DIRECT,
- * into nothing and over an older image.
+ * every way that a disk of our own (fuse_file.h) can make it fail: for each layout, each engine, with two descriptors and
+ * with one that has O_DIRECT or not, into nothing and over an older image. What is asked for beside bytes fails, too: the
+ * file's and the file system's sizes, where there is data, its directory's sync. And each is left without an answer until
+ * the manager has gone.
  *
  * A save says that it is complete only if every byte can be loaded again. Else it says what failed, and the image is
  * refused; where the disk did what it was told and then told of an error, or a sync failed, it may as well be whole. A load
- * gives every byte right, or an error. Nothing crashes, nothing hangs.
+ * gives every byte right, or an error. Nothing crashes, nothing hangs; a helper that was left alone is gone as soon as the
+ * disk has answered.
  *
- * DIOH_FAULTS=N: only every Nth, 16 without it, and DIOH_SEED shifts which; 1: all, as `make faults` does it. Needs root
+ * DIOH_FAULTS=N: only every Nth, 24 without it, and DIOH_SEED shifts which; 1: all, as `make faults` does it. Needs root
  * and FUSE.
  */
-/* timeout: 900 */
+/* timeout: 3600 */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -20,18 +23,24 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "fuse_file.h"
 #include "specimen.h"
 
 #define HANG_S 30
+#define LIFE_S 3600 /* `make faults` has a disk for each half of a layout's faults */
 #define LATE_MS 15
 #define SHORT_BYTES 512
-#define EVERY 16u
+#define EVERY 24u
 
 struct fault {
 	const char *name;
@@ -51,6 +60,7 @@ static const struct fault of_writes[] = {
 	{ .name = "late", .what = { .kind = FUSE_FAULT_LATE, .value = LATE_MS }, .ok_wanted = true },
 	{ .name = "done, and EIO", .what = { .kind = FUSE_FAULT_DONE, .value = EIO }, .done = true },
 	{ .name = "lost, EIO from the next sync", .what = { .kind = FUSE_FAULT_LOST, .value = EIO } },
+	{ .name = "held", .what = { .kind = FUSE_FAULT_HOLD }, .done = true },
 	{ .name = NULL },
 };
 
@@ -60,6 +70,7 @@ static const struct fault of_others[] = { /* syncs, sizes, holes */
 	{ .name = "EDQUOT", .what = { .kind = FUSE_FAULT_ERROR, .value = EDQUOT } },
 	{ .name = "late", .what = { .kind = FUSE_FAULT_LATE, .value = LATE_MS }, .ok_wanted = true },
 	{ .name = "done, and EIO", .what = { .kind = FUSE_FAULT_DONE, .value = EIO }, .done = true },
+	{ .name = "held", .what = { .kind = FUSE_FAULT_HOLD }, .done = true },
 	{ .name = NULL },
 };
 
@@ -67,6 +78,13 @@ static const struct fault of_reads[] = {
 	{ .name = "EIO", .what = { .kind = FUSE_FAULT_ERROR, .value = EIO } },
 	{ .name = "short", .what = { .kind = FUSE_FAULT_SHORT, .value = SHORT_BYTES }, .needs_direct = true },
 	{ .name = "late", .what = { .kind = FUSE_FAULT_LATE, .value = LATE_MS }, .ok_wanted = true },
+	{ .name = "held", .what = { .kind = FUSE_FAULT_HOLD }, .done = true },
+	{ .name = NULL },
+};
+
+static const struct fault of_questions[] = {
+	{ .name = "EIO", .what = { .kind = FUSE_FAULT_ERROR, .value = EIO } },
+	{ .name = "held", .what = { .kind = FUSE_FAULT_HOLD }, .done = true },
 	{ .name = NULL },
 };
 
@@ -76,7 +94,9 @@ static const struct {
 	const struct fault *faults;
 } requests[] = {
 	{ FUSE_WRITE, "write", of_writes }, { FUSE_FSYNC, "sync", of_others }, { FUSE_SETATTR, "size", of_others },
-	{ FUSE_FALLOCATE, "fallocate", of_others }, { FUSE_READ, "read", of_reads },
+	{ FUSE_FALLOCATE, "fallocate", of_others }, { FUSE_FSYNCDIR, "directory's sync", of_others },
+	{ FUSE_READ, "read", of_reads }, { FUSE_GETATTR, "stat", of_questions },
+	{ FUSE_LSEEK, "seek", of_questions }, { FUSE_STATFS, "free space", of_questions },
 };
 
 #define REQUESTS (sizeof(requests) / sizeof(requests[0]))
@@ -89,7 +109,10 @@ static struct {
 	unsigned every;
 	unsigned turn;
 	unsigned saves, loads, complete, refused, whole, errors; /* whole: though an error was told of */
+	unsigned left_alone;
 } now;
+
+static atomic_bool *created; /* the image, by the manager, which may be a child */
 
 /* ---- one fault ---- */
 
@@ -115,6 +138,8 @@ static bool unset(unsigned request)
 	const bool hit = fuse_file_hits(now.file, requests[request].opcode) > 0;
 
 	fuse_file_release(now.file, 0);
+	while (fuse_file_held(now.file) > 0) /* what nobody waited for */
+		usleep(200);
 	return hit;
 }
 
@@ -125,7 +150,8 @@ static bool is_told(const struct dioh_error *err)
 
 static struct specimen specimen(enum specimen_content content)
 {
-	return (struct specimen){ .way = now.way, .path = fuse_file_path(now.file), .content = content };
+	return (struct specimen){ .way = now.way, .path = fuse_file_path(now.file), .content = content,
+	                          .directory = fuse_file_directory(now.file) };
 }
 
 static void begin_image(void)
@@ -138,27 +164,83 @@ static void begin_image(void)
 		fail_msg("the older image: %s", s.err.text);
 }
 
-struct created {
-	bool seen;
-};
+static bool is_sync(unsigned request)
+{
+	return requests[request].opcode == FUSE_FSYNC || requests[request].opcode == FUSE_FSYNCDIR;
+}
+
+/* ---- without an answer until the manager has gone ---- */
+
+static bool is_left(const struct fault *fault)
+{
+	return fault->what.kind == FUSE_FAULT_HOLD;
+}
+
+/* false: it came to its end first. */
+static bool holds_up(pid_t manager, int *ret_status)
+{
+	while (fuse_file_held(now.file) == 0) {
+		if (waitpid(manager, ret_status, WNOHANG) == manager)
+			return false;
+		usleep(200);
+	}
+	return true;
+}
+
+/* The disk answers, and the helper, which is ours to reap now and still of its manager's process group, goes. */
+static void see_it_go(pid_t manager, struct specimen *s)
+{
+	int status;
+
+	fuse_file_release(now.file, 0);
+	now.left_alone++;
+	while (waitpid(-manager, &status, 0) > 0)
+		if (!WIFEXITED(status) || WEXITSTATUS(status) > 1)
+			(void)snprintf(s->wrong, sizeof(s->wrong), "a helper that was left alone ended with wait status 0x%x",
+			               (unsigned)status);
+	assert_int_equal(errno, ECHILD);
+}
+
+/* Does `what` as a manager of its own, which is killed while the request is held. Answers whether it went well. */
+static bool goes_well_alone(bool (*what)(struct specimen *), struct specimen *s)
+{
+	int status = 0;
+	pid_t manager;
+
+	fflush(NULL);
+	manager = fork();
+	if (manager == 0) {
+		setpgid(0, 0);
+		alarm(HANG_S);
+		_exit(!what(s));
+	}
+	assert_true(manager > 0);
+	(void)setpgid(manager, manager);
+	if (!holds_up(manager, &status))
+		return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+	kill(manager, SIGKILL);
+	assert_int_equal(waitpid(manager, &status, 0), manager);
+	see_it_go(manager, s);
+	return false;
+}
+
+/* ---- saves ---- */
 
 static void watch(enum specimen_step step, pid_t helper, void *context)
 {
-	struct created *created = context;
-
 	(void)helper;
-	created->seen |= step == SPECIMEN_CREATED;
+	(void)context;
+	atomic_store(created, atomic_load(created) || step == SPECIMEN_CREATED);
 }
 
-static void judge_save(unsigned request, const struct fault *fault, unsigned index, bool ok, bool created,
-                       struct specimen *s)
+static void judge_save(unsigned request, const struct fault *fault, unsigned index, bool ok, struct specimen *s)
 {
 	struct specimen again = specimen(SPECIMEN_NEW);
 	enum specimen_verdict verdict;
 
 	if (s->wrong[0])
 		die("the save ended badly", request, fault, index, s);
-	if (!ok && (fault->ok_wanted || !is_told(&s->err)))
+	if (!ok && (fault->ok_wanted || (!is_left(fault) && !is_told(&s->err))))
 		die("the save failed, or does not say why", request, fault, index, s);
 	again.way.fds = WAY_LONE_BUFFERED;
 	again.way.engine = DIOH_ENGINE_SYNC;
@@ -170,9 +252,9 @@ static void judge_save(unsigned request, const struct fault *fault, unsigned ind
 		return;
 	if (!ok && verdict == SPECIMEN_REFUSED)
 		return;
-	if (!ok && verdict == SPECIMEN_IS_NEW && (fault->done || requests[request].opcode == FUSE_FSYNC))
+	if (!ok && verdict == SPECIMEN_IS_NEW && (fault->done || is_sync(request)))
 		return;
-	if (!ok && verdict == SPECIMEN_IS_OLD && now.over && !created)
+	if (!ok && verdict == SPECIMEN_IS_OLD && now.over && !atomic_load(created))
 		return;
 	die(ok ? "complete, and it is not" : "not complete, and it is taken", request, fault, index, &again);
 }
@@ -181,18 +263,37 @@ static void judge_save(unsigned request, const struct fault *fault, unsigned ind
 static bool save_with(unsigned request, const struct fault *fault, unsigned index)
 {
 	struct specimen s = specimen(SPECIMEN_NEW);
-	struct created created = { 0 };
 	bool ok, hit;
 
 	begin_image();
 	s.watch = watch;
-	s.context = &created;
+	atomic_store(created, false);
 	set(request, fault, index);
-	ok = specimen_save(&s);
+	ok = is_left(fault) ? goes_well_alone(specimen_save, &s) : specimen_save(&s);
 	hit = unset(request);
 	now.saves += hit;
-	judge_save(request, fault, index, ok, created.seen, &s);
+	if (ok && hit && is_left(fault) && requests[request].opcode != FUSE_READ)
+		die("complete, and the disk had not answered", request, fault, index, &s);
+	judge_save(request, fault, index, ok, &s);
 	return hit;
+}
+
+/* ---- loads ---- */
+
+static bool loads_well(struct specimen *s)
+{
+	return specimen_load(s, now.way.layout) == SPECIMEN_IS_NEW;
+}
+
+/* What a load that was left alone has done to memory nobody may use: it has gone, and that is all that is asked. */
+static void leave_load(unsigned request, const struct fault *fault, unsigned index)
+{
+	struct specimen s = specimen(SPECIMEN_NEW);
+	const bool ok = goes_well_alone(loads_well, &s);
+
+	/* What the kernel reads ahead nobody may wait for. */
+	if (s.wrong[0] || (!ok && fuse_file_hits(now.file, requests[request].opcode) == 0))
+		die("a load that was left alone", request, fault, index, &s);
 }
 
 static bool load_with(unsigned request, const struct fault *fault, unsigned index)
@@ -202,6 +303,10 @@ static bool load_with(unsigned request, const struct fault *fault, unsigned inde
 	bool hit;
 
 	set(request, fault, index);
+	if (is_left(fault)) {
+		leave_load(request, fault, index);
+		return unset(request);
+	}
 	verdict = specimen_load(&s, now.way.layout);
 	hit = unset(request);
 	now.loads += hit;
@@ -252,23 +357,25 @@ static void every_save(void)
 
 static void every_load(void)
 {
-	const unsigned reads = REQUESTS - 1;
 	struct specimen s = specimen(SPECIMEN_NEW);
-	unsigned before;
+	unsigned before[REQUESTS], count[REQUESTS];
 
 	begin_image();
 	if (!specimen_save(&s))
 		fail_msg("%s: a save without a fault: %s", way_name(&now.way), s.err.text);
-	before = counted(reads);
+	for (unsigned i = 0; i < REQUESTS; i++)
+		before[i] = counted(i);
 	assert_int_equal(specimen_load(&s, now.way.layout), SPECIMEN_IS_NEW);
-	each(reads, counted(reads) - before, load_with);
+	for (unsigned i = 0; i < REQUESTS; i++)
+		count[i] = counted(i) - before[i];
+	for (unsigned i = 0; i < REQUESTS; i++)
+		each(i, count[i], load_with);
 }
 
 static void faults_of(uint32_t layout)
 {
-	for (unsigned i = 0; i < 6; i++) {
-		now.way = (struct way){ .layout = layout, .engine = DIOH_ENGINE_IO_URING + i / 2,
-			                .fds = i % 2 ? WAY_LONE_BUFFERED : WAY_TWO };
+	for (unsigned i = 0; i < 9; i++) {
+		now.way = (struct way){ .layout = layout, .engine = DIOH_ENGINE_IO_URING + i / 3, .fds = i % 3 };
 		if (!way_possible(&now.way) || (now.way.engine == DIOH_ENGINE_SYNC) != now.direct)
 			continue;
 		for (unsigned over = 0; over < 2; over++) {
@@ -291,7 +398,7 @@ static void faults(uint32_t layout)
 	now.turn = (unsigned)(test_seed() % now.every);
 	for (unsigned direct = 0; direct < 2; direct++) {
 		const struct fuse_file_options options = { .async_dio = !direct, .direct_io = direct, .direct_all = direct,
-			                                   .fallocate = true };
+			                                   .fallocate = true, .seek = true, .life_s = LIFE_S };
 
 		(void)snprintf(name, sizeof(name), "mount%u", number++);
 		now.file = fuse_file_start(name, &options, &why);
@@ -306,8 +413,9 @@ static void faults(uint32_t layout)
 	}
 	alarm(0);
 	print_message("faults in %u saves: %u complete, %u refused, %u whole though a sync or an answer failed; in %u loads: "
-	              "%u errors\n", now.saves, now.complete, now.refused, now.whole, now.loads, now.errors);
-	assert_true(now.saves > 0 && now.refused > 0 && now.complete > 0 && now.errors > 0);
+	              "%u errors; %u helpers left alone\n", now.saves, now.complete, now.refused, now.whole, now.loads, now.errors,
+	              now.left_alone);
+	assert_true(now.saves > 0 && now.refused > 0 && now.complete > 0 && now.errors > 0 && now.left_alone > 0);
 }
 
 static void raw(void **state)
@@ -344,6 +452,9 @@ int main(int argc, char **argv)
 		cmocka_unit_test_teardown(mapped_ram, stop),
 	};
 
+	created = mmap(NULL, sizeof(*created), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (created == MAP_FAILED || prctl(PR_SET_CHILD_SUBREAPER, 1) < 0)
+		return 1;
 	if (argc > 1) /* one layout only */
 		cmocka_set_test_filter(argv[1]);
 	return cmocka_run_group_tests(tests, specimen_prepare, NULL);

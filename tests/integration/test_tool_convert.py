@@ -392,8 +392,8 @@ def interrupt(arguments, seconds):
 
 def test_consume_killed(path):
     """SIGKILL at any moment, several times in one conversion: the next run goes on, and the last one's OUT is whole."""
-    seed = int(os.environ.get("DIOH_TEST_SEED") or time.time_ns() % 1000000)
-    print(f"seed: DIOH_TEST_SEED={seed}")
+    seed = int(os.environ.get("DIOH_SEED") or time.time_ns() % 1000000)
+    print(f"seed: DIOH_SEED={seed}")
     chance = random.Random(seed)
     memory, source = make_big(path), path
     begun = time.monotonic()

@@ -195,6 +195,11 @@ const char *fuse_file_path(const struct fuse_file *file)
 	return file->path;
 }
 
+const char *fuse_file_directory(const struct fuse_file *file)
+{
+	return file->directory;
+}
+
 int fuse_file_memfd(const struct fuse_file *file)
 {
 	return file->memfd;

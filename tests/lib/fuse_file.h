@@ -21,6 +21,7 @@ struct fuse_file_options {
 	bool only_root; /* mounted without allow_other */
 	bool direct_all; /* direct_io for descriptors without O_DIRECT, too: every I/O is one request */
 	bool fallocate; /* known; else it is refused with EOPNOTSUPP */
+	bool seek; /* holes are told of; else all is data */
 	bool record; /* what the file was told is kept: fuse_file_record() */
 	unsigned life_s; /* the server's, should everything else that ends it fail; 0: 300 */
 };
@@ -38,6 +39,7 @@ struct fuse_file *fuse_file_start(const char *name, const struct fuse_file_optio
 void fuse_file_stop(struct fuse_file *file);
 
 const char *fuse_file_path(const struct fuse_file *file);
+const char *fuse_file_directory(const struct fuse_file *file);
 /* The bytes of the file as the server has them; the file's owner is the server. */
 int fuse_file_memfd(const struct fuse_file *file);
 

@@ -43,6 +43,7 @@ struct server {
 	bool direct_io;
 	bool direct_all;
 	bool fallocate;
+	bool seek;
 	char *buffer;
 	char *held[HELD_MAX];
 	unsigned held_count;
@@ -254,6 +255,21 @@ static void on_unknown(const struct server *s, const struct request *r)
 	answer(s, r->in->unique, ENOSYS, NULL, 0);
 }
 
+static void on_lseek(const struct server *s, const struct request *r)
+{
+	const struct fuse_lseek_in *in = r->body;
+	struct fuse_lseek_out out = { 0 };
+	off_t found;
+
+	if (!s->seek) {
+		on_unknown(s, r);
+		return;
+	}
+	found = lseek(s->memfd, (off_t)in->offset, (int)in->whence);
+	out.offset = found < 0 ? 0 : (uint64_t)found;
+	answer(s, r->in->unique, found < 0 ? errno : 0, &out, found < 0 ? 0 : sizeof(out));
+}
+
 static void on_unanswered(const struct server *s, const struct request *r)
 {
 	(void)s;
@@ -279,6 +295,7 @@ static handler *const handlers[FUSE_OPCODES_MAX] = {
 	[FUSE_RELEASEDIR] = on_nothing,
 	[FUSE_DESTROY] = on_nothing,
 	[FUSE_FALLOCATE] = on_fallocate,
+	[FUSE_LSEEK] = on_lseek,
 	[FUSE_FORGET] = on_unanswered,
 	[FUSE_BATCH_FORGET] = on_unanswered,
 };
@@ -549,6 +566,7 @@ _Noreturn void fuse_server_run(struct fuse_control *control, const char *path, i
 		.direct_io = options->direct_io,
 		.direct_all = options->direct_all,
 		.fallocate = options->fallocate,
+		.seek = options->seek,
 	};
 	int r;
 

@@ -168,13 +168,17 @@ static int attach_image(struct specimen *s, uint32_t direction, struct dioh_sess
 	struct dioh_msg_attach_image_reply info;
 	DIOH_AUTO_FD int buffered = -1;
 	DIOH_AUTO_FD int direct = -1;
+	DIOH_AUTO_FD int directory = -1;
 
 	if (s->way.fds != WAY_LONE_DIRECT)
 		buffered = must_open(s->path, access);
 	if (s->way.fds != WAY_LONE_BUFFERED)
 		direct = must_open(s->path, access | O_DIRECT);
+	if (s->directory && direction == DIOH_DIRECTION_SAVE)
+		directory = must_open(s->directory, O_RDONLY | O_DIRECTORY);
 	options.buffered_fd = buffered;
 	options.direct_fd = direct;
+	options.directory_fd = directory;
 	options.direction = direction;
 	options.engine = s->way.engine;
 	options.block_bytes = s->way.block_bytes;

@@ -44,6 +44,7 @@ enum specimen_verdict {
 struct specimen {
 	struct way way;
 	const char *path;
+	const char *directory; /* of the image, given to the helper in a save; NULL: none is */
 	enum specimen_content content; /* save */
 	void (*watch)(enum specimen_step step, pid_t helper, void *context); /* save; may be NULL */
 	void *context;

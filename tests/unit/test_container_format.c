@@ -3,7 +3,7 @@
  * test_container_format.c - where a container's parts come to stand, and that record.c accepts what is planned.
  *
  * The worked example of docs/image-format.md is built here byte for byte: page and code cannot drift apart unseen.
- * Random plans: the seed is printed; DIOH_TEST_SEED=N repeats a run.
+ * Random plans: the seed is printed; DIOH_SEED=N repeats a run.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -40,12 +40,12 @@ static uint64_t random_u64(void) /* splitmix64 */
 
 static int seed(void **state)
 {
-	const char *given = getenv("DIOH_TEST_SEED");
+	const char *given = getenv("DIOH_SEED");
 
 	(void)state;
 	random_state =
 		given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) << 20 ^ (uint64_t)getpid();
-	print_message("seed: DIOH_TEST_SEED=%" PRIu64 "\n", random_state);
+	print_message("seed: DIOH_SEED=%" PRIu64 "\n", random_state);
 	return 0;
 }
 

@@ -3,7 +3,7 @@
  * test_mapped_ram_format.c - where the parts of a mapped-ram image come to stand, that record.c and QEMU's format
  * (qemu_stream.c) agree with what is planned, and that a record is believed only beside the setup it was made for.
  *
- * Random plans: the seed is printed; DIOH_TEST_SEED=N repeats a run.
+ * Random plans: the seed is printed; DIOH_SEED=N repeats a run.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -39,12 +39,12 @@ static uint64_t random_u64(void) /* splitmix64 */
 
 static int seed(void **state)
 {
-	const char *given = getenv("DIOH_TEST_SEED");
+	const char *given = getenv("DIOH_SEED");
 
 	(void)state;
 	random_state =
 		given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) << 20 ^ (uint64_t)getpid();
-	print_message("seed: DIOH_TEST_SEED=%" PRIu64 "\n", random_state);
+	print_message("seed: DIOH_SEED=%" PRIu64 "\n", random_state);
 	return 0;
 }
 

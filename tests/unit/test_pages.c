@@ -2,7 +2,7 @@
 /*
  * test_pages.c - common/pages.c against known values and against models that are too simple to be wrong.
  *
- * The models run on random input. The seed is printed; DIOH_TEST_SEED=N repeats a run. Bitmaps and pages stand in
+ * The models run on random input. The seed is printed; DIOH_SEED=N repeats a run. Bitmaps and pages stand in
  * allocations of exactly their size, so that AddressSanitizer and valgrind see a byte read too many.
  */
 #include <setjmp.h>
@@ -44,12 +44,12 @@ static unsigned random_below(unsigned limit)
 
 static int seed(void **state)
 {
-	const char *given = getenv("DIOH_TEST_SEED");
+	const char *given = getenv("DIOH_SEED");
 
 	(void)state;
 	random_state =
 		given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) << 20 ^ (uint64_t)getpid();
-	print_message("seed: DIOH_TEST_SEED=%" PRIu64 "\n", random_state);
+	print_message("seed: DIOH_SEED=%" PRIu64 "\n", random_state);
 	return 0;
 }
 

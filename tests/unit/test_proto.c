@@ -5,7 +5,7 @@
  *
  * A message that is right is kept for each type; every case changes one thing of it. Payloads stand in allocations
  * of exactly their size, so that AddressSanitizer and valgrind see a byte read too many. The random run prints its
- * seed; DIOH_TEST_SEED=N repeats it.
+ * seed; DIOH_SEED=N repeats it.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -1339,11 +1339,11 @@ static uint64_t random_u64(void) /* splitmix64 */
 
 static void seed(void)
 {
-	const char *given = getenv("DIOH_TEST_SEED");
+	const char *given = getenv("DIOH_SEED");
 
 	random_state = given ? strtoull(given, NULL, 0)
 	                     : (uint64_t)time(NULL) << 20 ^ (uint64_t)getpid();
-	print_message("seed: DIOH_TEST_SEED=%" PRIu64 "\n", random_state);
+	print_message("seed: DIOH_SEED=%" PRIu64 "\n", random_state);
 }
 
 /* Nothing crashes, nothing is read past the payload, and every answer is one of those promised. */

@@ -4,7 +4,7 @@
  *
  * A valid image is changed in one place at a time; the refusal must carry the right errno, the offset of the field
  * at fault and a sentence that names it. Random changes are compared with a model that is too simple to be wrong; the
- * seed is printed, DIOH_TEST_SEED=N repeats a run.
+ * seed is printed, DIOH_SEED=N repeats a run.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -44,12 +44,12 @@ static uint64_t random_u64(void) /* splitmix64 */
 
 static int seed(void **state)
 {
-	const char *given = getenv("DIOH_TEST_SEED");
+	const char *given = getenv("DIOH_SEED");
 
 	(void)state;
 	random_state =
 		given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) << 20 ^ (uint64_t)getpid();
-	print_message("seed: DIOH_TEST_SEED=%" PRIu64 "\n", random_state);
+	print_message("seed: DIOH_SEED=%" PRIu64 "\n", random_state);
 	return 0;
 }
 
