@@ -247,7 +247,8 @@ static void wait_and_handle(struct dioh_session_state *session)
 
 /*
  * I/O that does not come back must not keep the process: the manager has been told, or has gone. Nor must a memory or a stream
- * that is a file and hangs: what is cancelled has no other reason to last so long.
+ * that is a file and hangs: what is cancelled has no other reason to last so long. FINISH knows neither, and may still make
+ * the image complete.
  */
 static bool given_up(const struct dioh_session_state *session)
 {
@@ -258,13 +259,16 @@ static bool given_up(const struct dioh_session_state *session)
 	if ((!session->hung_up && !session->ending) || now - session->left_ns < limit)
 		return false;
 	waits = dioh_session_waits(session, now);
-	if (waits.oldest_ns >= limit)
+	if (waits.oldest_ns >= limit) {
 		fprintf(stderr, "diohelper: %u I/Os have not come back for %" PRIu64 " seconds: leaving them, they may still land\n",
 		        waits.in_flight, waits.oldest_ns / DIOH_NS_PER_S);
-	else if (session->running_count > 0)
-		fprintf(stderr, "diohelper: %u transfers, cancelled %" PRIu64 " seconds ago, have not ended: leaving them\n",
-		        session->running_count, (now - session->left_ns) / DIOH_NS_PER_S);
-	return waits.oldest_ns >= limit || session->running_count > 0;
+		return true;
+	}
+	if (!dioh_session_busy(session) || session->finish.active)
+		return false;
+	fprintf(stderr, "diohelper: what was cancelled %" PRIu64 " seconds ago has not ended: leaving it\n",
+	        (now - session->left_ns) / DIOH_NS_PER_S);
+	return true;
 }
 
 static bool over(const struct dioh_session_state *session)

@@ -120,30 +120,46 @@ static void say_sample(uint32_t type, uint32_t direction)
 	raw_call(&m, type, payload, raw_sample(type, direction, payload), NULL, 0);
 }
 
-/* Attached, and everything is ready for a transfer; from here on the file hangs. */
-static void attach_and_hang(uint32_t direction, uint32_t type, const void *payload, size_t size, const int *fds,
+static void attach_and_seal(uint32_t direction, uint32_t type, const void *payload, size_t size, const int *fds,
                             unsigned fd_count)
 {
 	start(one_second, direction, RAW_STAGE_IMAGE);
 	raw_reply(&m, type, raw_request_fds(&m, type, payload, size, fds, fd_count), NULL, 0);
 	say_sample(DIOH_MSG_SEAL, direction);
+}
+
+static void hang(void)
+{
+	fuse_file_fault(file, FUSE_READ, .kind = FUSE_FAULT_HOLD);
+	fuse_file_fault(file, FUSE_WRITE, .kind = FUSE_FAULT_HOLD);
+}
+
+/* Attached, and everything is ready for a transfer; from here on the file hangs. */
+static void attach_and_hang(uint32_t direction, uint32_t type, const void *payload, size_t size, const int *fds,
+                            unsigned fd_count)
+{
+	attach_and_seal(direction, type, payload, size, fds, fd_count);
 	if (direction == SAVE) {
 		say_sample(DIOH_MSG_CREATE_IMAGE, direction);
 		say_sample(DIOH_MSG_PUT_TABLE, direction);
 	} else {
 		say_sample(DIOH_MSG_OPEN_IMAGE, direction);
 	}
-	fuse_file_fault(file, FUSE_READ, .kind = FUSE_FAULT_HOLD);
-	fuse_file_fault(file, FUSE_WRITE, .kind = FUSE_FAULT_HOLD);
+	hang();
+}
+
+static void wait_held(uint32_t phase)
+{
+	while (fuse_file_held(file) == 0)
+		(void)poll(NULL, 0, 1);
+	assert_int_equal(raw_status_phase(&m), phase);
 }
 
 /* Begins a transfer, which hangs; the session does not. */
 static void hangs_in(uint32_t type, const void *payload, size_t size)
 {
 	raw_call(&m, type, payload, size, NULL, 0);
-	while (fuse_file_held(file) == 0)
-		(void)poll(NULL, 0, 1);
-	assert_int_equal(raw_status_phase(&m), DIOH_PHASE_TRANSFER);
+	wait_held(DIOH_PHASE_TRANSFER);
 }
 
 static void hangs_in_memory(uint32_t direction, bool in_selection)
@@ -169,6 +185,25 @@ static void hangs_in_stream(uint32_t direction)
 	attach_and_hang(direction, DIOH_MSG_ATTACH_STREAM, &stream, sizeof(stream), &fd, 1);
 	close(fd);
 	hangs_in(direction == SAVE ? DIOH_MSG_SAVE_STREAM : DIOH_MSG_LOAD_STREAM, &what, sizeof(what));
+}
+
+/* QEMU's stream, whose setup is read before an image is created. */
+static void hangs_in_setup(void)
+{
+	const struct dioh_msg_attach_stream stream = { .stream = 7 };
+	const struct dioh_msg_create_image create = { .layout = DIOH_LAYOUT_MAPPED_RAM, .stream_count = 1, .stream = 7 };
+	const struct {
+		struct dioh_msg_put_table table;
+		struct dioh_msg_entry entry;
+	} table = { { .count = 1 }, { .kind = DIOH_ENTRY_STREAM, .number = 1, .name = "state" } };
+	int fd = open_file(O_RDONLY);
+
+	attach_and_seal(SAVE, DIOH_MSG_ATTACH_STREAM, &stream, sizeof(stream), &fd, 1);
+	close(fd);
+	hang();
+	raw_call(&m, DIOH_MSG_CREATE_IMAGE, &create, sizeof(create), NULL, 0);
+	(void)raw_request(&m, DIOH_MSG_PUT_TABLE, &table, sizeof(table));
+	wait_held(DIOH_PHASE_SYNC);
 }
 
 static bool is_gone(void)
@@ -204,10 +239,10 @@ static void memory_hangs(void **state)
 	(void)state;
 	open_disk();
 	hangs_in_memory(SAVE, false);
-	helper_goes("have not ended");
+	helper_goes("has not ended");
 	raw_make_image(fixture_path("image"));
 	hangs_in_memory(LOAD, false);
-	helper_goes("leaving them");
+	helper_goes("leaving");
 }
 
 static void selection_hangs(void **state)
@@ -215,7 +250,7 @@ static void selection_hangs(void **state)
 	(void)state;
 	open_disk();
 	hangs_in_memory(SAVE, true);
-	helper_goes("have not ended");
+	helper_goes("has not ended");
 }
 
 static void stream_hangs(void **state)
@@ -223,10 +258,18 @@ static void stream_hangs(void **state)
 	(void)state;
 	open_disk();
 	hangs_in_stream(SAVE);
-	helper_goes("have not ended");
+	helper_goes("has not ended");
 	raw_make_image(fixture_path("image"));
 	hangs_in_stream(LOAD);
-	helper_goes("have not ended");
+	helper_goes("has not ended");
+}
+
+static void setup_hangs(void **state)
+{
+	(void)state;
+	open_disk();
+	hangs_in_setup();
+	helper_goes("has not ended");
 }
 
 static int tear_down(void **state)
@@ -248,6 +291,7 @@ int main(void)
 		cmocka_unit_test_teardown(memory_hangs, tear_down),
 		cmocka_unit_test_teardown(selection_hangs, tear_down),
 		cmocka_unit_test_teardown(stream_hangs, tear_down),
+		cmocka_unit_test_teardown(setup_hangs, tear_down),
 	};
 
 	ours = dup(STDERR_FILENO);
