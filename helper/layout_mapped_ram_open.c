@@ -383,7 +383,7 @@ int dioh_mapped_ram_load_tables(struct dioh_image_layout *layout, struct dioh_ta
 	uint8_t magic[QEMU_MAGIC_BYTES];
 	int r = dioh_record_load_tables(layout, tables, err);
 
-	if (r < 0 || layout->state == DIOH_STATE_PARTIAL || layout->head.magic[0])
+	if (r < 0 || layout->state == DIOH_STATE_PARTIAL)
 		return r;
 	r = dioh_image_pread(layout->image, magic, sizeof(magic), dioh_layout_at(layout, at), err);
 	if (r == 0 && memcmp(magic, qemu_magic, sizeof(magic)) != 0)

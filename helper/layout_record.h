@@ -32,8 +32,9 @@ int dioh_record_write_tables(struct dioh_image_layout *layout, struct dioh_error
 int dioh_record_open(struct dioh_image_layout *layout, uint32_t flags, struct dioh_error *err);
 
 /*
- * For loads, behind a read of what open() has checked: EBADMSG if the head is not that of open() any more. A save takes it away
- * before it touches anything else, so what was read while it stood is this image's. (Empty tables would be a guest of zeros.)
+ * For loads, behind a read of what open() has checked: EBADMSG if the head is not that of open() any more. A save takes a
+ * container's away before it touches anything else, so what was read while it stood is this image's. (Empty tables would be a
+ * guest of zeros.)
  */
 int dioh_record_check_unchanged(struct dioh_image_layout *layout, struct dioh_error *err);
 
