@@ -195,8 +195,7 @@ int main(int argc, char **argv)
 	};
 
 	(void)argc;
-	if (!getenv("TEST_DIR") && access("/dev/shm", W_OK) == 0)
-		setenv("TEST_DIR", "/dev/shm", 1);
+	fixture_prefer_tmpfs();
 	(void)snprintf(healthy, sizeof(healthy), "%s", fixture_helper());
 	(void)snprintf(faulty, sizeof(faulty), "%.*s/faulty_engine", (int)(strrchr(argv[0], '/') - argv[0]), argv[0]);
 	(void)snprintf(image, sizeof(image), "%s", fixture_path("image"));

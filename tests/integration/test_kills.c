@@ -307,7 +307,6 @@ int main(void)
 	};
 
 	/* Where a sync costs nothing there are more moments in a second. */
-	if (!getenv("TEST_DIR") && access("/dev/shm", W_OK) == 0)
-		setenv("TEST_DIR", "/dev/shm", 1);
+	fixture_prefer_tmpfs();
 	return cmocka_run_group_tests(tests, make_ground, NULL);
 }

@@ -98,10 +98,10 @@ static struct way some_way(void)
 
 static void power_cuts(uint32_t layout)
 {
-	now.layout = layout;
 	const uint32_t other = layout == DIOH_LAYOUT_RAW ? DIOH_LAYOUT_MAPPED_RAM : DIOH_LAYOUT_RAW;
 	const uint32_t before[] = { DIOH_LAYOUT_DETECT, layout, other };
 
+	now.layout = layout;
 	for (unsigned i = 0; i < sizeof(before) / sizeof(before[0]); i++) {
 		now.before = before[i];
 		record_save(some_way());
@@ -138,8 +138,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(mapped_ram),
 	};
 
-	if (!getenv("TEST_DIR") && access("/dev/shm", W_OK) == 0)
-		setenv("TEST_DIR", "/dev/shm", 1);
+	fixture_prefer_tmpfs();
 	(void)snprintf(helper, sizeof(helper), "%s", fixture_helper());
 	(void)snprintf(recorder, sizeof(recorder), "%.*s/faulty_engine", (int)(strrchr(argv[0], '/') - argv[0]), argv[0]);
 	(void)snprintf(image, sizeof(image), "%s", fixture_path("image"));

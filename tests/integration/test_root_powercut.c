@@ -198,7 +198,6 @@ int main(int argc, char **argv)
 		return 1;
 	if (argc > 1) /* one case only */
 		cmocka_set_test_filter(argv[1]);
-	if (!getenv("TEST_DIR") && access("/dev/shm", W_OK) == 0) /* thousands of disks */
-		setenv("TEST_DIR", "/dev/shm", 1);
+	fixture_prefer_tmpfs();
 	return cmocka_run_group_tests(tests, specimen_prepare, NULL);
 }

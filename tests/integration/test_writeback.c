@@ -183,8 +183,7 @@ int main(int argc, char **argv)
 	};
 
 	(void)argc;
-	if (!getenv("TEST_DIR") && access("/dev/shm", W_OK) == 0)
-		setenv("TEST_DIR", "/dev/shm", 1);
+	fixture_prefer_tmpfs();
 	if (!possible()) {
 		printf("this directory's file system has uncached writes: nothing is written behind (TEST_DIR=)\n");
 		return 77;

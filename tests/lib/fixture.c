@@ -93,6 +93,14 @@ const char *fixture_dir(void)
 	return dir;
 }
 
+void fixture_prefer_tmpfs(void)
+{
+	DIOH_AUTO_FD int probe = open("/dev/shm", O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600);
+
+	if (probe >= 0)
+		(void)setenv("TEST_DIR", "/dev/shm", 0);
+}
+
 const char *fixture_path(const char *name)
 {
 	static char paths[8][512];

@@ -22,6 +22,11 @@
  * call on signals that stop the test (SIGTERM, SIGALRM) make it exit, so that whatever atexit() knows of is undone.
  */
 const char *fixture_dir(void);
+/*
+ * For tests of thousands of saves, before the first call: under /dev/shm, if TEST_DIR does not say otherwise, and if tmpfs has
+ * O_DIRECT (Linux 6.6).
+ */
+void fixture_prefer_tmpfs(void);
 /* fixture_dir()/name; valid until the next but 7 calls. */
 const char *fixture_path(const char *name);
 /* The helper under test: $DIOHELPER, or build/diohelper. */
