@@ -33,7 +33,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "fuse_file.h"
+#include "sick_disk.h"
 #include "specimen.h"
 
 #define HANG_S 30
@@ -389,9 +389,7 @@ static void faults_of(uint32_t layout)
 /* With the engines that Linux shows short I/O as it is, and with the others: sick_disk.h says why. */
 static void faults(uint32_t layout)
 {
-	const char *wish = getenv("DIOH_FAULTS"), *why;
-	static unsigned number;
-	char name[32];
+	const char *wish = getenv("DIOH_FAULTS");
 
 	memset(&now, 0, sizeof(now));
 	now.every = wish ? (unsigned)strtoul(wish, NULL, 0) : EVERY;
@@ -400,12 +398,7 @@ static void faults(uint32_t layout)
 		const struct fuse_file_options options = { .async_dio = !direct, .direct_io = direct, .direct_all = direct,
 			                                   .fallocate = true, .seek = true, .life_s = LIFE_S };
 
-		(void)snprintf(name, sizeof(name), "mount%u", number++);
-		now.file = fuse_file_start(name, &options, &why);
-		if (!now.file) {
-			print_message("skipped: %s\n", why);
-			skip();
-		}
+		now.file = sick_file(&options);
 		now.direct = direct;
 		faults_of(layout);
 		fuse_file_stop(now.file);

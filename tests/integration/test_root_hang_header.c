@@ -21,8 +21,8 @@
 #include <unistd.h>
 
 #include "fixture.h"
-#include "fuse_file.h"
 #include "raw_manager.h"
+#include "sick_disk.h"
 
 #define SAVE DIOH_DIRECTION_SAVE
 #define LOAD DIOH_DIRECTION_LOAD
@@ -51,18 +51,10 @@ static uint32_t hang(const struct place *place)
 	const struct fuse_file_options options = { .direct_all = true };
 	struct raw_options raw = RAW_OPTIONS_INIT;
 	uint8_t payload[DIOH_PAYLOAD_BYTES_MAX];
-	static unsigned number;
-	const char *why;
-	char name[32];
 	uint32_t id;
 
 	alarm(HANG_S);
-	(void)snprintf(name, sizeof(name), "mount%u", number++);
-	file = fuse_file_start(name, &options, &why);
-	if (!file) {
-		print_message("skipped: %s\n", why);
-		skip();
-	}
+	file = sick_file(&options);
 	raw_make_image(fuse_file_path(file));
 	raw.args = args;
 	raw_reach(&m, &raw, fuse_file_path(file), place->direction, place->stage);

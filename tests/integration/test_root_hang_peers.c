@@ -21,8 +21,8 @@
 #include <unistd.h>
 
 #include "fixture.h"
-#include "fuse_file.h"
 #include "raw_manager.h"
+#include "sick_disk.h"
 
 #define SAVE DIOH_DIRECTION_SAVE
 #define LOAD DIOH_DIRECTION_LOAD
@@ -46,17 +46,9 @@ static int open_file(int flags)
 static void open_disk(void)
 {
 	const struct fuse_file_options options = { .fallocate = true };
-	static unsigned number;
-	const char *why;
-	char name[32];
 
 	alarm(HANG_S);
-	(void)snprintf(name, sizeof(name), "mount%u", number++);
-	file = fuse_file_start(name, &options, &why);
-	if (!file) {
-		print_message("skipped: %s\n", why);
-		skip();
-	}
+	file = sick_file(&options);
 	must_fill(fuse_file_memfd(file), 0, FILE_BYTES, 5);
 }
 

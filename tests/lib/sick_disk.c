@@ -44,23 +44,30 @@ static void sleep_ms(unsigned ms)
 
 /* ---- the ground ---- */
 
+struct fuse_file *sick_file(const struct fuse_file_options *options)
+{
+	static unsigned number;
+	struct fuse_file *file;
+	const char *why;
+	char name[32];
+
+	(void)snprintf(name, sizeof(name), "mount%u", number++);
+	file = fuse_file_start(name, options, &why);
+	if (!file) {
+		print_message("skipped: %s\n", why);
+		skip();
+	}
+	return file;
+}
+
 void sick_open(struct sick_disk *disk, const struct sick_engine *engine, bool only_root)
 {
 	const struct fuse_file_options options = {
 		.async_dio = engine->async_dio, .direct_io = engine->direct_io, .only_root = only_root,
 		.fallocate = engine->fallocate
 	};
-	static unsigned mounts;
-	const char *why;
-	char name[32];
-
 	*disk = (struct sick_disk){ .engine = engine, .messages_fd = -1, .memfd = -1 };
-	(void)snprintf(name, sizeof(name), "mount%u", mounts++);
-	disk->file = fuse_file_start(name, &options, &why);
-	if (!disk->file) {
-		print_message("skipped: %s\n", why);
-		skip();
-	}
+	disk->file = sick_file(&options);
 	opened = disk;
 	disk->messages_fd = must_memfd("messages", 0, 0);
 	disk->memfd = must_memfd("guest", SICK_MEMORY_BYTES, 0);

@@ -38,6 +38,9 @@ struct sick_disk {
 	int memfd;                    /* SICK_MEMORY_BYTES without a zero page */
 };
 
+/* A mount of its own; without FUSE the running test is skipped. */
+struct fuse_file *sick_file(const struct fuse_file_options *options);
+
 /* A mount, no session yet. Skips the running test where there is no FUSE. */
 void sick_open(struct sick_disk *disk, const struct sick_engine *engine, bool only_root);
 /* For a test's teardown: lets everything go, ends everything. */
