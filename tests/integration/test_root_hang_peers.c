@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * test_root_hang_peers.c - files that hang (FUSE, fuse_file.h) where no image is expected to: as memory, selection, stream or
- * directory. While they are attached the attach timer ends the helper; later the session goes on talking, and a helper whose
- * manager has gone goes, too. test_root_hang.c has images.
+ * test_root_hang_peers.c - files that hang (FUSE, fuse_file.h) where no image is expected to: as memory, selection, stream, or
+ * as QEMU's stream whose setup is read before an image is created. While they are attached the attach timer ends the helper;
+ * later the session goes on talking, and a helper whose manager has gone goes, too. test_root_hang.c has images.
  */
 /* timeout: 120 */
 #include <setjmp.h>
