@@ -335,24 +335,22 @@ static void manager_dies_but_not_its_socket(void **state)
 
 /* ---- an image that takes long to be opened ---- */
 
-/* QEMU's setup for blocks as large as they may be: a file of a few pages that claims 16 GiB of bitmaps. */
+/* QEMU's setup for a block as large as it may be: a file of a few pages that claims a bitmap of 2 GiB. */
 static void put_vast_setup(int fd, struct dioh_qemu_setup *setup)
 {
-	struct dioh_record_region regions[QEMU_BLOCKS_MAX] = { { 0 } };
-	struct dioh_record_extent extents[QEMU_BLOCKS_MAX] = { { 0 } };
+	struct dioh_record_region region = { 0 };
+	struct dioh_record_extent extent = { 0 };
 	struct dioh_record_head head = { .version = DIOH_RECORD_VERSION };
 	struct dioh_mapped_ram_plan plan;
 	struct dioh_error err;
+	uint8_t bytes[1024];
+	size_t count;
 
-	must(dioh_mapped_ram_plan(setup, 0, 0, &head, regions, extents, &plan, &err), &err);
+	must(dioh_mapped_ram_plan(setup, 0, 0, &head, &region, &extent, &plan, &err), &err);
+	count = dioh_mapped_ram_put_extent(bytes, setup, 0);
+	assert_true(count <= sizeof(bytes));
+	assert_int_equal(pwrite(fd, bytes, count, 0), count);
 	assert_int_equal(ftruncate(fd, (off_t)plan.tail_offset + DIOH_PAGE_BYTES), 0);
-	for (unsigned i = 0; i < setup->block_count; i++) {
-		uint8_t bytes[1024];
-		size_t count = dioh_mapped_ram_put_extent(bytes, setup, i);
-
-		assert_true(count <= sizeof(bytes));
-		assert_int_equal(pwrite(fd, bytes, count, (off_t)extents[i].offset), count);
-	}
 	/* The setup's end and its footer. */
 	assert_int_equal(pwrite(fd, "\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02", 13, (off_t)plan.tail_offset), 13);
 }
@@ -360,17 +358,11 @@ static void put_vast_setup(int fd, struct dioh_qemu_setup *setup)
 static int vast_image(void)
 {
 	int fd = must_memfd("vast", DIOH_PAGE_BYTES, 0);
-	struct dioh_qemu_block blocks[QEMU_BLOCKS_MAX] = { { .name = "" } };
+	const struct dioh_qemu_block block = { .name = "vast", .bytes = DIOH_PAGE_BYTES };
 	struct qemu_maker q;
 
-	for (unsigned i = 0; i < QEMU_BLOCKS_MAX; i++) {
-		snprintf(blocks[i].name, sizeof(blocks[i].name), "block %u", i);
-		blocks[i].bytes = DIOH_PAGE_BYTES;
-	}
-	qemu_start(&q, blocks, QEMU_BLOCKS_MAX, DIOH_QEMU_MAPPED_RAM);
-	for (unsigned i = 0; i < QEMU_BLOCKS_MAX; i++)
-		q.blocks[i].bytes = DIOH_REGION_BYTES_MAX;
-	q.setup.total_bytes = QEMU_BLOCKS_MAX * DIOH_REGION_BYTES_MAX;
+	qemu_start(&q, &block, 1, DIOH_QEMU_MAPPED_RAM);
+	q.setup.total_bytes = q.blocks[0].bytes = DIOH_QEMU_MEMORY_BYTES_MAX;
 	put_vast_setup(fd, &q.setup);
 	qemu_free(&q);
 	return fd;
