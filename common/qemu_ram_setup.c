@@ -58,10 +58,10 @@ static int memory_size(struct dioh_qemu_parser *p, const uint8_t *item,
 	p->setup.total_bytes = value & ~PAGE_MASK;
 	if (p->setup.total_bytes == 0)
 		return REFUSE(p, err, -EBADMSG, item_at(p), "it has 0 bytes of memory");
-	if (p->setup.total_bytes > DIOH_QEMU_MEMORY_BYTES_MAX)
+	if (p->setup.total_bytes > DIOH_MEMORY_BYTES_MAX)
 		return REFUSE(p, err, -EFBIG, item_at(p),
 		              "it has %" PRIu64 " bytes of memory, which are more than %" PRIu64,
-		              p->setup.total_bytes, DIOH_QEMU_MEMORY_BYTES_MAX);
+		              p->setup.total_bytes, DIOH_MEMORY_BYTES_MAX);
 	return expect(p, block_name_bytes, 1);
 }
 

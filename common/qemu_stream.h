@@ -23,8 +23,6 @@
 
 /* Most that a configuration section, or what a parser keeps of one, may take. */
 #define DIOH_QEMU_CONFIGURATION_BYTES_MAX 65536u
-/* All blocks together: what is known of each of their MiB, and how long all of them take, has a limit, whatever a QEMU says. */
-#define DIOH_QEMU_MEMORY_BYTES_MAX DIOH_REGION_BYTES_MAX
 /* Longest encodings: of the RAM section's start up to the first block, of a block, of a page's header. */
 #define DIOH_QEMU_RAM_START_BYTES 25u
 #define DIOH_QEMU_BLOCK_BYTES_MAX (1u + 255u + 8u + 8u + 28u)

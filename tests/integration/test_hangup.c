@@ -362,7 +362,7 @@ static int vast_image(void)
 	struct qemu_maker q;
 
 	qemu_start(&q, &block, 1, DIOH_QEMU_MAPPED_RAM);
-	q.setup.total_bytes = q.blocks[0].bytes = DIOH_QEMU_MEMORY_BYTES_MAX;
+	q.setup.total_bytes = q.blocks[0].bytes = DIOH_MEMORY_BYTES_MAX;
 	put_vast_setup(fd, &q.setup);
 	qemu_free(&q);
 	return fd;
