@@ -29,6 +29,8 @@ _Static_assert(DIOH_EXTENT_BYTES_MAX / DIOH_CHUNK_BYTES * sizeof(uint32_t) <= EX
 static int check_sizes(const struct dioh_record_head *head, uint64_t header_bytes,
                        const struct dioh_record_region *regions, struct dioh_error *err)
 {
+	uint64_t sum = 0;
+
 	if (header_bytes > DIOH_HEADER_BYTES_MAX)
 		return REFUSE(err, -EFBIG, "image: a manager's header of %" PRIu64 " bytes is longer than %u",
 		              header_bytes, DIOH_HEADER_BYTES_MAX);
@@ -47,7 +49,11 @@ static int check_sizes(const struct dioh_record_head *head, uint64_t header_byte
 			return REFUSE(err, -EINVAL, "image: region %" PRIu32 ": its %" PRIu64
 			              " bytes are not one or more pages of %u", regions[i].number, bytes,
 			              DIOH_PAGE_BYTES);
+		sum += bytes;
 	}
+	if (sum > DIOH_MEMORY_BYTES_MAX)
+		return REFUSE(err, -EFBIG, "image: its regions have %" PRIu64 " bytes together, which are more than %" PRIu64,
+		              sum, DIOH_MEMORY_BYTES_MAX);
 	return 0;
 }
 

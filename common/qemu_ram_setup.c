@@ -58,6 +58,10 @@ static int memory_size(struct dioh_qemu_parser *p, const uint8_t *item,
 	p->setup.total_bytes = value & ~PAGE_MASK;
 	if (p->setup.total_bytes == 0)
 		return REFUSE(p, err, -EBADMSG, item_at(p), "it has 0 bytes of memory");
+	if (p->setup.total_bytes > DIOH_MEMORY_BYTES_MAX)
+		return REFUSE(p, err, -EFBIG, item_at(p),
+		              "it has %" PRIu64 " bytes of memory, which are more than %" PRIu64,
+		              p->setup.total_bytes, DIOH_MEMORY_BYTES_MAX);
 	return expect(p, block_name_bytes, 1);
 }
 
@@ -111,10 +115,6 @@ static int check_block_bytes(const struct dioh_qemu_parser *p, const struct dioh
 		              "block \"%s\": its %" PRIu64 " bytes are more than the %" PRIu64
 		              " that are left of %" PRIu64, show_block(entry).text, entry->bytes, rest,
 		              p->setup.total_bytes);
-	if (entry->bytes > DIOH_REGION_BYTES_MAX)
-		return REFUSE(p, err, -EFBIG, at,
-		              "block \"%s\": its %" PRIu64 " bytes are more than %" PRIu64,
-		              show_block(entry).text, entry->bytes, DIOH_REGION_BYTES_MAX);
 	return 0;
 }
 

@@ -150,6 +150,20 @@ static int check_stream(const struct tables *tables, uint32_t i, bool *used, str
 	return check_stream_extents(tables, i, used, err);
 }
 
+/* Each is within its limit: the sum does not wrap. */
+static int check_memory(const struct tables *tables, struct dioh_error *err)
+{
+	uint64_t bytes = 0;
+
+	for (uint32_t i = 0; i < tables->head->region_count; i++)
+		bytes += tables->regions[i].bytes;
+	if (bytes > DIOH_MEMORY_BYTES_MAX)
+		return REFUSE(err, -EBADMSG, tables->head->regions.offset,
+		              "its regions have %" PRIu64 " bytes together, which are more than %" PRIu64, bytes,
+		              DIOH_MEMORY_BYTES_MAX);
+	return 0;
+}
+
 static int check_entries(const struct tables *tables, struct dioh_error *err)
 {
 	const struct dioh_record_head *head = tables->head;
@@ -158,6 +172,8 @@ static int check_entries(const struct tables *tables, struct dioh_error *err)
 
 	for (uint32_t i = 0; i < head->region_count && r == 0; i++)
 		r = check_region(tables, i, err);
+	if (r == 0)
+		r = check_memory(tables, err);
 	for (uint32_t i = 0; i < head->extent_count && r == 0; i++)
 		r = check_extent(tables, i, err);
 	for (uint32_t i = 0; i < head->stream_count && r == 0; i++)

@@ -323,6 +323,14 @@ int dioh_layout_read_bitmap(struct dioh_image_layout *layout, uint32_t region, u
 	return *count ? layout->ops->load_tables(layout, &tables, err) : 0;
 }
 
+int dioh_layout_wanted(const struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	if (!atomic_load(layout->abandoned))
+		return 0;
+	return dioh_error_set(err, ECANCELED, DIOH_PLACE(CANCEL, SESSION, 0, DIOH_OFFSET_NONE),
+	                      "it was cancelled while the image was being looked at");
+}
+
 int dioh_tables_wanted(const struct dioh_tables *tables, struct dioh_error *err)
 {
 	if (!tables->cancelled || !atomic_load(tables->cancelled))

@@ -50,12 +50,12 @@ struct dioh_device_state {
 	int fd;
 	uint32_t stream;              /* its number */
 	uint32_t channels;            /* the streams behind it in number are multifd's channels */
-	const atomic_bool *abandoned; /* the session has no use any more for what is being waited for */
 };
 
 struct dioh_image_layout {
 	const struct dioh_layout_ops *ops;
 	struct dioh_image *image;
+	const atomic_bool *abandoned; /* the session has no use any more for what takes long */
 	uint32_t state;
 	bool ready; /* transfers are permitted */
 	bool inspect_only;
@@ -185,6 +185,9 @@ int dioh_layout_read_header(struct dioh_image_layout *layout, void *bytes, uint6
 /* A piece of a region's bitmap, *count bytes at most, from a chunk's on. ENOENT: no such region; ENODATA: partial. */
 int dioh_layout_read_bitmap(struct dioh_image_layout *layout, uint32_t region, uint64_t offset, void *bytes,
                             uint32_t *count, struct dioh_error *err);
+
+/* For what may take long by what an image or a stream claims, before each piece: ECANCELED once it has been abandoned. */
+int dioh_layout_wanted(const struct dioh_image_layout *layout, struct dioh_error *err);
 
 /* For stores that may take long, before each piece: ECANCELED once what asked for it has been cancelled, or has failed. */
 int dioh_tables_wanted(const struct dioh_tables *tables, struct dioh_error *err);

@@ -79,7 +79,7 @@ static int mapped_ram_prepare(struct dioh_image_layout *layout, struct dioh_erro
 		return dioh_error_errno(err, ENOMEM, PLACE(NONE, DIOH_OFFSET_NONE), "image: room for its layout");
 	r = dioh_qemu_source_open(&mapped_ram->source, layout->device_state.channels > 0, err);
 	if (r == 0)
-		r = dioh_qemu_source_read_setup(&mapped_ram->source, &layout->device_state, err);
+		r = dioh_qemu_source_read_setup(&mapped_ram->source, layout, err);
 	if (r == 0)
 		r = dioh_mapped_ram_take_setup(mapped_ram, dioh_qemu_parser_setup(mapped_ram->source.parser), err);
 	return r;

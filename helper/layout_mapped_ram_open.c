@@ -107,12 +107,13 @@ struct reader {
 static int fill(struct reader *reader, struct dioh_error *err)
 {
 	uint64_t count = dioh_min(reader->file_end - dioh_min(reader->at, reader->file_end), PIECE_BYTES);
-	int r;
+	int r = dioh_layout_wanted(reader->layout, err);
 
-	if (count == 0)
+	if (r == 0 && count == 0)
 		return dioh_error_set(err, EBADMSG, PLACE(PARSE, reader->at),
 		                      "image: it ends at %" PRIu64 ", inside QEMU's stream: it is truncated", reader->file_end);
-	r = dioh_image_pread(reader->layout->image, reader->bytes, count, reader->at, err);
+	if (r == 0)
+		r = dioh_image_pread(reader->layout->image, reader->bytes, count, reader->at, err);
 	if (r == 0 && reader->magic_missing && count >= sizeof(partial_start))
 		memcpy(reader->bytes, qemu_magic, sizeof(qemu_magic));
 	reader->magic_missing = false;

@@ -34,8 +34,10 @@ int dioh_record_sum_area(struct dioh_image_layout *layout, const struct dioh_rec
 	memset(ret_sum, 0, sizeof(*ret_sum));
 	for (uint64_t done = 0; done < area->bytes;) {
 		uint64_t n = dioh_min(area->bytes - done, PIECE_BYTES);
-		int r = dioh_image_pread(layout->image, piece, n, dioh_layout_at(layout, area->offset + done), err);
+		int r = dioh_layout_wanted(layout, err);
 
+		if (r == 0)
+			r = dioh_image_pread(layout->image, piece, n, dioh_layout_at(layout, area->offset + done), err);
 		if (r < 0)
 			return r;
 		ret_sum->crc = dioh_crc32c(ret_sum->crc, piece, n);

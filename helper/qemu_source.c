@@ -36,11 +36,12 @@ void dioh_qemu_source_close(struct dioh_qemu_source *source)
 	source->input = NULL;
 }
 
-static int wait_readable(const struct dioh_device_state *from, struct dioh_error *err)
+static int wait_readable(const struct dioh_image_layout *layout, struct dioh_error *err)
 {
+	const struct dioh_device_state *from = &layout->device_state;
 	struct pollfd wait = { .fd = from->fd, .events = POLLIN };
 
-	while (!atomic_load(from->abandoned)) {
+	while (!atomic_load(layout->abandoned)) {
 		int n = poll(&wait, 1, LOOK_MS);
 
 		if (n > 0)
@@ -53,12 +54,13 @@ static int wait_readable(const struct dioh_device_state *from, struct dioh_error
 	                      "CREATE_IMAGE was cancelled while it waited for stream %" PRIu32, from->stream);
 }
 
-static int fill(struct dioh_qemu_source *source, const struct dioh_device_state *from, struct dioh_error *err)
+static int fill(struct dioh_qemu_source *source, const struct dioh_image_layout *layout, struct dioh_error *err)
 {
+	const struct dioh_device_state *from = &layout->device_state;
 	ssize_t n;
 
 	do {
-		int r = wait_readable(from, err);
+		int r = wait_readable(layout, err);
 
 		if (r < 0)
 			return r;
@@ -78,19 +80,19 @@ static int fill(struct dioh_qemu_source *source, const struct dioh_device_state 
 	return 0;
 }
 
-int dioh_qemu_source_read_setup(struct dioh_qemu_source *source, const struct dioh_device_state *from,
+int dioh_qemu_source_read_setup(struct dioh_qemu_source *source, const struct dioh_image_layout *layout,
                                 struct dioh_error *err)
 {
 	struct dioh_qemu_piece piece = { .event = DIOH_QEMU_MORE };
 
 	while (piece.event != DIOH_QEMU_SETUP) {
-		int r = source->left == 0 ? fill(source, from, err) : 0;
+		int r = source->left == 0 ? fill(source, layout, err) : 0;
 
 		if (r == 0)
 			r = dioh_qemu_parse(source->parser, &source->next, &source->left, &piece, err);
 		if (r < 0) {
 			if (err && err->object == DIOH_OBJECT_STREAM)
-				err->number = from->stream;
+				err->number = layout->device_state.stream;
 			return r;
 		}
 	}

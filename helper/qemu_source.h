@@ -24,8 +24,8 @@ struct dioh_qemu_source {
 int dioh_qemu_source_open(struct dioh_qemu_source *source, bool multifd, struct dioh_error *err);
 void dioh_qemu_source_close(struct dioh_qemu_source *source);
 
-/* Reads and parses up to the setup's end. ECANCELED: abandoned meanwhile. */
-int dioh_qemu_source_read_setup(struct dioh_qemu_source *source, const struct dioh_device_state *from,
+/* Reads and parses the layout's device state up to its setup's end. ECANCELED: abandoned meanwhile. */
+int dioh_qemu_source_read_setup(struct dioh_qemu_source *source, const struct dioh_image_layout *layout,
                                 struct dioh_error *err);
 
 #endif

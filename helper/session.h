@@ -131,7 +131,7 @@ struct dioh_session_state {
 	struct dioh_worker *workers;
 	unsigned worker_count;
 	unsigned worker_next;
-	atomic_bool stream_abandoned; /* what waits for a stream's setup is to give up */
+	atomic_bool abandoned; /* what the control-I/O thread waits for or looks at is of no use any more */
 
 	enum dioh_image_stage stage;
 	bool opening; /* the table belongs to OPEN_IMAGE */

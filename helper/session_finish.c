@@ -138,7 +138,9 @@ int dioh_on_finish(struct dioh_session_state *session, struct dioh_message *mess
 	if (r < 0)
 		return r;
 	session->phase = PHASE_FINISH;
-	atomic_store(&session->finish.cancel, false); /* before the reply: if nobody is there to take it, that is a cancel */
+	/* Before the reply: if nobody is there to take it, that is a cancel. */
+	atomic_store(&session->finish.cancel, false);
+	atomic_store(&session->abandoned, false);
 	dioh_session_reply(session, DIOH_MSG_FINISH, message->header.id, NULL, 0);
 	begin(session, message);
 	return 0;

@@ -40,7 +40,7 @@ static int ask(struct dioh_session_state *session, const struct dioh_message *me
 {
 	struct dioh_image_request *request = session->request;
 
-	atomic_store(&session->stream_abandoned, false); /* a CANCEL before it was not for it */
+	atomic_store(&session->abandoned, false); /* a CANCEL before it was not for it */
 	request->active = true;
 	request->type = message->header.type;
 	request->id = message->header.id;
@@ -167,6 +167,7 @@ static int begin_layout(struct dioh_session_state *session, uint32_t id, uint32_
 	memset(layout, 0, sizeof(*layout));
 	layout->ops = dioh_layout_find(id);
 	layout->image = &session->image;
+	layout->abandoned = &session->abandoned;
 	layout->header_bytes = header_bytes;
 	if (!layout->ops)
 		return dioh_error_set(err, EOPNOTSUPP, PLACE, "layout %s is not served by this helper", dioh_layout_name(id));
@@ -183,7 +184,7 @@ static void do_create(struct dioh_job *job)
 
 	session->layout.kept = message->flags & DIOH_CREATE_CONTINUE;
 	session->layout.device_state = (struct dioh_device_state){ session->streams[message->stream].fd, message->stream,
-		                                                   message->channels, &session->stream_abandoned };
+		                                                   message->channels };
 	if (r == 0) {
 		session->stage = IMAGE_TABLE;
 		session->opening = false;

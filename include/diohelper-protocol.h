@@ -31,6 +31,7 @@
 #define DIOH_HEADER_BYTES_MAX (16u << 20)         /* the manager's own header in an image */
 #define DIOH_HEADER_PATCH_BYTES_MAX 4096u         /* FINISH's last write */
 #define DIOH_REGION_BYTES_MAX (UINT64_C(1) << 46) /* 64 TiB: twice what x86_64 servers hold today */
+#define DIOH_MEMORY_BYTES_MAX DIOH_REGION_BYTES_MAX /* all regions of an image that has bitmaps */
 #define DIOH_OFFSET_MAX (UINT64_C(1) << 62)       /* every image offset stays below: sums cannot wrap */
 #define DIOH_BLOCK_BYTES_MIN (64u << 10)
 #define DIOH_BLOCK_BYTES_MAX (4u << 20)

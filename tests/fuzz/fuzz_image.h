@@ -113,8 +113,9 @@ static inline void fuzz_check_layout(struct dioh_image_layout *layout)
 /* One opening, with a table of one entry or none. Answers open's result. */
 static inline int fuzz_open(int fd, uint32_t id, uint32_t flags, const struct dioh_msg_entry *wanted)
 {
+	const atomic_bool abandoned = false;
 	struct dioh_image image;
-	struct dioh_image_layout layout = { .image = &image };
+	struct dioh_image_layout layout = { .image = &image, .abandoned = &abandoned };
 	struct dioh_error err = { 0 };
 	int r = 0;
 

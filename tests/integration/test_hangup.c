@@ -25,6 +25,8 @@
 
 #include "cleanup.h"
 #include "fixture.h"
+#include "mapped_ram_format.h"
+#include "qemu_maker.h"
 #include "raw_manager.h"
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
@@ -331,6 +333,81 @@ static void manager_dies_but_not_its_socket(void **state)
 	assert_int_equal(status, 0);
 }
 
+/* ---- an image that takes long to be opened ---- */
+
+/* QEMU's setup for a block as large as it may be: a file of a few pages that claims a bitmap of 2 GiB. */
+static void put_vast_setup(int fd, struct dioh_qemu_setup *setup)
+{
+	struct dioh_record_region region = { 0 };
+	struct dioh_record_extent extent = { 0 };
+	struct dioh_record_head head = { .version = DIOH_RECORD_VERSION };
+	struct dioh_mapped_ram_plan plan;
+	struct dioh_error err;
+	uint8_t bytes[1024];
+	size_t count;
+
+	must(dioh_mapped_ram_plan(setup, 0, 0, &head, &region, &extent, &plan, &err), &err);
+	count = dioh_mapped_ram_put_extent(bytes, setup, 0);
+	assert_true(count <= sizeof(bytes));
+	assert_int_equal(pwrite(fd, bytes, count, 0), count);
+	assert_int_equal(ftruncate(fd, (off_t)plan.tail_offset + DIOH_PAGE_BYTES), 0);
+	/* The setup's end and its footer. */
+	assert_int_equal(pwrite(fd, "\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02", 13, (off_t)plan.tail_offset), 13);
+}
+
+static int vast_image(void)
+{
+	int fd = must_memfd("vast", DIOH_PAGE_BYTES, 0);
+	const struct dioh_qemu_block block = { .name = "vast", .bytes = DIOH_PAGE_BYTES };
+	struct qemu_maker q;
+
+	qemu_start(&q, &block, 1, DIOH_QEMU_MAPPED_RAM);
+	q.setup.total_bytes = q.blocks[0].bytes = DIOH_MEMORY_BYTES_MAX;
+	put_vast_setup(fd, &q.setup);
+	qemu_free(&q);
+	return fd;
+}
+
+/* The helper is at it, or stands still with the request in front of it. Answers the request's id. */
+static uint32_t begin_to_open_vast(struct raw_manager *m)
+{
+	const struct dioh_msg_attach_image image = { .fds = DIOH_IMAGE_FD_BUFFERED, .direction = LOAD };
+	const struct dioh_msg_open_image open = { .layout = DIOH_LAYOUT_DETECT, .flags = DIOH_OPEN_INSPECT };
+	const struct dioh_msg_seal seal = { 0 };
+	int fd = vast_image();
+	uint32_t id;
+
+	raw_reach(m, NULL, NULL, LOAD, RAW_STAGE_ATTACH);
+	id = raw_request_fds(m, DIOH_MSG_ATTACH_IMAGE, &image, sizeof(image), &fd, 1);
+	raw_reply(m, DIOH_MSG_ATTACH_IMAGE, id, NULL, 0);
+	close(fd);
+	raw_call(m, DIOH_MSG_SEAL, &seal, sizeof(seal), NULL, 0);
+	raw_stop(m);
+	return raw_request(m, DIOH_MSG_OPEN_IMAGE, &open, sizeof(open));
+}
+
+static void vast_image_is_left_alone(void **state)
+{
+	const struct dioh_msg_cancel all = { 0 };
+	struct dioh_msg_cancel_reply cancelled;
+	struct raw_manager m;
+	uint32_t open, cancel;
+
+	(void)state;
+	open = begin_to_open_vast(&m);
+	cancel = raw_request(&m, DIOH_MSG_CANCEL, &all, sizeof(all));
+	raw_continue(&m);
+	raw_reply(&m, DIOH_MSG_CANCEL, cancel, &cancelled, sizeof(cancelled));
+	(void)raw_refused(&m, DIOH_MSG_OPEN_IMAGE, open, ECANCELED, NULL);
+	raw_hang_up(&m);
+	raw_ends(&m, 0);
+	(void)begin_to_open_vast(&m);
+	raw_continue(&m);
+	(void)raw_status_phase(&m); /* it has been read */
+	raw_hang_up(&m);
+	raw_ends(&m, 1);
+}
+
 /* ---- a manager that does not read ---- */
 
 /* Sends until nothing has gone for a while; how many went. */
@@ -550,6 +627,7 @@ int main(void)
 		cmocka_unit_test_teardown(manager_hangs_up_in_a_big_transfer, no_child_is_left),
 		cmocka_unit_test_teardown(helper_is_killed, no_child_is_left),
 		cmocka_unit_test_teardown(manager_dies_but_not_its_socket, no_child_is_left),
+		cmocka_unit_test_teardown(vast_image_is_left_alone, no_child_is_left),
 		cmocka_unit_test_teardown(flooded_helper_stays_small_and_still, no_child_is_left),
 		cmocka_unit_test_teardown(every_complete_waits_for_its_reader, no_child_is_left),
 		cmocka_unit_test_teardown(hangup_is_noticed_behind_a_full_socket, no_child_is_left),

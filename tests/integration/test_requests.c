@@ -591,6 +591,22 @@ static void cancelled_memory_counts_as_not_saved(void **state)
 	leave(&m, 1);
 }
 
+/* CANCEL is for what runs, not for what comes: neither for FINISH nor for the sums that it makes. */
+static void cancelled_before_finish(void **state)
+{
+	const struct dioh_msg_finish request = { .mode = DIOH_FINISH_DURABLE };
+	struct raw_manager m;
+	uint32_t finish;
+
+	(void)state;
+	reach(&m, SAVE, RAW_STAGE_SAVED);
+	cancel(&m, 0);
+	finish = raw_request(&m, DIOH_MSG_FINISH, &request, sizeof(request));
+	raw_reply(&m, DIOH_MSG_FINISH, finish, NULL, 0);
+	assert_int_equal(raw_complete(&m, finish, NULL), 0);
+	raw_ends(&m, 0);
+}
+
 static void finish_can_be_cancelled(void **state)
 {
 	struct raw_manager m;
@@ -628,6 +644,7 @@ int main(void)
 		cmocka_unit_test(cancel_what_does_not_run),
 		cmocka_unit_test(cancelled_session_goes_on),
 		cmocka_unit_test(cancelled_memory_counts_as_not_saved),
+		cmocka_unit_test(cancelled_before_finish),
 		cmocka_unit_test(finish_can_be_cancelled),
 	};
 

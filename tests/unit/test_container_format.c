@@ -137,7 +137,7 @@ static void test_random_plans_are_accepted(void **state)
 		name_regions(regions, head.region_count);
 		for (uint32_t i = 0; i < head.region_count; i++)
 			regions[i].bytes =
-				(1 + random_u64() % (UINT64_C(1) << random_u64() % 34)) * 4096;
+				(1 + random_u64() % (UINT64_C(1) << random_u64() % 30)) * 4096;
 		for (uint32_t i = 0; i < head.stream_count; i++) {
 			streams[i].number = 100 + i;
 			streams[i].name[0] = (char)('a' + i);
@@ -159,13 +159,13 @@ static void test_the_largest_image(void **state)
 	assert_non_null(regions);
 	name_regions(regions, DIOH_REGIONS_MAX);
 	for (uint32_t i = 0; i < DIOH_REGIONS_MAX; i++)
-		regions[i].bytes = DIOH_REGION_BYTES_MAX;
+		regions[i].bytes = DIOH_MEMORY_BYTES_MAX / DIOH_REGIONS_MAX;
 	for (uint32_t i = 0; i < DIOH_STREAMS_MAX; i++) {
 		streams[i].number = i;
 		snprintf(streams[i].name, sizeof(streams[i].name), "%" PRIu32, i);
 	}
 	assert_int_equal(dioh_container_plan(&head, DIOH_HEADER_BYTES_MAX, regions, NULL), 0);
-	assert_true(head.image_bytes > DIOH_REGIONS_MAX * DIOH_REGION_BYTES_MAX);
+	assert_true(head.image_bytes > DIOH_MEMORY_BYTES_MAX);
 	assert_true(head.image_bytes < DIOH_OFFSET_MAX);
 	assert_accepted(&head, regions, streams, NULL);
 	free(regions);
@@ -207,6 +207,23 @@ static void test_too_much_is_refused_and_nothing_changed(void **state)
 	assert_refused(&one, 0, &region, EFBIG, "region 5");
 	region.bytes = UINT64_MAX - 4095;
 	assert_refused(&one, 0, &region, EFBIG, "region 5");
+}
+
+static void test_too_much_memory_is_refused(void **state)
+{
+	struct dioh_record_head head = { .region_count = 2 };
+	struct dioh_record_region regions[2] = { { .bytes = DIOH_MEMORY_BYTES_MAX }, { .bytes = 4096 } };
+	struct dioh_error err;
+
+	(void)state;
+	assert_refused(&head, 0, regions, EFBIG, "70368744181760 bytes together");
+	regions[0].bytes -= 4096;
+	name_regions(regions, 2);
+	assert_int_equal(dioh_container_plan(&head, 0, regions, NULL), 0);
+	assert_accepted(&head, regions, NULL, NULL);
+	regions[1].bytes += 4096; /* no other rule minds */
+	assert_int_equal(dioh_record_check_tables(&head, regions, NULL, NULL, &err), -EBADMSG);
+	assert_non_null(strstr(err.text, "70368744181760 bytes together"));
 }
 
 static void test_broken_pages_are_refused(void **state)
@@ -414,6 +431,7 @@ int main(void)
 		cmocka_unit_test(test_random_plans_are_accepted),
 		cmocka_unit_test(test_the_largest_image),
 		cmocka_unit_test(test_too_much_is_refused_and_nothing_changed),
+		cmocka_unit_test(test_too_much_memory_is_refused),
 		cmocka_unit_test(test_broken_pages_are_refused),
 		cmocka_unit_test(test_extents_grow),
 		cmocka_unit_test(test_an_extent_follows_its_checksums),

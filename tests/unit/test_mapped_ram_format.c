@@ -370,12 +370,12 @@ static void test_the_largest_image(void **state)
 	for (unsigned i = 0; i < DIOH_REGIONS_MAX; i++) {
 		memset(blocks[i].name, 'x', 255);
 		snprintf(blocks[i].name, 10, "%u", i);
-		blocks[i].bytes = DIOH_REGION_BYTES_MAX;
+		blocks[i].bytes = DIOH_MEMORY_BYTES_MAX / DIOH_REGIONS_MAX;
 		regions[i].number = i;
 	}
 	assert_int_equal(dioh_mapped_ram_plan(&setup, base_offset, DIOH_HEADER_BYTES_MAX, &head, regions,
 	                                      extents, &planned, NULL), 0);
-	assert_true(head.image_bytes > DIOH_REGIONS_MAX * DIOH_REGION_BYTES_MAX);
+	assert_true(head.image_bytes > DIOH_MEMORY_BYTES_MAX);
 	assert_true(base_offset + head.image_bytes + (UINT64_C(16) << 30) < DIOH_OFFSET_MAX);
 	for (unsigned i = 0; i < DIOH_REGIONS_MAX; i++)
 		stream.bytes += extents[i].bytes;

@@ -886,8 +886,15 @@ static void test_blocks_beyond_what_is_possible(void **state)
 	(void)state;
 	begin(DIOH_QEMU_STREAM, 0);
 	memset(&stream.bytes[stream.at[AT_SIZE]], 0xff, 6);
-	splice(&stream, stream.at[AT_BLOCK0] + 7, 8, "\x7f\xff\xff\xff\xff\xff\xf0\0", 8);
-	assert_refused(EFBIG, stream.at[AT_BLOCK0] + 7, "are more than 70368744177664");
+	assert_refused(EFBIG, stream.at[AT_SIZE], "are more than 70368744177664");
+
+	begin(DIOH_QEMU_STREAM, 0);
+	splice(&stream, stream.at[AT_SIZE], 8, "\0\0\x40\0\0\0\x10\x04", 8);
+	assert_refused(EFBIG, stream.at[AT_SIZE], "it has 70368744181760 bytes of memory");
+
+	begin(DIOH_QEMU_STREAM, 0); /* as many as there may be: the blocks that follow are too few */
+	splice(&stream, stream.at[AT_SIZE], 8, "\0\0\x40\0\0\0\0\x04", 8);
+	assert_refused(EBADMSG, stream.at[AT_SETUP_END], "of 70368744177664 bytes");
 
 	begin(DIOH_QEMU_STREAM, 0);
 	stream.count = stream.at[AT_SIZE];

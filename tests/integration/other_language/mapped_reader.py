@@ -64,7 +64,7 @@ class QemuReader:
         self._take("I")
         rule(1, self._name() == b"ram", "the first section is not RAM's")
         _, version, total = self._take("IIQ")
-        rule(1, version == 4 and total % PAGE == 4, "RAM's start")
+        rule(1, version == 4 and total % PAGE == 4 and total - 4 <= 1 << 46, "RAM's start")
         total, found = total - 4, []
         while total > 0:
             at, name, size = self._at, self._name(), self._take("Q")[0]

@@ -218,6 +218,7 @@ def _check_head_area(head, area):
 
 
 def check_tables(head, regions, streams, extents):
+    rule(17, sum(region.bytes for region in regions) <= REGION_BYTES_MAX, "the regions' sizes together")
     for region in regions:
         check_name_flags_reserved(head, region, GUEST_ADDRESS_KNOWN | HAS_CHECKSUMS,
                                    (region.bitmap, region.checksums))
