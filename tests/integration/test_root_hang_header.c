@@ -2,8 +2,8 @@
 /*
  * test_root_hang_header.c - a disk that does not answer the header path: while an image is created (a write, a size, a sync)
  * and while one is opened (a read). The session goes on talking: STATUS and CANCEL are answered, everything else is refused,
- * STUCK comes; when the disk is back the reply comes. Or the manager goes, and then the helper. test_root_hang.c has pages and
- * FINISH.
+ * STUCK comes; when the disk is back the reply comes (to an opening that it was cancelled). Or the manager goes, and then the
+ * helper. test_root_hang.c has pages and FINISH.
  */
 /* timeout: 120 */
 #include <setjmp.h>
@@ -99,7 +99,10 @@ static void hangs_and_goes_on(void **state)
 	raw_call(&m, DIOH_MSG_CANCEL, &(const struct dioh_msg_cancel){ 0 }, sizeof(struct dioh_msg_cancel), NULL, 0);
 	assert_int_equal(fuse_file_held(file), 1); /* nothing of this has waited for the disk */
 	fuse_file_release(file, 0);
-	raw_reply(&m, place->request, id, NULL, 0);
+	if (place->direction == LOAD) /* what only looks has heard the CANCEL */
+		raw_refused(&m, place->request, id, ECANCELED, NULL);
+	else
+		raw_reply(&m, place->request, id, NULL, 0);
 	raw_hang_up(&m);
 	raw_ends(&m, place->direction == SAVE);
 }
