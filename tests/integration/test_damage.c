@@ -75,16 +75,21 @@ static int stream_source(void)
 	return fd;
 }
 
+static void begin_save(struct moves *m)
+{
+	describe(m);
+	moves_start(m, SAVE);
+	moves_attach(m, REGION_A, image.memory_a, -1);
+	moves_attach(m, REGION_B, image.memory_b, -1);
+	moves_attach_stream(m, 0, stream_source());
+	must(moves_create(m), &m->err);
+}
+
 static void save_image(uint32_t mode, uint32_t region_flags, uint32_t stream_flags)
 {
 	struct moves m;
 
-	describe(&m);
-	moves_start(&m, SAVE);
-	moves_attach(&m, REGION_A, image.memory_a, -1);
-	moves_attach(&m, REGION_B, image.memory_b, -1);
-	moves_attach_stream(&m, 0, stream_source());
-	must(moves_create(&m), &m.err);
+	begin_save(&m);
 	must(moves_region(&m, REGION_A, 0), &m.err);
 	must(moves_region(&m, REGION_B, region_flags), &m.err);
 	must(moves_wait(&m, moves_begin_stream(&m, 0, STREAM, stream_flags)), &m.err);
@@ -500,12 +505,7 @@ static void saved_over_while_open(void **state)
 	(void)state;
 	look(&l);
 	must(open_again(&l, 0), &l.m.err);
-	describe(&m);
-	moves_start(&m, SAVE);
-	moves_attach(&m, REGION_A, image.memory_a, -1);
-	moves_attach(&m, REGION_B, image.memory_b, -1);
-	moves_attach_stream(&m, 0, stream_source());
-	must(moves_create(&m), &m.err);
+	begin_save(&m);
 	expect_changed(&l);
 	must(moves_region(&m, REGION_A, 0), &m.err);
 	must(moves_region(&m, REGION_B, DIOH_TRANSFER_NO_CHECKSUM), &m.err); /* else it is the same image again */
