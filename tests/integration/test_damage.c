@@ -75,11 +75,11 @@ static int stream_source(void)
 	return fd;
 }
 
-static void begin_save(struct moves *m)
+static void begin_save(struct moves *m, int memory_a)
 {
 	describe(m);
 	moves_start(m, SAVE);
-	moves_attach(m, REGION_A, image.memory_a, -1);
+	moves_attach(m, REGION_A, memory_a, -1);
 	moves_attach(m, REGION_B, image.memory_b, -1);
 	moves_attach_stream(m, 0, stream_source());
 	must(moves_create(m), &m->err);
@@ -89,7 +89,7 @@ static void save_image(uint32_t mode, uint32_t region_flags, uint32_t stream_fla
 {
 	struct moves m;
 
-	begin_save(&m);
+	begin_save(&m, image.memory_a);
 	must(moves_region(&m, REGION_A, 0), &m.err);
 	must(moves_region(&m, REGION_B, region_flags), &m.err);
 	must(moves_wait(&m, moves_begin_stream(&m, 0, STREAM, stream_flags)), &m.err);
@@ -505,7 +505,7 @@ static void saved_over_while_open(void **state)
 	(void)state;
 	look(&l);
 	must(open_again(&l, 0), &l.m.err);
-	begin_save(&m);
+	begin_save(&m, image.memory_a);
 	expect_changed(&l);
 	must(moves_region(&m, REGION_A, 0), &m.err);
 	must(moves_region(&m, REGION_B, DIOH_TRANSFER_NO_CHECKSUM), &m.err); /* else it is the same image again */
@@ -526,12 +526,7 @@ static void saved_over_before_finish(void **state)
 
 	(void)state;
 	must_fill(other, 0, BYTES_A, 77);
-	describe(&m);
-	moves_start(&m, SAVE);
-	moves_attach(&m, REGION_A, other, -1);
-	moves_attach(&m, REGION_B, image.memory_b, -1);
-	moves_attach_stream(&m, 0, stream_source());
-	must(moves_create(&m), &m.err);
+	begin_save(&m, other);
 	must(moves_region(&m, REGION_A, 0), &m.err);
 	must(moves_region(&m, REGION_B, 0), &m.err);
 	must(moves_wait(&m, moves_begin_stream(&m, 0, STREAM, 0)), &m.err);
