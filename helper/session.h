@@ -89,7 +89,6 @@ struct dioh_finish {
 	struct dioh_session_state *session;
 	bool active;
 	uint32_t id;
-	atomic_bool cancel;
 	struct dioh_commit commit;
 	int result;
 	struct dioh_error error;
@@ -131,7 +130,7 @@ struct dioh_session_state {
 	struct dioh_worker *workers;
 	unsigned worker_count;
 	unsigned worker_next;
-	atomic_bool abandoned; /* what the control-I/O thread waits for or looks at is of no use any more */
+	atomic_bool abandoned; /* the control-I/O thread's request, or FINISH, is of no use any more */
 
 	enum dioh_image_stage stage;
 	bool opening; /* the table belongs to OPEN_IMAGE */

@@ -118,7 +118,7 @@ static void begin(struct dioh_session_state *session, const struct dioh_message 
 	finish->commit.mode = request->mode;
 	finish->commit.patch_offset = request->patch_offset;
 	finish->commit.patch_bytes = request->patch_bytes;
-	finish->commit.cancelled = &finish->cancel;
+	finish->commit.cancelled = &session->abandoned;
 	memcpy(finish->commit.patch, request + 1, request->patch_bytes);
 	finish->job.handle = commit;
 	dioh_mailbox_post(&session->control.mailbox, &finish->job);
@@ -139,7 +139,6 @@ int dioh_on_finish(struct dioh_session_state *session, struct dioh_message *mess
 		return r;
 	session->phase = PHASE_FINISH;
 	/* Before the reply: if nobody is there to take it, that is a cancel. */
-	atomic_store(&session->finish.cancel, false);
 	atomic_store(&session->abandoned, false);
 	dioh_session_reply(session, DIOH_MSG_FINISH, message->header.id, NULL, 0);
 	begin(session, message);

@@ -469,7 +469,6 @@ void dioh_session_cancel_all(struct dioh_session_state *session)
 {
 	for (struct dioh_running *running = session->running; running; running = running->next)
 		dioh_running_cancel(running);
-	atomic_store(&session->finish.cancel, true);
 	atomic_store(&session->abandoned, true);
 }
 
@@ -485,7 +484,6 @@ int dioh_on_cancel(struct dioh_session_state *session, struct dioh_message *mess
 	} else if (running) {
 		dioh_running_cancel(running);
 	} else if (session->finish.active && session->finish.id == request->transfer) {
-		atomic_store(&session->finish.cancel, true);
 		atomic_store(&session->abandoned, true);
 	} else {
 		return dioh_error_set(err, ENOENT, PLACE, "CANCEL: no transfer %" PRIu32 " runs", request->transfer);
