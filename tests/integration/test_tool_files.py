@@ -193,6 +193,22 @@ def test_name_not_durable(path):
     check_equal((len(read(out)), os.path.exists(out + ".partial")), (len(WHOLE), False), "OUT, and whether it is partial")
 
 
+def test_children_ignored(path):
+    """Started by somebody who ignores SIGCHLD: how a helper ended is known all the same, and what is whole is kept."""
+    def ignore():
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+    images.Saved(path)
+    for verb in ("inspect", "verify"):
+        check_equal(tool(0, verb, path, preexec_fn=ignore), "", verb)
+    tool(0, "convert", path, path + ".out", preexec_fn=ignore)
+    check_equal(len(read(path + ".out")), len(WHOLE), "OUT")
+    write(path + ".stream", FOREIGN)
+    with open(path + ".stream", "rb") as file:
+        has(tool(0, "ingest", "--or-raw", path + ".kept", stdin=file, preexec_fn=ignore), "kept verbatim as raw")
+    check_equal(read(path + ".kept"), FOREIGN, "the stream that was kept")
+
+
 # --consume.
 
 
@@ -325,8 +341,8 @@ def test_listen_name(path):
 
 
 TESTS = (test_stream_is_image, test_closed_descriptors, test_stdout_is_in, test_partial, test_another_run,
-         test_name_not_durable, test_consume_another_out, test_consume_goes_on, test_consume_names, test_consume_twice,
-         test_listen_ended, test_listen_name)
+         test_name_not_durable, test_children_ignored, test_consume_another_out, test_consume_goes_on, test_consume_names,
+         test_consume_twice, test_listen_ended, test_listen_name)
 
 
 if __name__ == "__main__":
