@@ -494,6 +494,16 @@ static int move(struct ingestion *ingestion, struct dioh_session *session, struc
 	return r;
 }
 
+/* The image is complete and durable, and the stream cannot be had once more: however the helper ends, it stays. */
+static void end_session(const struct ingestion *ingestion, struct dioh_session *session)
+{
+	struct dioh_error err;
+
+	if (dioh_tool_session_end(session, &err) != 0)
+		fprintf(stderr, DIOH_TOOL_NAME ": %s: note: it is complete and durable, but %s\n", ingestion->options->path,
+		        err.text);
+}
+
 static int run_session(struct ingestion *ingestion, struct dioh_error *err)
 {
 	struct dioh_session *session;
@@ -510,8 +520,9 @@ static int run_session(struct ingestion *ingestion, struct dioh_error *err)
 	if (r == 0)
 		r = move(ingestion, session, err);
 	if (r == 0)
-		return dioh_tool_session_end(session, err);
-	(void)dioh_close(session, DIOH_TOOL_END_TIMEOUT_MS, NULL);
+		end_session(ingestion, session);
+	else
+		(void)dioh_close(session, DIOH_TOOL_END_TIMEOUT_MS, NULL);
 	return r;
 }
 

@@ -209,6 +209,19 @@ def test_children_ignored(path):
     check_equal(read(path + ".kept"), FOREIGN, "the stream that was kept")
 
 
+def test_helper_ends_badly(path):
+    """FINISH has said that all is durable, and then something befalls the helper: no stream is thrown away for that."""
+    write(path + ".helper", b'#!/bin/sh\n"$DIOHELPER" "$@"\nexit 3\n', 0o755)
+    for stream, options in ((WHOLE, []), (FOREIGN, ["--or-raw"])):
+        write(path + ".stream", stream)
+        with open(path + ".stream", "rb") as file:
+            said = tool(0, "ingest", f"--helper={path}.helper", *options, path, stdin=file,
+                        env={**os.environ, "DIOHELPER": HELPER})
+        has(said, f"{path}: note: it is complete and durable, but the helper ended with status 3")
+        check_equal(read(path) == FOREIGN if options else verify(0, path)[0]["result"], True if options else "ok", "IMAGE")
+        os.unlink(path)
+
+
 # --consume.
 
 
@@ -341,8 +354,8 @@ def test_listen_name(path):
 
 
 TESTS = (test_stream_is_image, test_closed_descriptors, test_stdout_is_in, test_partial, test_another_run,
-         test_name_not_durable, test_children_ignored, test_consume_another_out, test_consume_goes_on, test_consume_names,
-         test_consume_twice, test_listen_ended, test_listen_name)
+         test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_consume_another_out,
+         test_consume_goes_on, test_consume_names, test_consume_twice, test_listen_ended, test_listen_name)
 
 
 if __name__ == "__main__":
