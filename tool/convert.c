@@ -330,9 +330,13 @@ static int check_out(const struct conversion *c, const char *path, int fd, struc
 /* Before anything is made, and with a stream, which takes OUT's own name only in the end, once more then. */
 static int check_out_name(const struct conversion *c, struct dioh_error *err)
 {
-	if (access(c->options->out_path, F_OK) != 0)
-		return 0;
-	return check_out(c, c->options->out_path, -1, err);
+	const char *path = c->options->out_path;
+	struct stat st;
+	int r = access(path, F_OK) == 0 ? check_out(c, path, -1, err) : 0;
+
+	if (r == 0 && c->to == FORMAT_STREAM && lstat(path, &st) == 0 && S_ISLNK(st.st_mode))
+		r = dioh_tool_error_set(err, EINVAL, "is a symbolic link, whose place a stream would take: name the file itself");
+	return r;
 }
 
 static int open_partial(struct conversion *c, struct dioh_error *err)
