@@ -204,6 +204,15 @@ static int create_out(struct join *join, struct dioh_error *err)
 	return dioh_create_image(join->sides[DIOH_JOIN_OUT].session, &options, NULL, err);
 }
 
+/* A region's end, which may be anywhere, is no place to begin at: the next one's start is. */
+static void leave_region(struct join *join)
+{
+	struct dioh_join_place *next = &join->next;
+
+	while (next->index < join->region_count && next->offset >= join->regions[next->index].bytes)
+		*next = (struct dioh_join_place){ next->index + 1, 0 };
+}
+
 /* What an earlier run has brought stays. */
 static int keep_regions(struct join *join, struct dioh_error *err)
 {
@@ -218,6 +227,7 @@ static int keep_regions(struct join *join, struct dioh_error *err)
 		join->saved_bytes += bytes;
 	}
 	join->next = join->synced = *place;
+	leave_region(join);
 	return r;
 }
 
@@ -245,13 +255,12 @@ static bool next_piece(struct join *join, struct window *window)
 {
 	struct dioh_join_place *next = &join->next;
 
-	while (next->index < join->region_count && next->offset >= join->regions[next->index].bytes)
-		*next = (struct dioh_join_place){ next->index + 1, 0 };
 	if (next->index >= join->region_count)
 		return false;
 	window->place = *next;
 	window->bytes = dioh_min(WINDOW_BYTES, join->regions[next->index].bytes - next->offset);
 	next->offset += window->bytes;
+	leave_region(join);
 	return true;
 }
 

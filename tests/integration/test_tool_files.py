@@ -13,14 +13,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.dont_write_bytecode = True  # no __pycache__ in the source tree
 sys.path[:0] = [os.path.join(HERE, "other_language"), HERE]
 
-import qemu_stream  # noqa: E402 (the path had to be set first)
+import manager  # noqa: E402 (the path had to be set first)
+import qemu_stream  # noqa: E402
 import test_tool_mapped_ram as images  # noqa: E402
+from manager import Entry, Session  # noqa: E402
 from qemu_stream import MIB  # noqa: E402
 from test_tool_mapped_ram import BUILD, HELPER, TOOL, check, check_equal, flip, has, inspect, verify  # noqa: E402
 
@@ -41,9 +44,9 @@ def write(path, data, mode=0o600):
     os.chmod(path, mode)
 
 
-def tool(status, *arguments, **popen):
-    """What it says on standard error. A stream that is fed by itself would fill the disk: files end at 256 MiB."""
-    done = subprocess.run(["prlimit", f"--fsize={256 * MIB}", TOOL, *arguments],
+def tool(status, *arguments, limit=256 * MIB, **popen):
+    """What it says on standard error. A stream that is fed by itself would fill the disk: files end at the limit."""
+    done = subprocess.run(["prlimit", f"--fsize={limit}", TOOL, *arguments],
                           **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **popen}, stderr=subprocess.PIPE,
                           text=True, timeout=PATIENCE, check=False)
     check_equal((done.returncode, arguments), (status, arguments), f"exit status ({done.stderr})")
@@ -267,6 +270,47 @@ def test_consume_goes_on(path):
     check_equal(verify(0, path + ".out")[0]["result"], "ok", "the verdict")
 
 
+def container(path, regions, streams):
+    """A container of empty regions of so many bytes each, and of streams."""
+    memory, fd = os.memfd_create("memory"), os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    os.truncate(memory, max(regions))
+    with Session(HELPER) as session:
+        session.hello(offered=0xFF)
+        session.attach_image(manager.SAVE, fd)
+        session.attach_memory(0, memory)
+        for number, stream in enumerate(streams):
+            read_end, write_end = os.pipe()
+            threading.Thread(target=images.feed, args=(write_end, stream), daemon=True).start()
+            session.attach_stream(number, read_end)
+            os.close(read_end)
+        session.seal()
+        session.create_image(manager.CONTAINER, len(regions), len(streams), 0)
+        session.put_table([Entry(manager.REGION, number, b"region %d" % number, size) for number, size in enumerate(regions)] +
+                          [Entry(manager.STREAM_ENTRY, number, b"stream %d" % number) for number in range(len(streams))])
+        for number in range(len(streams)):
+            session.complete(session.save_stream(number, number))
+        for number, size in enumerate(regions):
+            session.complete(session.save_memory(0, number, size))
+        session.complete(session.finish())
+    os.close(fd)
+    os.close(memory)
+
+
+def test_consume_region_end(path):
+    """Regions that are no whole number of chunks: where one ends a run may be interrupted, and the next one can go on."""
+    out, arguments = path + ".out", ("convert", "--consume", "--to", "container", path, path + ".out")
+    container(path, [96 * MIB + 4096] * 2, [b"state"])  # four windows each, the last one of a page
+    done = subprocess.run([os.path.join(BUILD, "tests/integration/faulty_tool"), *arguments, f"--helper={HELPER}"],
+                          env={**os.environ, "DIOH_FAULT": "1", "DIOH_LATE": "300"}, capture_output=True, text=True,
+                          timeout=PATIENCE, check=False)
+    check_equal(done.returncode, 1, done.stderr)
+    has(done.stderr, f"{out}.consume cannot be written: Input/output error")
+    state = json.loads(read(out + ".consume"))
+    check((state["region"], state["offset"]) > (0, 0), f"a part of IN was freed: {state}")
+    tool(0, *arguments)
+    check_equal((verify(0, out)[0]["result"], os.path.exists(out + ".consume")), ("ok", False), "OUT, and the state")
+
+
 def test_consume_names(path):
     """The state's own names: what stands there is not written through, and IN is not taken for it."""
     images.Saved(path)
@@ -355,7 +399,8 @@ def test_listen_name(path):
 
 TESTS = (test_stream_is_image, test_closed_descriptors, test_stdout_is_in, test_partial, test_another_run,
          test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_consume_another_out,
-         test_consume_goes_on, test_consume_names, test_consume_twice, test_listen_ended, test_listen_name)
+         test_consume_goes_on, test_consume_region_end, test_consume_names, test_consume_twice,
+         test_listen_ended, test_listen_name)
 
 
 if __name__ == "__main__":
