@@ -264,6 +264,17 @@ static bool next_piece(struct join *join, struct window *window)
 	return true;
 }
 
+/* A side may have as many streams as there are transfers: their ends make room. */
+static bool has_room(const struct join *join, enum dioh_join_side which)
+{
+	const enum window_state busy = which == DIOH_JOIN_IN ? WINDOW_LOADING : WINDOW_SAVING;
+	uint32_t running = join->sides[which].streams_left;
+
+	for (unsigned i = 0; i < WINDOWS; i++)
+		running += join->windows[i].state == busy;
+	return running < DIOH_TRANSFERS_MAX;
+}
+
 /* A load leaves nothing in a window of what was in it: absent pages are punched. */
 static int move_window(struct join *join, unsigned index, enum dioh_join_side which, struct dioh_error *err)
 {
@@ -289,9 +300,9 @@ static int move_windows(struct join *join, bool *ret_busy, struct dioh_error *er
 	for (unsigned i = 0; r == 0 && i < WINDOWS; i++) {
 		struct window *window = &join->windows[i];
 
-		if (window->state == WINDOW_LOADED)
+		if (window->state == WINDOW_LOADED && has_room(join, DIOH_JOIN_OUT))
 			r = move_window(join, i, DIOH_JOIN_OUT, err);
-		else if (window->state == WINDOW_FREE && next_piece(join, window))
+		else if (window->state == WINDOW_FREE && has_room(join, DIOH_JOIN_IN) && next_piece(join, window))
 			r = move_window(join, i, DIOH_JOIN_IN, err);
 		*ret_busy = *ret_busy || window->state != WINDOW_FREE;
 	}

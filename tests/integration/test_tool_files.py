@@ -311,6 +311,14 @@ def test_consume_region_end(path):
     check_equal((verify(0, out)[0]["result"], os.path.exists(out + ".consume")), ("ok", False), "OUT, and the state")
 
 
+def test_many_streams(path):
+    """As many streams as there are transfers at once, none of which fits into its pipe: regions wait until some have ended."""
+    container(path, [200 * MIB], [b"%d" % number + bytes(2 * MIB) for number in range(64)])
+    tool(0, "convert", "--to", "container", path, path + ".out", limit=1024 * MIB)
+    told, _ = verify(0, path + ".out")
+    check_equal((told["result"], len(told["streams"])), ("ok", 64), "OUT")
+
+
 def test_consume_names(path):
     """The state's own names: what stands there is not written through, and IN is not taken for it."""
     images.Saved(path)
@@ -399,7 +407,7 @@ def test_listen_name(path):
 
 TESTS = (test_stream_is_image, test_closed_descriptors, test_stdout_is_in, test_partial, test_another_run,
          test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_consume_another_out,
-         test_consume_goes_on, test_consume_region_end, test_consume_names, test_consume_twice,
+         test_consume_goes_on, test_consume_region_end, test_many_streams, test_consume_names, test_consume_twice,
          test_listen_ended, test_listen_name)
 
 
