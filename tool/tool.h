@@ -204,6 +204,7 @@ struct dioh_tool_table {
 	struct dioh_msg_entry *entries; /* regions, then streams; to be freed */
 };
 
+/* All of the table; -ESTALE: there is more in it than the counts say, which an earlier session was told. */
 int dioh_tool_table_read(struct dioh_session *session, uint32_t region_count, uint32_t stream_count,
                          struct dioh_tool_table *ret_table, struct dioh_error *err);
 

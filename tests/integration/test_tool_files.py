@@ -311,6 +311,19 @@ def test_consume_region_end(path):
     check_equal((verify(0, out)[0]["result"], os.path.exists(out + ".consume")), ("ok", False), "OUT, and the state")
 
 
+def test_saved_over_between(path):
+    """An image gets another region between the look at it and its load: no half of it is converted, or called ok."""
+    container(path + ".one", [MIB], [])
+    container(path + ".other", [MIB, MIB], [])
+    write(path + ".helper", f'#!/bin/sh\n[ ! -e {path}.looked ] || cat {path}.other >{path}\n: >{path}.looked\n'
+          f'exec {HELPER} "$@"\n'.encode(), 0o755)
+    for verb, *out in (("verify",), ("convert", "--to", "container", path + ".out")):
+        write(path, read(path + ".one"))
+        has(tool(1, verb, f"--helper={path}.helper", *out[:-1], path, *out[-1:]), f"{path}: was saved over meanwhile")
+        os.unlink(path + ".looked")
+    check(not os.path.exists(path + ".out"), "OUT is not made")
+
+
 def test_many_streams(path):
     """As many streams as there are transfers at once, none of which fits into its pipe: regions wait until some have ended."""
     container(path, [200 * MIB], [b"%d" % number + bytes(2 * MIB) for number in range(64)])
@@ -407,8 +420,8 @@ def test_listen_name(path):
 
 TESTS = (test_stream_is_image, test_closed_descriptors, test_stdout_is_in, test_partial, test_another_run,
          test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_consume_another_out,
-         test_consume_goes_on, test_consume_region_end, test_many_streams, test_consume_names, test_consume_twice,
-         test_listen_ended, test_listen_name)
+         test_consume_goes_on, test_consume_region_end, test_saved_over_between, test_many_streams, test_consume_names,
+         test_consume_twice, test_listen_ended, test_listen_name)
 
 
 if __name__ == "__main__":
