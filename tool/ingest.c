@@ -52,6 +52,7 @@ struct ingestion {
 	uint8_t *header;
 	uint64_t header_bytes;
 	bool raw; /* the stream is kept as it is; until it is complete the image is called `partial_path` */
+	bool received; /* all of the stream: QEMU takes the machine for saved */
 	char partial_path[DIOH_TOOL_PATH_BYTES];
 	char refusal[DIOH_TEXT_BYTES]; /* why */
 	struct dioh_tool_progress progress;
@@ -486,6 +487,7 @@ static int move(struct ingestion *ingestion, struct dioh_session *session, struc
 
 	if (r == 0)
 		r = await(ingestion, session, transfer, err);
+	ingestion->received = r == 0;
 	if (r == 0)
 		r = dioh_finish(session, DIOH_FINISH_DURABLE, 0, NULL, 0, &transfer, err);
 	if (r == 0)
@@ -528,6 +530,14 @@ static int run_session(struct ingestion *ingestion, struct dioh_error *err)
 
 /* ---- the verb ------------------------------------------------------------------------------------------------ */
 
+/* Nobody has this machine any more: no run is to take it for what an interrupted one left. */
+static void spare(const struct ingestion *ingestion)
+{
+	(void)fchmod(ingestion->image_fd, 0400);
+	fprintf(stderr, DIOH_TOOL_NAME ": %s: note: all of the stream came, and is kept as %s\n", ingestion->options->path,
+	        ingestion->partial_path);
+}
+
 /* The whole of it is durable: now it may have its name. */
 static int end_raw(const struct ingestion *ingestion, struct dioh_error *err)
 {
@@ -537,7 +547,7 @@ static int end_raw(const struct ingestion *ingestion, struct dioh_error *err)
 		fprintf(stderr, DIOH_TOOL_NAME ": %s: kept verbatim as raw: %s\n", ingestion->options->path,
 		        ingestion->refusal);
 	else
-		(void)fchmod(ingestion->image_fd, 0400); /* it is whole: no run is to take it for what an interrupted one left */
+		spare(ingestion);
 	return r;
 }
 
@@ -547,6 +557,10 @@ static void remove_useless(const struct ingestion *ingestion)
 	const char *path = ingestion->raw ? ingestion->partial_path : ingestion->options->path;
 	struct stat st;
 
+	if (ingestion->raw && ingestion->received) {
+		spare(ingestion);
+		return;
+	}
 	if (!ingestion->made || fstat(ingestion->image_fd, &st) != 0)
 		return;
 	if ((ingestion->raw || st.st_size == 0) && dioh_tool_has_name(ingestion->image_fd, path))
