@@ -225,6 +225,13 @@ def test_helper_ends_badly(path):
         os.unlink(path)
 
 
+def test_long_name(path):
+    """A name that is not UTF-8, however long, is the whole name in JSON."""
+    name = os.fsencode(path) + b"/none" * 1000 + b"/\xff\\"
+    done = subprocess.run([TOOL, "inspect", "--json", name], capture_output=True, timeout=PATIENCE, check=False)
+    check_equal(json.loads(done.stdout)["image"], path + "/none" * 1000 + "/\\xff\\x5c", "the name")
+
+
 # --consume.
 
 
@@ -419,7 +426,7 @@ def test_listen_name(path):
 
 
 TESTS = (test_stream_is_image, test_closed_descriptors, test_stdout_is_in, test_partial, test_another_run,
-         test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_consume_another_out,
+         test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_long_name, test_consume_another_out,
          test_consume_goes_on, test_consume_region_end, test_saved_over_between, test_many_streams, test_consume_names,
          test_consume_twice, test_listen_ended, test_listen_name)
 
