@@ -240,6 +240,13 @@ static int name_partial(struct ingestion *ingestion, struct dioh_error *err)
 	return 0;
 }
 
+static int check_kind(const struct stat *st, struct dioh_error *err)
+{
+	if (S_ISREG(st->st_mode) || S_ISBLK(st->st_mode))
+		return 0;
+	return dioh_tool_error_set(err, EINVAL, "is neither a regular file nor a block device");
+}
+
 static int open_image(struct ingestion *ingestion, struct dioh_error *err)
 {
 	const char *path = ingestion->options->path;
@@ -254,8 +261,8 @@ static int open_image(struct ingestion *ingestion, struct dioh_error *err)
 	if (ingestion->image_fd < 0 || fstat(ingestion->image_fd, &st) != 0)
 		return dioh_tool_error_set(err, errno, "cannot be opened: %s%s", strerror(errno),
 		                           errno == EBUSY ? " (is it mounted?)" : "");
-	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
-		return dioh_tool_error_set(err, EINVAL, "is neither a regular file nor a block device");
+	if (check_kind(&st, err) != 0)
+		return -err->code;
 	if (S_ISREG(st.st_mode) && dioh_tool_lock(ingestion->image_fd, path, err) != 0) {
 		ingestion->made = false; /* it is the other run's now */
 		return -err->code;
@@ -281,9 +288,10 @@ static int check_place(const struct ingestion *ingestion, struct dioh_error *err
 {
 	const char *path = ingestion->options->path;
 	DIOH_AUTO_FD int directory_fd = -1;
+	struct stat st;
 
 	if (faccessat(AT_FDCWD, path, R_OK | W_OK, AT_EACCESS) == 0)
-		return 0;
+		return stat(path, &st) == 0 ? check_kind(&st, err) : 0;
 	if (errno == ENOENT) {
 		directory_fd = dioh_tool_open_directory(path);
 		if (directory_fd >= 0 && faccessat(directory_fd, ".", W_OK | X_OK, AT_EACCESS) == 0)

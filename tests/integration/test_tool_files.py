@@ -419,6 +419,7 @@ def test_listen_name(path):
     sink = listening("image", "socket")
     has(tool(1, "ingest", "--listen=unix:socket", "other"), "socket: Address already in use")
     has(tool(1, "ingest", "--listen=unix:new", "missing/other"), "cannot be opened: No such file or directory")
+    has(tool(1, "ingest", "--listen=unix:new", "."), "is neither a regular file nor a block device")
     check_equal(os.listdir(), ["socket"], "what there is")
     send("socket", WHOLE)
     check_equal((sink.communicate(timeout=PATIENCE)[1], sink.returncode), ("", 0), "the one that had waited")
