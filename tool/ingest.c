@@ -4,6 +4,7 @@
  * standard input, an inherited descriptor, or what connects to a socket; a sealed helper reads it and writes the image.
  * The tool looks at no byte of it. A stream that the helper does not understand is kept as it is, if that is wanted.
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -273,7 +274,7 @@ static int open_image(struct ingestion *ingestion, struct dioh_error *err)
 		/* EINVAL: this file system has none. Without it the work can be done, too. */
 		ingestion->direct_fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_DIRECT);
 	}
-	/* So that a new image's name is durable, too. Without it the image is none the worse. */
+	/* So that a new image's name is durable, too. For one that cannot be read see sync_name(). */
 	if (S_ISREG(st.st_mode))
 		ingestion->directory_fd = dioh_tool_open_directory(path);
 	else if (ingestion->options->or_raw)
@@ -546,6 +547,14 @@ static void spare(const struct ingestion *ingestion)
 	        ingestion->partial_path);
 }
 
+/* In a directory that could not be opened to be synced: with all else in its file system. */
+static int sync_name(const struct ingestion *ingestion, struct dioh_error *err)
+{
+	if (!ingestion->made || ingestion->directory_fd >= 0 || syncfs(ingestion->image_fd) == 0)
+		return 0;
+	return dioh_tool_error_set(err, errno, "is complete, but its name could not be made durable: %s", strerror(errno));
+}
+
 /* The whole of it is durable: now it may have its name. */
 static int end_raw(const struct ingestion *ingestion, struct dioh_error *err)
 {
@@ -608,8 +617,8 @@ static int run(int argc, char **argv)
 		r = run_session(&ingestion, &err);
 	if (r != 0)
 		remove_useless(&ingestion);
-	else if (ingestion.raw)
-		r = end_raw(&ingestion, &err);
+	else
+		r = ingestion.raw ? end_raw(&ingestion, &err) : sync_name(&ingestion, &err);
 	close_all(&ingestion);
 	return r == 0 ? DIOH_TOOL_OK : dioh_tool_fail(options.path, options.base_offset, false, &err);
 }

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * faulty_tool.c - diohelper-tool, its own objects, on a disk that fails once where no disk of ours does: fsync(2) number
- * $DIOH_FAULT of a directory, counted from 0, tells of EIO. And with $DIOH_LATE=MS it looks only so long afterwards at what
- * its two helpers say: by then they have done all that they were asked. They are the real ones. test-tool.sh and
- * test_tool_files.py judge.
+ * $DIOH_FAULT of a directory, counted from 0, tells of EIO, and syncfs(2) does, if that is 0. And with $DIOH_LATE=MS it looks
+ * only so long afterwards at what its two helpers say: by then they have done all that they were asked. They are the real
+ * ones. test-tool.sh and test_tool_files.py judge.
  */
-/* LDFLAGS: -Wl,--wrap=fsync,--wrap=poll */
+/* LDFLAGS: -Wl,--wrap=fsync,--wrap=syncfs,--wrap=poll */
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -23,6 +23,19 @@ int __wrap_fsync(int fd)
 
 	if (!fault || fstat(fd, &st) < 0 || !S_ISDIR(st.st_mode) || calls++ != strtoul(fault, NULL, 10))
 		return __real_fsync(fd);
+	errno = EIO;
+	return -1;
+}
+
+int __real_syncfs(int fd);
+int __wrap_syncfs(int fd);
+
+int __wrap_syncfs(int fd)
+{
+	const char *fault = getenv("DIOH_FAULT");
+
+	if (!fault || fault[0] != '0')
+		return __real_syncfs(fd);
 	errno = EIO;
 	return -1;
 }

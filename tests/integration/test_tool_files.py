@@ -225,6 +225,24 @@ def test_helper_ends_badly(path):
         os.unlink(path)
 
 
+def test_directory_unreadable(path):
+    """IMAGE's directory cannot be opened to be synced: its name is made durable with all else, or that is an error."""
+    os.mkdir(path)
+    image, faulty = os.path.join(path, "image"), os.path.join(BUILD, "tests/integration/faulty_tool")
+    write(path + ".stream", WHOLE)
+    os.chmod(path, 0o300)
+    lower = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    for fault, status, words in (("0", 1, "is complete, but its name could not be made durable: Input/output error"),
+                                 ("1", 0, "")):
+        with open(path + ".stream", "rb") as file:
+            done = subprocess.run([*lower, faulty, "ingest", f"--helper={HELPER}", image], stdin=file, capture_output=True,
+                                  env={**os.environ, "DIOH_FAULT": fault}, text=True, timeout=PATIENCE, check=False)
+        check_equal((done.returncode, words in done.stderr), (status, True), done.stderr)
+        check_equal(verify(0, image)[0]["result"], "ok", "IMAGE")
+        os.unlink(image)
+    os.chmod(path, 0o700)
+
+
 def test_long_name(path):
     """A name that is not UTF-8, however long, is the whole name in JSON."""
     name = os.fsencode(path) + b"/none" * 1000 + b"/\xff\\"
@@ -427,9 +445,9 @@ def test_listen_name(path):
 
 
 TESTS = (test_stream_is_image, test_closed_descriptors, test_stdout_is_in, test_partial, test_another_run,
-         test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_long_name, test_consume_another_out,
-         test_consume_goes_on, test_consume_region_end, test_saved_over_between, test_many_streams, test_consume_names,
-         test_consume_twice, test_listen_ended, test_listen_name)
+         test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_directory_unreadable, test_long_name,
+         test_consume_another_out, test_consume_goes_on, test_consume_region_end, test_saved_over_between,
+         test_many_streams, test_consume_names, test_consume_twice, test_listen_ended, test_listen_name)
 
 
 if __name__ == "__main__":
