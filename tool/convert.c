@@ -447,7 +447,8 @@ static int join_files(struct conversion *c, struct dioh_error *err)
 {
 	struct dioh_join_options join = {
 		.helper = c->options->helper, .stream_count = c->table.stream_count, .region_count = c->table.region_count,
-		.progress = wants_progress(c), .place = c->consume.place,
+		.in_header = c->header, .in_header_bytes = c->header_bytes, .progress = wants_progress(c),
+		.place = c->consume.place,
 		.out = { .buffered_fd = c->out_fd, .direct_fd = c->direct_fd, .directory_fd = c->directory_fd,
 		         .sync_fd = c->sync_fd, .layout = formats[c->to].layout, .header_bytes = c->out_header_bytes, .header = c->out_header,
 		         .patch = c->patch, .patch_bytes = c->patch_bytes,

@@ -101,6 +101,22 @@ static void close_ends(struct join *join, unsigned end)
 		join->pipes[i][end] = -1;
 }
 
+/* All else of IN is taken from this session. */
+static int check_header(struct join *join, struct dioh_error *err)
+{
+	const uint64_t bytes = join->options->in_header_bytes;
+	DIOH_AUTO_FREE uint8_t *header = malloc(bytes + 1);
+	uint64_t count = 0;
+	int r;
+
+	if (!header)
+		return dioh_tool_error_set(err, ENOMEM, "there is no memory for its header");
+	r = dioh_read_header(join->sides[DIOH_JOIN_IN].session, 0, header, bytes + 1, &count, err);
+	if (r == 0 && (count != bytes || memcmp(header, join->options->in_header, bytes) != 0))
+		r = dioh_tool_error_set(err, ESTALE, "was saved over meanwhile: its header is another one than before");
+	return r;
+}
+
 static int start_in(struct join *join, struct dioh_error *err)
 {
 	struct dioh_tool_session_options in = join->options->in;
@@ -119,6 +135,8 @@ static int start_in(struct join *join, struct dioh_error *err)
 	if (r == 0)
 		r = dioh_tool_table_read(join->sides[DIOH_JOIN_IN].session, join->options->region_count,
 		                         join->options->stream_count, &join->table, err);
+	if (r == 0)
+		r = check_header(join, err);
 	return fail_at(join, DIOH_JOIN_IN, r);
 }
 

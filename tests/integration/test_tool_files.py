@@ -295,7 +295,7 @@ def test_consume_goes_on(path):
     check_equal(verify(0, path + ".out")[0]["result"], "ok", "the verdict")
 
 
-def container(path, regions, streams):
+def container(path, regions, streams, header=b""):
     """A container of empty regions of so many bytes each, and of streams."""
     memory, fd = os.memfd_create("memory"), os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     os.truncate(memory, max(regions))
@@ -309,9 +309,11 @@ def container(path, regions, streams):
             session.attach_stream(number, read_end)
             os.close(read_end)
         session.seal()
-        session.create_image(manager.CONTAINER, len(regions), len(streams), 0)
+        session.create_image(manager.CONTAINER, len(regions), len(streams), len(header))
         session.put_table([Entry(manager.REGION, number, b"region %d" % number, size) for number, size in enumerate(regions)] +
                           [Entry(manager.STREAM_ENTRY, number, b"stream %d" % number) for number in range(len(streams))])
+        if header:
+            session.write_header(0, header)
         for number in range(len(streams)):
             session.complete(session.save_stream(number, number))
         for number, size in enumerate(regions):
@@ -346,6 +348,9 @@ def test_saved_over_between(path):
         write(path, read(path + ".one"))
         has(tool(1, verb, f"--helper={path}.helper", *out[:-1], path, *out[-1:]), f"{path}: was saved over meanwhile")
         os.unlink(path + ".looked")
+    container(path, [MIB], [], b"one machine")
+    container(path + ".other", [MIB], [], b"and another")
+    has(tool(1, "convert", f"--helper={path}.helper", "--to", "container", path, path + ".out"), "was saved over meanwhile")
     check(not os.path.exists(path + ".out"), "OUT is not made")
 
 
