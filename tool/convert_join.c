@@ -506,6 +506,16 @@ static void look_at_other_side(struct join *join, struct dioh_error *err)
 	}
 }
 
+/* FINISH has said what OUT is: however the helper ends, it stays that. */
+static void end_out(struct side *out)
+{
+	struct dioh_error err;
+
+	if (dioh_tool_session_end(out->session, &err) != 0)
+		fprintf(stderr, DIOH_TOOL_NAME ": note: OUT is complete and durable, but %s\n", err.text);
+	out->session = NULL;
+}
+
 static int finish_out(struct join *join, struct dioh_error *err)
 {
 	struct side *out = &join->sides[DIOH_JOIN_OUT];
@@ -515,10 +525,8 @@ static int finish_out(struct join *join, struct dioh_error *err)
 
 	if (r == 0)
 		r = dioh_wait(out->session, transfer, NULL, err);
-	if (r == 0) {
-		r = dioh_tool_session_end(out->session, err);
-		out->session = NULL;
-	}
+	if (r == 0)
+		end_out(out);
 	return fail_at(join, DIOH_JOIN_OUT, r);
 }
 

@@ -250,6 +250,16 @@ def test_long_name(path):
     check_equal(json.loads(done.stdout)["image"], path + "/none" * 1000 + "/\\xff\\x5c", "the name")
 
 
+def test_out_helper_ends_badly(path):
+    """The same of an OUT, which would have to be made anew: the third helper is the one that makes it."""
+    images.Saved(path)
+    write(path + ".helper", f'#!/bin/sh\nread n 2>/dev/null <{path}.count\necho $((n + 1)) >{path}.count\n'
+          f'{HELPER} "$@"\nexit $((n == 2 ? 3 : $?))\n'.encode(), 0o755)
+    has(tool(0, "convert", f"--helper={path}.helper", path, path + ".out"),
+        "note: OUT is complete and durable, but the helper ended with status 3")
+    check_equal(len(read(path + ".out")), len(WHOLE), "OUT")
+
+
 # --consume.
 
 
@@ -450,9 +460,10 @@ def test_listen_name(path):
 
 
 TESTS = (test_stream_is_image, test_closed_descriptors, test_stdout_is_in, test_partial, test_another_run,
-         test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_directory_unreadable, test_long_name,
-         test_consume_another_out, test_consume_goes_on, test_consume_region_end, test_saved_over_between,
-         test_many_streams, test_consume_names, test_consume_twice, test_listen_ended, test_listen_name)
+         test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_out_helper_ends_badly,
+         test_directory_unreadable, test_long_name, test_consume_another_out, test_consume_goes_on,
+         test_consume_region_end, test_saved_over_between, test_many_streams, test_consume_names, test_consume_twice,
+         test_listen_ended, test_listen_name)
 
 
 if __name__ == "__main__":
