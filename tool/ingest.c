@@ -54,6 +54,7 @@ struct ingestion {
 	uint64_t header_bytes;
 	bool raw; /* the stream is kept as it is; until it is complete the image is called `partial_path` */
 	bool received; /* all of the stream: QEMU takes the machine for saved */
+	bool unknown;  /* whether it was all, since the helper has gone */
 	char partial_path[DIOH_TOOL_PATH_BYTES];
 	char refusal[DIOH_TEXT_BYTES]; /* why */
 	struct dioh_tool_progress progress;
@@ -497,6 +498,7 @@ static int move(struct ingestion *ingestion, struct dioh_session *session, struc
 	if (r == 0)
 		r = await(ingestion, session, transfer, err);
 	ingestion->received = r == 0;
+	ingestion->unknown = r != 0 && err->object == DIOH_OBJECT_SESSION;
 	if (r == 0)
 		r = dioh_finish(session, DIOH_FINISH_DURABLE, 0, NULL, 0, &transfer, err);
 	if (r == 0)
@@ -574,10 +576,10 @@ static void remove_useless(const struct ingestion *ingestion)
 	const char *path = ingestion->raw ? ingestion->partial_path : ingestion->options->path;
 	struct stat st;
 
-	if (ingestion->raw && ingestion->received) {
+	if (ingestion->raw && ingestion->received)
 		spare(ingestion);
+	if (ingestion->raw && (ingestion->received || ingestion->unknown))
 		return;
-	}
 	if (!ingestion->made || fstat(ingestion->image_fd, &st) != 0)
 		return;
 	if ((ingestion->raw || st.st_size == 0) && dioh_tool_has_name(ingestion->image_fd, path))

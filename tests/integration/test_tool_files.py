@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 
@@ -250,6 +251,28 @@ def test_long_name(path):
     check_equal(json.loads(done.stdout)["image"], path + "/none" * 1000 + "/\\xff\\x5c", "the name")
 
 
+def test_helper_killed(path):
+    """The helper goes while a stream is kept: of one of which it had read all nobody knows whether it had written all."""
+    partial = path + ".partial"
+    for all_came in (False, True):
+        sink = subprocess.Popen([TOOL, "ingest", "--or-raw", path], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        sink.stdin.write(FOREIGN if all_came else FOREIGN[:3])
+        sink.stdin.flush()
+        deadline = time.monotonic() + PATIENCE
+        while not is_empty(sink.stdin) or (all_came and not (os.path.exists(partial) and read(partial)[:MIB] == FOREIGN[:MIB])):
+            check(time.monotonic() < deadline, "the helper reads what there is")
+            time.sleep(0.01)
+        with open(f"/proc/{sink.pid}/task/{sink.pid}/children") as file:
+            os.kill(int(file.read()), signal.SIGKILL)
+        has(sink.communicate(timeout=PATIENCE)[1].decode(), "the helper was killed by signal 9")
+        check_equal((sink.returncode, os.path.exists(path), os.path.exists(partial)), (1, False, all_came), "what is left")
+    check_equal(read(partial)[:MIB], FOREIGN[:MIB], "what was written")
+
+
+def is_empty(pipe):
+    return fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)) == bytes(4)
+
+
 def test_out_helper_ends_badly(path):
     """The same of an OUT, which would have to be made anew: the third helper is the one that makes it."""
     images.Saved(path)
@@ -460,10 +483,10 @@ def test_listen_name(path):
 
 
 TESTS = (test_stream_is_image, test_closed_descriptors, test_stdout_is_in, test_partial, test_another_run,
-         test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_out_helper_ends_badly,
-         test_directory_unreadable, test_long_name, test_consume_another_out, test_consume_goes_on,
-         test_consume_region_end, test_saved_over_between, test_many_streams, test_consume_names, test_consume_twice,
-         test_listen_ended, test_listen_name)
+         test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_helper_killed,
+         test_out_helper_ends_badly, test_directory_unreadable, test_long_name, test_consume_another_out,
+         test_consume_goes_on, test_consume_region_end, test_saved_over_between, test_many_streams, test_consume_names,
+         test_consume_twice, test_listen_ended, test_listen_name)
 
 
 if __name__ == "__main__":
