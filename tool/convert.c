@@ -327,6 +327,14 @@ static int check_out(const struct conversion *c, const char *path, int fd, struc
 	return 0;
 }
 
+/* What cannot be opened for reading is refused for other reasons, or nobody's disk. */
+static int check_unused(const char *path, struct dioh_error *err)
+{
+	DIOH_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+
+	return fd >= 0 ? dioh_tool_check_unused(fd, err) : 0;
+}
+
 /* Before anything is made, and with a stream, which takes OUT's own name only in the end, once more then. */
 static int check_out_name(const struct conversion *c, struct dioh_error *err)
 {
@@ -334,6 +342,8 @@ static int check_out_name(const struct conversion *c, struct dioh_error *err)
 	struct stat st;
 	int r = access(path, F_OK) == 0 ? check_out(c, path, -1, err) : 0;
 
+	if (r == 0)
+		r = check_unused(path, err);
 	if (r == 0 && c->to == FORMAT_STREAM && lstat(path, &st) == 0 && S_ISLNK(st.st_mode))
 		r = dioh_tool_error_set(err, EINVAL, "is a symbolic link, whose place a stream would take: name the file itself");
 	return r;

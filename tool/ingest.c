@@ -263,7 +263,7 @@ static int open_image(struct ingestion *ingestion, struct dioh_error *err)
 	if (ingestion->image_fd < 0 || fstat(ingestion->image_fd, &st) != 0)
 		return dioh_tool_error_set(err, errno, "cannot be opened: %s%s", strerror(errno),
 		                           errno == EBUSY ? " (is it mounted?)" : "");
-	if (check_kind(&st, err) != 0)
+	if (check_kind(&st, err) != 0 || (!ingestion->made && dioh_tool_check_unused(ingestion->image_fd, err) != 0))
 		return -err->code;
 	if (S_ISREG(st.st_mode) && dioh_tool_lock(ingestion->image_fd, path, err) != 0) {
 		ingestion->made = false; /* it is the other run's now */

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import termios
@@ -184,6 +185,25 @@ def test_another_run(path):
         lock.close()
     tool(0, "convert", path, path + ".a")
     check_equal(len(read(path + ".a")), len(WHOLE), "OUT, when the other has gone")
+
+
+def test_disk_in_use(path):
+    """IMAGE or OUT is the disk of a machine that runs, by the locks that QEMU holds on it: refused, and untouched."""
+    images.Saved(path)
+    write(path + ".stream", WHOLE)
+    write(path + ".disk", b"a disk")
+    with open(path + ".disk", "r+b") as disk:
+        for place in (100, 203):
+            fcntl.fcntl(disk, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, place, 1, 0))
+            for *arguments, words in (("ingest", path + ".disk", "as QEMU locks a disk"),
+                                      ("ingest", "--or-raw", path + ".disk", "as QEMU locks a disk"),
+                                      ("convert", "--force", "--to", "container", path, path + ".disk", "as QEMU locks a disk"),
+                                      ("convert", "--to", "stream", "--force", path, path + ".disk", "as QEMU locks a disk")):
+                with open(path + ".stream", "rb") as stream:
+                    has(tool(1, *arguments, stdin=stream), f"{path}.disk: is locked by another program", words)
+            fcntl.fcntl(disk, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+    check_equal(read(path + ".disk"), b"a disk", "the disk")
+    tool(0, "convert", "--force", "--to", "container", path, path + ".disk")
 
 
 def test_name_not_durable(path):
@@ -483,7 +503,7 @@ def test_listen_name(path):
 
 
 TESTS = (test_stream_is_image, test_closed_descriptors, test_stdout_is_in, test_partial, test_another_run,
-         test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_helper_killed,
+         test_disk_in_use, test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_helper_killed,
          test_out_helper_ends_badly, test_directory_unreadable, test_long_name, test_consume_another_out,
          test_consume_goes_on, test_consume_region_end, test_saved_over_between, test_many_streams, test_consume_names,
          test_consume_twice, test_listen_ended, test_listen_name)
