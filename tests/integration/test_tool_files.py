@@ -274,16 +274,17 @@ def test_long_name(path):
 def test_helper_killed(path):
     """The helper goes while a stream is kept: of one of which it had read all nobody knows whether it had written all."""
     partial = path + ".partial"
+    write(path + ".helper", f'#!/bin/sh\necho $$ >{path}.pid\nexec {HELPER} "$@"\n'.encode(), 0o755)
     for all_came in (False, True):
-        sink = subprocess.Popen([TOOL, "ingest", "--or-raw", path], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        sink = subprocess.Popen([TOOL, "ingest", f"--helper={path}.helper", "--or-raw", path], stdin=subprocess.PIPE,
+                                stderr=subprocess.PIPE)
         sink.stdin.write(FOREIGN if all_came else FOREIGN[:3])
         sink.stdin.flush()
         deadline = time.monotonic() + PATIENCE
         while not is_empty(sink.stdin) or (all_came and not (os.path.exists(partial) and read(partial)[:MIB] == FOREIGN[:MIB])):
             check(time.monotonic() < deadline, "the helper reads what there is")
             time.sleep(0.01)
-        with open(f"/proc/{sink.pid}/task/{sink.pid}/children") as file:
-            os.kill(int(file.read()), signal.SIGKILL)
+        os.kill(int(read(path + ".pid")), signal.SIGKILL)
         has(sink.communicate(timeout=PATIENCE)[1].decode(), "the helper was killed by signal 9")
         check_equal((sink.returncode, os.path.exists(path), os.path.exists(partial)), (1, False, all_came), "what is left")
     check_equal(read(partial)[:MIB], FOREIGN[:MIB], "what was written")
