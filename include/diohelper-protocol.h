@@ -182,7 +182,7 @@ struct dioh_msg_attach_image {
 	uint32_t engine;      /* enum dioh_engine */
 	uint32_t block_bytes; /* largest page I/O, a power of two; 0: the default, 1 MiB */
 	uint32_t in_flight;   /* blocks in flight, each worker; 0: the default, 16 for a save, 4 for a load */
-	uint32_t workers;     /* data workers, which share a transfer of memory; 0: the default, 1 for a save, 2 for a load */
+	uint32_t workers;     /* data workers, which share a transfer of memory; 0: 1, and 2 for a load on two processors or more */
 	uint32_t ask;         /* enum dioh_image_ask */
 	uint64_t base_offset; /* where the image starts in the file, a multiple of 4096; nothing before it is touched */
 	uint32_t uid;

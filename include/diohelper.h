@@ -126,7 +126,8 @@ int dioh_session_fd(const struct dioh_session *session);
  * Closes the connection, also in forked children, which cancels whatever runs, waits up to `timeout_ms` (-1: for ever) for
  * the helper to end, and frees the session in any case. `session` may be NULL. `ret_status` (may be NULL) gets the status
  * as waitpid(2) reports it. Returns 0; -ETIMEDOUT: it did not end in time (it will, once its I/O has; it is not killed,
- * since I/O in flight would go on without it; it stays the caller's child to reap); -ECHILD: somebody else reaped it.
+ * since I/O in flight would go on without it; it stays the caller's child to reap); -ECHILD: somebody else reaped it, or
+ * the kernel, since the process ignores SIGCHLD.
  */
 int dioh_close(struct dioh_session *session, int timeout_ms, int *ret_status);
 

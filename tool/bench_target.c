@@ -75,20 +75,6 @@ static int take_device(struct dioh_bench_target *target, bool destroy, struct di
 	return 0;
 }
 
-/* QEMU holds locks at these places of an image, one byte for each permission, as long as it has the image open. */
-static bool is_locked(int fd)
-{
-	static const off_t starts[] = { 100, 200 };
-
-	for (size_t i = 0; i < sizeof(starts) / sizeof(starts[0]); i++) {
-		struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = starts[i], .l_len = 4 };
-
-		if (fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK)
-			return true;
-	}
-	return false;
-}
-
 static int take_existing(struct dioh_bench_target *target, bool destroy, struct dioh_error *err)
 {
 	struct stat st;
@@ -96,8 +82,8 @@ static int take_existing(struct dioh_bench_target *target, bool destroy, struct 
 
 	if (fstat(target->buffered_fd, &st) != 0)
 		return dioh_tool_error_set(err, errno, "fstat failed: %s", strerror(errno));
-	if (is_locked(target->buffered_fd))
-		return dioh_tool_error_set(err, EBUSY, "is locked by another program, as QEMU locks a disk that it uses");
+	if (dioh_tool_check_unused(target->buffered_fd, err) != 0)
+		return -err->code;
 	if (S_ISBLK(st.st_mode))
 		return take_device(target, destroy, err);
 	if (!S_ISREG(st.st_mode))

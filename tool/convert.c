@@ -327,12 +327,26 @@ static int check_out(const struct conversion *c, const char *path, int fd, struc
 	return 0;
 }
 
+/* What cannot be opened for reading is refused for other reasons, or nobody's disk. */
+static int check_unused(const char *path, struct dioh_error *err)
+{
+	DIOH_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+
+	return fd >= 0 ? dioh_tool_check_unused(fd, err) : 0;
+}
+
 /* Before anything is made, and with a stream, which takes OUT's own name only in the end, once more then. */
 static int check_out_name(const struct conversion *c, struct dioh_error *err)
 {
-	if (access(c->options->out_path, F_OK) != 0)
-		return 0;
-	return check_out(c, c->options->out_path, -1, err);
+	const char *path = c->options->out_path;
+	struct stat st;
+	int r = access(path, F_OK) == 0 ? check_out(c, path, -1, err) : 0;
+
+	if (r == 0)
+		r = check_unused(path, err);
+	if (r == 0 && c->to == FORMAT_STREAM && lstat(path, &st) == 0 && S_ISLNK(st.st_mode))
+		r = dioh_tool_error_set(err, EINVAL, "is a symbolic link, whose place a stream would take: name the file itself");
+	return r;
 }
 
 static int open_partial(struct conversion *c, struct dioh_error *err)
@@ -443,7 +457,8 @@ static int join_files(struct conversion *c, struct dioh_error *err)
 {
 	struct dioh_join_options join = {
 		.helper = c->options->helper, .stream_count = c->table.stream_count, .region_count = c->table.region_count,
-		.progress = wants_progress(c), .place = c->consume.place,
+		.in_header = c->header, .in_header_bytes = c->header_bytes, .progress = wants_progress(c),
+		.place = c->consume.place,
 		.out = { .buffered_fd = c->out_fd, .direct_fd = c->direct_fd, .directory_fd = c->directory_fd,
 		         .sync_fd = c->sync_fd, .layout = formats[c->to].layout, .header_bytes = c->out_header_bytes, .header = c->out_header,
 		         .patch = c->patch, .patch_bytes = c->patch_bytes,

@@ -36,6 +36,8 @@ struct dioh_join_out {
 struct dioh_join_options {
 	const char *helper;
 	struct dioh_tool_session_options in; /* without memory and streams: the join makes these */
+	const uint8_t *in_header; /* as it was when IN was looked at: OUT's is made of it */
+	uint64_t in_header_bytes;
 	uint32_t stream_count; /* of IN */
 	uint32_t region_count; /* of IN, for its table */
 	struct dioh_join_out out;

@@ -101,6 +101,22 @@ static void close_ends(struct join *join, unsigned end)
 		join->pipes[i][end] = -1;
 }
 
+/* All else of IN is taken from this session. */
+static int check_header(struct join *join, struct dioh_error *err)
+{
+	const uint64_t bytes = join->options->in_header_bytes;
+	DIOH_AUTO_FREE uint8_t *header = malloc(bytes + 1);
+	uint64_t count = 0;
+	int r;
+
+	if (!header)
+		return dioh_tool_error_set(err, ENOMEM, "there is no memory for its header");
+	r = dioh_read_header(join->sides[DIOH_JOIN_IN].session, 0, header, bytes + 1, &count, err);
+	if (r == 0 && (count != bytes || memcmp(header, join->options->in_header, bytes) != 0))
+		r = dioh_tool_error_set(err, ESTALE, "was saved over meanwhile: its header is another one than before");
+	return r;
+}
+
 static int start_in(struct join *join, struct dioh_error *err)
 {
 	struct dioh_tool_session_options in = join->options->in;
@@ -119,6 +135,8 @@ static int start_in(struct join *join, struct dioh_error *err)
 	if (r == 0)
 		r = dioh_tool_table_read(join->sides[DIOH_JOIN_IN].session, join->options->region_count,
 		                         join->options->stream_count, &join->table, err);
+	if (r == 0)
+		r = check_header(join, err);
 	return fail_at(join, DIOH_JOIN_IN, r);
 }
 
@@ -204,6 +222,15 @@ static int create_out(struct join *join, struct dioh_error *err)
 	return dioh_create_image(join->sides[DIOH_JOIN_OUT].session, &options, NULL, err);
 }
 
+/* A region's end, which may be anywhere, is no place to begin at: the next one's start is. */
+static void leave_region(struct join *join)
+{
+	struct dioh_join_place *next = &join->next;
+
+	while (next->index < join->region_count && next->offset >= join->regions[next->index].bytes)
+		*next = (struct dioh_join_place){ next->index + 1, 0 };
+}
+
 /* What an earlier run has brought stays. */
 static int keep_regions(struct join *join, struct dioh_error *err)
 {
@@ -218,6 +245,7 @@ static int keep_regions(struct join *join, struct dioh_error *err)
 		join->saved_bytes += bytes;
 	}
 	join->next = join->synced = *place;
+	leave_region(join);
 	return r;
 }
 
@@ -245,14 +273,24 @@ static bool next_piece(struct join *join, struct window *window)
 {
 	struct dioh_join_place *next = &join->next;
 
-	while (next->index < join->region_count && next->offset >= join->regions[next->index].bytes)
-		*next = (struct dioh_join_place){ next->index + 1, 0 };
 	if (next->index >= join->region_count)
 		return false;
 	window->place = *next;
 	window->bytes = dioh_min(WINDOW_BYTES, join->regions[next->index].bytes - next->offset);
 	next->offset += window->bytes;
+	leave_region(join);
 	return true;
+}
+
+/* A side may have as many streams as there are transfers: their ends make room. */
+static bool has_room(const struct join *join, enum dioh_join_side which)
+{
+	const enum window_state busy = which == DIOH_JOIN_IN ? WINDOW_LOADING : WINDOW_SAVING;
+	uint32_t running = join->sides[which].streams_left;
+
+	for (unsigned i = 0; i < WINDOWS; i++)
+		running += join->windows[i].state == busy;
+	return running < DIOH_TRANSFERS_MAX;
 }
 
 /* A load leaves nothing in a window of what was in it: absent pages are punched. */
@@ -280,9 +318,9 @@ static int move_windows(struct join *join, bool *ret_busy, struct dioh_error *er
 	for (unsigned i = 0; r == 0 && i < WINDOWS; i++) {
 		struct window *window = &join->windows[i];
 
-		if (window->state == WINDOW_LOADED)
+		if (window->state == WINDOW_LOADED && has_room(join, DIOH_JOIN_OUT))
 			r = move_window(join, i, DIOH_JOIN_OUT, err);
-		else if (window->state == WINDOW_FREE && next_piece(join, window))
+		else if (window->state == WINDOW_FREE && has_room(join, DIOH_JOIN_IN) && next_piece(join, window))
 			r = move_window(join, i, DIOH_JOIN_IN, err);
 		*ret_busy = *ret_busy || window->state != WINDOW_FREE;
 	}
@@ -468,6 +506,16 @@ static void look_at_other_side(struct join *join, struct dioh_error *err)
 	}
 }
 
+/* FINISH has said what OUT is: however the helper ends, it stays that. */
+static void end_out(struct side *out)
+{
+	struct dioh_error err;
+
+	if (dioh_tool_session_end(out->session, &err) != 0)
+		fprintf(stderr, DIOH_TOOL_NAME ": note: OUT is complete and durable, but %s\n", err.text);
+	out->session = NULL;
+}
+
 static int finish_out(struct join *join, struct dioh_error *err)
 {
 	struct side *out = &join->sides[DIOH_JOIN_OUT];
@@ -477,10 +525,8 @@ static int finish_out(struct join *join, struct dioh_error *err)
 
 	if (r == 0)
 		r = dioh_wait(out->session, transfer, NULL, err);
-	if (r == 0) {
-		r = dioh_tool_session_end(out->session, err);
-		out->session = NULL;
-	}
+	if (r == 0)
+		end_out(out);
 	return fail_at(join, DIOH_JOIN_OUT, r);
 }
 

@@ -2,7 +2,7 @@
 /*
  * files.c - which file has a name, who writes it, and the names of what is not complete yet (NAME.partial): what stands at
  * such a name is never written through. It is removed if it can be an interrupted run's, and a new file is made. Called
- * by ingest.c, convert.c and convert_consume.c.
+ * by ingest.c, convert.c, convert_consume.c and bench_target.c.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -33,6 +33,21 @@ bool dioh_tool_has_name(int fd, const char *path)
 	struct stat named, st;
 
 	return lstat(path, &named) == 0 && fstat(fd, &st) == 0 && named.st_dev == st.st_dev && named.st_ino == st.st_ino;
+}
+
+/* QEMU holds locks at these places of an image, one byte for each permission, as long as it has the image open. */
+int dioh_tool_check_unused(int fd, struct dioh_error *err)
+{
+	static const off_t starts[] = { 100, 200 };
+
+	for (size_t i = 0; i < sizeof(starts) / sizeof(starts[0]); i++) {
+		struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = starts[i], .l_len = 4 };
+
+		if (fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK)
+			return dioh_tool_error_set(err, EBUSY,
+			                           "is locked by another program, as QEMU locks a disk that it uses");
+	}
+	return 0;
 }
 
 /*

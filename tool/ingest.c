@@ -4,6 +4,7 @@
  * standard input, an inherited descriptor, or what connects to a socket; a sealed helper reads it and writes the image.
  * The tool looks at no byte of it. A stream that the helper does not understand is kept as it is, if that is wanted.
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -52,6 +53,8 @@ struct ingestion {
 	uint8_t *header;
 	uint64_t header_bytes;
 	bool raw; /* the stream is kept as it is; until it is complete the image is called `partial_path` */
+	bool received; /* all of the stream: QEMU takes the machine for saved */
+	bool unknown;  /* whether it was all, since the helper has gone */
 	char partial_path[DIOH_TOOL_PATH_BYTES];
 	char refusal[DIOH_TEXT_BYTES]; /* why */
 	struct dioh_tool_progress progress;
@@ -239,6 +242,13 @@ static int name_partial(struct ingestion *ingestion, struct dioh_error *err)
 	return 0;
 }
 
+static int check_kind(const struct stat *st, struct dioh_error *err)
+{
+	if (S_ISREG(st->st_mode) || S_ISBLK(st->st_mode))
+		return 0;
+	return dioh_tool_error_set(err, EINVAL, "is neither a regular file nor a block device");
+}
+
 static int open_image(struct ingestion *ingestion, struct dioh_error *err)
 {
 	const char *path = ingestion->options->path;
@@ -253,8 +263,8 @@ static int open_image(struct ingestion *ingestion, struct dioh_error *err)
 	if (ingestion->image_fd < 0 || fstat(ingestion->image_fd, &st) != 0)
 		return dioh_tool_error_set(err, errno, "cannot be opened: %s%s", strerror(errno),
 		                           errno == EBUSY ? " (is it mounted?)" : "");
-	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
-		return dioh_tool_error_set(err, EINVAL, "is neither a regular file nor a block device");
+	if (check_kind(&st, err) != 0 || (!ingestion->made && dioh_tool_check_unused(ingestion->image_fd, err) != 0))
+		return -err->code;
 	if (S_ISREG(st.st_mode) && dioh_tool_lock(ingestion->image_fd, path, err) != 0) {
 		ingestion->made = false; /* it is the other run's now */
 		return -err->code;
@@ -265,7 +275,7 @@ static int open_image(struct ingestion *ingestion, struct dioh_error *err)
 		/* EINVAL: this file system has none. Without it the work can be done, too. */
 		ingestion->direct_fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_DIRECT);
 	}
-	/* So that a new image's name is durable, too. Without it the image is none the worse. */
+	/* So that a new image's name is durable, too. For one that cannot be read see sync_name(). */
 	if (S_ISREG(st.st_mode))
 		ingestion->directory_fd = dioh_tool_open_directory(path);
 	else if (ingestion->options->or_raw)
@@ -280,9 +290,10 @@ static int check_place(const struct ingestion *ingestion, struct dioh_error *err
 {
 	const char *path = ingestion->options->path;
 	DIOH_AUTO_FD int directory_fd = -1;
+	struct stat st;
 
 	if (faccessat(AT_FDCWD, path, R_OK | W_OK, AT_EACCESS) == 0)
-		return 0;
+		return stat(path, &st) == 0 ? check_kind(&st, err) : 0;
 	if (errno == ENOENT) {
 		directory_fd = dioh_tool_open_directory(path);
 		if (directory_fd >= 0 && faccessat(directory_fd, ".", W_OK | X_OK, AT_EACCESS) == 0)
@@ -486,12 +497,24 @@ static int move(struct ingestion *ingestion, struct dioh_session *session, struc
 
 	if (r == 0)
 		r = await(ingestion, session, transfer, err);
+	ingestion->received = r == 0;
+	ingestion->unknown = r != 0 && err->object == DIOH_OBJECT_SESSION;
 	if (r == 0)
 		r = dioh_finish(session, DIOH_FINISH_DURABLE, 0, NULL, 0, &transfer, err);
 	if (r == 0)
 		r = await(ingestion, session, transfer, err);
 	dioh_tool_progress_end(&ingestion->progress);
 	return r;
+}
+
+/* The image is complete and durable, and the stream cannot be had once more: however the helper ends, it stays. */
+static void end_session(const struct ingestion *ingestion, struct dioh_session *session)
+{
+	struct dioh_error err;
+
+	if (dioh_tool_session_end(session, &err) != 0)
+		fprintf(stderr, DIOH_TOOL_NAME ": %s: note: it is complete and durable, but %s\n", ingestion->options->path,
+		        err.text);
 }
 
 static int run_session(struct ingestion *ingestion, struct dioh_error *err)
@@ -510,12 +533,29 @@ static int run_session(struct ingestion *ingestion, struct dioh_error *err)
 	if (r == 0)
 		r = move(ingestion, session, err);
 	if (r == 0)
-		return dioh_tool_session_end(session, err);
-	(void)dioh_close(session, DIOH_TOOL_END_TIMEOUT_MS, NULL);
+		end_session(ingestion, session);
+	else
+		(void)dioh_close(session, DIOH_TOOL_END_TIMEOUT_MS, NULL);
 	return r;
 }
 
 /* ---- the verb ------------------------------------------------------------------------------------------------ */
+
+/* Nobody has this machine any more: no run is to take it for what an interrupted one left. */
+static void spare(const struct ingestion *ingestion)
+{
+	(void)fchmod(ingestion->image_fd, 0400);
+	fprintf(stderr, DIOH_TOOL_NAME ": %s: note: all of the stream came, and is kept as %s\n", ingestion->options->path,
+	        ingestion->partial_path);
+}
+
+/* In a directory that could not be opened to be synced: with all else in its file system. */
+static int sync_name(const struct ingestion *ingestion, struct dioh_error *err)
+{
+	if (!ingestion->made || ingestion->directory_fd >= 0 || syncfs(ingestion->image_fd) == 0)
+		return 0;
+	return dioh_tool_error_set(err, errno, "is complete, but its name could not be made durable: %s", strerror(errno));
+}
 
 /* The whole of it is durable: now it may have its name. */
 static int end_raw(const struct ingestion *ingestion, struct dioh_error *err)
@@ -526,7 +566,7 @@ static int end_raw(const struct ingestion *ingestion, struct dioh_error *err)
 		fprintf(stderr, DIOH_TOOL_NAME ": %s: kept verbatim as raw: %s\n", ingestion->options->path,
 		        ingestion->refusal);
 	else
-		(void)fchmod(ingestion->image_fd, 0400); /* it is whole: no run is to take it for what an interrupted one left */
+		spare(ingestion);
 	return r;
 }
 
@@ -536,6 +576,10 @@ static void remove_useless(const struct ingestion *ingestion)
 	const char *path = ingestion->raw ? ingestion->partial_path : ingestion->options->path;
 	struct stat st;
 
+	if (ingestion->raw && ingestion->received)
+		spare(ingestion);
+	if (ingestion->raw && (ingestion->received || ingestion->unknown))
+		return;
 	if (!ingestion->made || fstat(ingestion->image_fd, &st) != 0)
 		return;
 	if ((ingestion->raw || st.st_size == 0) && dioh_tool_has_name(ingestion->image_fd, path))
@@ -575,8 +619,8 @@ static int run(int argc, char **argv)
 		r = run_session(&ingestion, &err);
 	if (r != 0)
 		remove_useless(&ingestion);
-	else if (ingestion.raw)
-		r = end_raw(&ingestion, &err);
+	else
+		r = ingestion.raw ? end_raw(&ingestion, &err) : sync_name(&ingestion, &err);
 	close_all(&ingestion);
 	return r == 0 ? DIOH_TOOL_OK : dioh_tool_fail(options.path, options.base_offset, false, &err);
 }

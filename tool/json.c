@@ -7,23 +7,24 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "cleanup.h"
 #include "tool.h"
 
 /* Text that is not UTF-8 cannot be a JSON string: it becomes one with \xNN for every byte that is not plain ASCII. */
 static json_t *escaped_text(const char *bytes, size_t count)
 {
-	char text[4 * DIOH_TOOL_ESCAPED_BYTES];
+	DIOH_AUTO_FREE char *text = malloc(4 * count + 1);
 	size_t used = 0;
 
-	for (size_t i = 0; i < count && used + 5 < sizeof(text); i++) {
+	for (size_t i = 0; text && i < count; i++) {
 		unsigned char c = (unsigned char)bytes[i];
 
 		if (c >= 0x20 && c < 0x7f && c != '\\')
 			text[used++] = (char)c;
 		else
-			used += (size_t)snprintf(text + used, sizeof(text) - used, "\\x%02x", c);
+			used += (size_t)snprintf(text + used, sizeof("\\xff"), "\\x%02x", c);
 	}
-	return json_stringn(text, used);
+	return text ? json_stringn(text, used) : NULL;
 }
 
 json_t *dioh_tool_json_text(const char *bytes, size_t count)

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <locale.h>
+#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -76,6 +77,8 @@ int main(int argc, char **argv)
 		fprintf(stderr, DIOH_TOOL_NAME ": /dev/null, for standard descriptors that are closed: %s\n", strerror(errno));
 		return DIOH_TOOL_FAILED;
 	}
+	/* Ignored by whoever started us: nobody would be told how a helper ended, and an image that is whole be called lost. */
+	(void)signal(SIGCHLD, SIG_DFL);
 	/* What a terminal takes as text depends on it; numbers stay as they are. */
 	setlocale(LC_CTYPE, "");
 	status = run(argc, argv);

@@ -215,11 +215,24 @@ static bool entry_fits(const struct dioh_msg_entry *entry, uint32_t index, uint3
 	return entry->bytes <= DIOH_OFFSET_MAX;
 }
 
+/* The counts may be what an earlier session was told. */
+static int check_end(struct dioh_session *session, uint32_t total, struct dioh_error *err)
+{
+	struct dioh_msg_entry more;
+	uint32_t count = 0;
+	int r = dioh_get_table(session, total, 1, &more, &count, err);
+
+	if (r == 0 && count > 0)
+		r = dioh_tool_error_set(err, ESTALE, "was saved over meanwhile: it has more regions or streams than before");
+	return r;
+}
+
 int dioh_tool_table_read(struct dioh_session *session, uint32_t region_count, uint32_t stream_count,
                          struct dioh_tool_table *ret_table, struct dioh_error *err)
 {
 	DIOH_AUTO_FREE struct dioh_msg_entry *entries = NULL;
 	uint32_t total, got = 0;
+	int r;
 
 	if (region_count > DIOH_REGIONS_MAX || stream_count > DIOH_STREAMS_MAX)
 		return dioh_tool_error_set(err, EBADMSG, "the helper tells of more entries than there can be");
@@ -229,8 +242,8 @@ int dioh_tool_table_read(struct dioh_session *session, uint32_t region_count, ui
 		return dioh_tool_error_set(err, ENOMEM, "there is no memory for the image's table");
 	while (got < total) {
 		uint32_t count = 0;
-		int r = dioh_get_table(session, got, total - got, entries + got, &count, err);
 
+		r = dioh_get_table(session, got, total - got, entries + got, &count, err);
 		if (r != 0)
 			return r;
 		if (count == 0 || count > total - got)
@@ -238,6 +251,9 @@ int dioh_tool_table_read(struct dioh_session *session, uint32_t region_count, ui
 			                           total);
 		got += count;
 	}
+	r = check_end(session, total, err);
+	if (r != 0)
+		return r;
 	for (uint32_t i = 0; i < total; i++)
 		if (!entry_fits(&entries[i], i, region_count))
 			return dioh_tool_error_set(err, EBADMSG, "the helper's table makes no sense at entry %u", i);

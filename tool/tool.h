@@ -145,6 +145,9 @@ bool dioh_tool_is_same_file(const struct stat *a, const struct stat *b);
 /* The file that is open, and no link to it, is what has the name. */
 bool dioh_tool_has_name(int fd, const char *path);
 
+/* What is about to be written to is no disk of a machine that runs (EBUSY). Before it is locked: see dioh_tool_lock(). */
+int dioh_tool_check_unused(int fd, struct dioh_error *err);
+
 /*
  * A regular file that this run writes. EBUSY: another run of the tool has it, or the name is not the file's any more. Held
  * until `fd` is closed everywhere.
@@ -204,6 +207,7 @@ struct dioh_tool_table {
 	struct dioh_msg_entry *entries; /* regions, then streams; to be freed */
 };
 
+/* All of the table; -ESTALE: there is more in it than the counts say, which an earlier session was told. */
 int dioh_tool_table_read(struct dioh_session *session, uint32_t region_count, uint32_t stream_count,
                          struct dioh_tool_table *ret_table, struct dioh_error *err);
 

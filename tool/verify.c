@@ -189,11 +189,12 @@ static int start_check(struct verification *verification, struct dioh_session **
 	struct dioh_tool_session_options options = {
 		.helper = verification->options->helper, .image = &verification->image,
 		.memory_fd = verification->memory_fd, .stream_fds = writers, .stream_count = count,
-		.layout = verification->open.layout, .open_flags = DIOH_OPEN_ACCEPT_WRITTEN,
-		.header_bytes = verification->options->header_bytes
+		.layout = verification->open.layout, .header_bytes = verification->options->header_bytes
 	};
 	int r;
 
+	if (verification->open.state == DIOH_STATE_WRITTEN) /* else it is to be refused, if it has become that meanwhile */
+		options.open_flags = DIOH_OPEN_ACCEPT_WRITTEN;
 	for (uint32_t i = 0; i < DIOH_STREAMS_MAX; i++)
 		writers[i] = -1;
 	r = start_session(verification, &options, writers, ret_session, err);

@@ -272,6 +272,27 @@ if command -v python3 >/dev/null; then
 	DIOH_FAULT=2 run 0 "$faulty" ingest --helper="$DIOHELPER" --or-raw --fd=5 made 5<foreign
 	cmp foreign made || fail 'what was kept is not the stream'
 	rm made
+
+	# A sync that fails: nothing is left of a stream of which not all came; one of which all did is spared.
+	spared=0
+	for ((i = 0; ; i++)); do
+		[ "$((i % 2))" = 0 ] || : >made # new, and what stood there
+		if DIOH_FAULT=sync:$i "$tool" ingest --helper="$BUILD/tests/integration/faulty_engine" --or-raw --fd=5 made \
+			5<foreign 2>"$tmp/err"; then
+			break
+		fi
+		complains '^diohelper-tool: made: .*Input/output error'
+		if [ -e made.partial ]; then
+			complains '^diohelper-tool: made: note: all of the stream came, and is kept as made.partial'
+			cmp foreign made.partial || fail 'what was kept is not the stream'
+			refused_ingest 'made.partial is in the way' --or-raw --fd=5 5<foreign
+			spared=$((spared + 1))
+		fi
+		rm -f made made.partial
+	done
+	[ "$spared" -gt 1 ] || fail "of $i syncs that failed $spared spared the stream"
+	cmp foreign made || fail 'what was kept is not the stream'
+	rm made
 fi
 
 # ---- which helper ----

@@ -217,6 +217,14 @@ def test_refusals(path):
     has(convert(1, path, "/dev/null"), "neither a regular file nor a block device")
     has(convert(1, path, path + "/none"), "Not a directory")
     has(convert(1, path + ".missing", out), "cannot be opened")
+    for target in (out + ".target", path + ".missing"):
+        write(out + ".target", b"")
+        os.symlink(target, out + ".to")
+        for options in ((), ("--force",)):
+            has(convert(1, *options, path, out + ".to"), "is a symbolic link, whose place a stream would take")
+        check(os.path.islink(out + ".to"), "the link is there")
+        os.unlink(out + ".to")
+    check(not os.path.exists(path + ".missing"), "nothing is made through a link")
     check_equal((read(path), read(out)), (whole, b"something"), "IN and OUT")
     convert(0, "--force", path, out)
     check_equal(plain(read(out)), plain(WHOLE), "an OUT that was overwritten")

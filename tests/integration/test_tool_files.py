@@ -11,16 +11,21 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.dont_write_bytecode = True  # no __pycache__ in the source tree
 sys.path[:0] = [os.path.join(HERE, "other_language"), HERE]
 
-import qemu_stream  # noqa: E402 (the path had to be set first)
+import manager  # noqa: E402 (the path had to be set first)
+import qemu_stream  # noqa: E402
 import test_tool_mapped_ram as images  # noqa: E402
+from manager import Entry, Session  # noqa: E402
 from qemu_stream import MIB  # noqa: E402
 from test_tool_mapped_ram import BUILD, HELPER, TOOL, check, check_equal, flip, has, inspect, verify  # noqa: E402
 
@@ -41,9 +46,9 @@ def write(path, data, mode=0o600):
     os.chmod(path, mode)
 
 
-def tool(status, *arguments, **popen):
-    """What it says on standard error. A stream that is fed by itself would fill the disk: files end at 256 MiB."""
-    done = subprocess.run(["prlimit", f"--fsize={256 * MIB}", TOOL, *arguments],
+def tool(status, *arguments, limit=256 * MIB, **popen):
+    """What it says on standard error. A stream that is fed by itself would fill the disk: files end at the limit."""
+    done = subprocess.run(["prlimit", f"--fsize={limit}", TOOL, *arguments],
                           **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **popen}, stderr=subprocess.PIPE,
                           text=True, timeout=PATIENCE, check=False)
     check_equal((done.returncode, arguments), (status, arguments), f"exit status ({done.stderr})")
@@ -182,6 +187,25 @@ def test_another_run(path):
     check_equal(len(read(path + ".a")), len(WHOLE), "OUT, when the other has gone")
 
 
+def test_disk_in_use(path):
+    """IMAGE or OUT is the disk of a machine that runs, by the locks that QEMU holds on it: refused, and untouched."""
+    images.Saved(path)
+    write(path + ".stream", WHOLE)
+    write(path + ".disk", b"a disk")
+    with open(path + ".disk", "r+b") as disk:
+        for place in (100, 203):
+            fcntl.fcntl(disk, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, place, 1, 0))
+            for *arguments, words in (("ingest", path + ".disk", "as QEMU locks a disk"),
+                                      ("ingest", "--or-raw", path + ".disk", "as QEMU locks a disk"),
+                                      ("convert", "--force", "--to", "container", path, path + ".disk", "as QEMU locks a disk"),
+                                      ("convert", "--to", "stream", "--force", path, path + ".disk", "as QEMU locks a disk")):
+                with open(path + ".stream", "rb") as stream:
+                    has(tool(1, *arguments, stdin=stream), f"{path}.disk: is locked by another program", words)
+            fcntl.fcntl(disk, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+    check_equal(read(path + ".disk"), b"a disk", "the disk")
+    tool(0, "convert", "--force", "--to", "container", path, path + ".disk")
+
+
 def test_name_not_durable(path):
     """The directory cannot be synced: what is said is so, and OUT is there, whole."""
     images.Saved(path)
@@ -191,6 +215,93 @@ def test_name_not_durable(path):
     check_equal(done.returncode, 1, done.stderr)
     has(done.stderr, f"{out}: is complete, but its name could not be made durable: Input/output error")
     check_equal((len(read(out)), os.path.exists(out + ".partial")), (len(WHOLE), False), "OUT, and whether it is partial")
+
+
+def test_children_ignored(path):
+    """Started by somebody who ignores SIGCHLD: how a helper ended is known all the same, and what is whole is kept."""
+    def ignore():
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+    images.Saved(path)
+    for verb in ("inspect", "verify"):
+        check_equal(tool(0, verb, path, preexec_fn=ignore), "", verb)
+    tool(0, "convert", path, path + ".out", preexec_fn=ignore)
+    check_equal(len(read(path + ".out")), len(WHOLE), "OUT")
+    write(path + ".stream", FOREIGN)
+    with open(path + ".stream", "rb") as file:
+        has(tool(0, "ingest", "--or-raw", path + ".kept", stdin=file, preexec_fn=ignore), "kept verbatim as raw")
+    check_equal(read(path + ".kept"), FOREIGN, "the stream that was kept")
+
+
+def test_helper_ends_badly(path):
+    """FINISH has said that all is durable, and then something befalls the helper: no stream is thrown away for that."""
+    write(path + ".helper", b'#!/bin/sh\n"$DIOHELPER" "$@"\nexit 3\n', 0o755)
+    for stream, options in ((WHOLE, []), (FOREIGN, ["--or-raw"])):
+        write(path + ".stream", stream)
+        with open(path + ".stream", "rb") as file:
+            said = tool(0, "ingest", f"--helper={path}.helper", *options, path, stdin=file,
+                        env={**os.environ, "DIOHELPER": HELPER})
+        has(said, f"{path}: note: it is complete and durable, but the helper ended with status 3")
+        check_equal(read(path) == FOREIGN if options else verify(0, path)[0]["result"], True if options else "ok", "IMAGE")
+        os.unlink(path)
+
+
+def test_directory_unreadable(path):
+    """IMAGE's directory cannot be opened to be synced: its name is made durable with all else, or that is an error."""
+    os.mkdir(path)
+    image, faulty = os.path.join(path, "image"), os.path.join(BUILD, "tests/integration/faulty_tool")
+    write(path + ".stream", WHOLE)
+    os.chmod(path, 0o300)
+    lower = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    for fault, status, words in (("0", 1, "is complete, but its name could not be made durable: Input/output error"),
+                                 ("1", 0, "")):
+        with open(path + ".stream", "rb") as file:
+            done = subprocess.run([*lower, faulty, "ingest", f"--helper={HELPER}", image], stdin=file, capture_output=True,
+                                  env={**os.environ, "DIOH_FAULT": fault}, text=True, timeout=PATIENCE, check=False)
+        check_equal((done.returncode, words in done.stderr), (status, True), done.stderr)
+        check_equal(verify(0, image)[0]["result"], "ok", "IMAGE")
+        os.unlink(image)
+    os.chmod(path, 0o700)
+
+
+def test_long_name(path):
+    """A name that is not UTF-8, however long, is the whole name in JSON."""
+    name = os.fsencode(path) + b"/none" * 1000 + b"/\xff\\"
+    done = subprocess.run([TOOL, "inspect", "--json", name], capture_output=True, timeout=PATIENCE, check=False)
+    check_equal(json.loads(done.stdout)["image"], path + "/none" * 1000 + "/\\xff\\x5c", "the name")
+
+
+def test_helper_killed(path):
+    """The helper goes while a stream is kept: of one of which it had read all nobody knows whether it had written all."""
+    partial = path + ".partial"
+    write(path + ".helper", f'#!/bin/sh\necho $$ >{path}.pid\nexec {HELPER} "$@"\n'.encode(), 0o755)
+    for all_came in (False, True):
+        sink = subprocess.Popen([TOOL, "ingest", f"--helper={path}.helper", "--or-raw", path], stdin=subprocess.PIPE,
+                                stderr=subprocess.PIPE)
+        sink.stdin.write(FOREIGN if all_came else FOREIGN[:3])
+        sink.stdin.flush()
+        deadline = time.monotonic() + PATIENCE
+        while not is_empty(sink.stdin) or (all_came and not (os.path.exists(partial) and read(partial)[:MIB] == FOREIGN[:MIB])):
+            check(time.monotonic() < deadline, "the helper reads what there is")
+            time.sleep(0.01)
+        os.kill(int(read(path + ".pid")), signal.SIGKILL)
+        has(sink.communicate(timeout=PATIENCE)[1].decode(), "the helper was killed by signal 9")
+        check_equal((sink.returncode, os.path.exists(path), os.path.exists(partial)), (1, False, all_came), "what is left")
+    check_equal(read(partial)[:MIB], FOREIGN[:MIB], "what was written")
+
+
+def is_empty(pipe):
+    return fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)) == bytes(4)
+
+
+def test_out_helper_ends_badly(path):
+    """The same of an OUT, which would have to be made anew: the third helper is the one that makes it."""
+    images.Saved(path)
+    write(path + ".helper", f'#!/bin/sh\nread n 2>/dev/null <{path}.count\necho $((n + 1)) >{path}.count\n'
+          f'{HELPER} "$@"\nexit $((n == 2 ? 3 : $?))\n'.encode(), 0o755)
+    has(tool(0, "convert", f"--helper={path}.helper", path, path + ".out"),
+        "note: OUT is complete and durable, but the helper ended with status 3")
+    check_equal(len(read(path + ".out")), len(WHOLE), "OUT")
 
 
 # --consume.
@@ -236,6 +347,73 @@ def test_consume_goes_on(path):
     check(os.path.getsize(path + ".out") > 0, "there is an OUT that is not empty")
     tool(0, "convert", "--consume", "--to", "container", path, path + ".out")
     check_equal(verify(0, path + ".out")[0]["result"], "ok", "the verdict")
+
+
+def container(path, regions, streams, header=b""):
+    """A container of empty regions of so many bytes each, and of streams."""
+    memory, fd = os.memfd_create("memory"), os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    os.truncate(memory, max(regions))
+    with Session(HELPER) as session:
+        session.hello(offered=0xFF)
+        session.attach_image(manager.SAVE, fd)
+        session.attach_memory(0, memory)
+        for number, stream in enumerate(streams):
+            read_end, write_end = os.pipe()
+            threading.Thread(target=images.feed, args=(write_end, stream), daemon=True).start()
+            session.attach_stream(number, read_end)
+            os.close(read_end)
+        session.seal()
+        session.create_image(manager.CONTAINER, len(regions), len(streams), len(header))
+        session.put_table([Entry(manager.REGION, number, b"region %d" % number, size) for number, size in enumerate(regions)] +
+                          [Entry(manager.STREAM_ENTRY, number, b"stream %d" % number) for number in range(len(streams))])
+        if header:
+            session.write_header(0, header)
+        for number in range(len(streams)):
+            session.complete(session.save_stream(number, number))
+        for number, size in enumerate(regions):
+            session.complete(session.save_memory(0, number, size))
+        session.complete(session.finish())
+    os.close(fd)
+    os.close(memory)
+
+
+def test_consume_region_end(path):
+    """Regions that are no whole number of chunks: where one ends a run may be interrupted, and the next one can go on."""
+    out, arguments = path + ".out", ("convert", "--consume", "--to", "container", path, path + ".out")
+    container(path, [96 * MIB + 4096] * 2, [b"state"])  # four windows each, the last one of a page
+    done = subprocess.run([os.path.join(BUILD, "tests/integration/faulty_tool"), *arguments, f"--helper={HELPER}"],
+                          env={**os.environ, "DIOH_FAULT": "1", "DIOH_LATE": "300"}, capture_output=True, text=True,
+                          timeout=PATIENCE, check=False)
+    check_equal(done.returncode, 1, done.stderr)
+    has(done.stderr, f"{out}.consume cannot be written: Input/output error")
+    state = json.loads(read(out + ".consume"))
+    check((state["region"], state["offset"]) > (0, 0), f"a part of IN was freed: {state}")
+    tool(0, *arguments)
+    check_equal((verify(0, out)[0]["result"], os.path.exists(out + ".consume")), ("ok", False), "OUT, and the state")
+
+
+def test_saved_over_between(path):
+    """An image gets another region between the look at it and its load: no half of it is converted, or called ok."""
+    container(path + ".one", [MIB], [])
+    container(path + ".other", [MIB, MIB], [])
+    write(path + ".helper", f'#!/bin/sh\n[ ! -e {path}.looked ] || cat {path}.other >{path}\n: >{path}.looked\n'
+          f'exec {HELPER} "$@"\n'.encode(), 0o755)
+    for verb, *out in (("verify",), ("convert", "--to", "container", path + ".out")):
+        write(path, read(path + ".one"))
+        has(tool(1, verb, f"--helper={path}.helper", *out[:-1], path, *out[-1:]), f"{path}: was saved over meanwhile")
+        os.unlink(path + ".looked")
+    container(path, [MIB], [], b"one machine")
+    container(path + ".other", [MIB], [], b"and another")
+    has(tool(1, "convert", f"--helper={path}.helper", "--to", "container", path, path + ".out"), "was saved over meanwhile")
+    check(not os.path.exists(path + ".out"), "OUT is not made")
+
+
+def test_many_streams(path):
+    """As many streams as there are transfers at once, none of which fits into its pipe: regions wait until some have ended."""
+    container(path, [200 * MIB], [b"%d" % number + bytes(2 * MIB) for number in range(64)])
+    tool(0, "convert", "--to", "container", path, path + ".out", limit=1024 * MIB)
+    told, _ = verify(0, path + ".out")
+    check_equal((told["result"], len(told["streams"])), ("ok", 64), "OUT")
 
 
 def test_consume_names(path):
@@ -318,6 +496,7 @@ def test_listen_name(path):
     sink = listening("image", "socket")
     has(tool(1, "ingest", "--listen=unix:socket", "other"), "socket: Address already in use")
     has(tool(1, "ingest", "--listen=unix:new", "missing/other"), "cannot be opened: No such file or directory")
+    has(tool(1, "ingest", "--listen=unix:new", "."), "is neither a regular file nor a block device")
     check_equal(os.listdir(), ["socket"], "what there is")
     send("socket", WHOLE)
     check_equal((sink.communicate(timeout=PATIENCE)[1], sink.returncode), ("", 0), "the one that had waited")
@@ -325,8 +504,10 @@ def test_listen_name(path):
 
 
 TESTS = (test_stream_is_image, test_closed_descriptors, test_stdout_is_in, test_partial, test_another_run,
-         test_name_not_durable, test_consume_another_out, test_consume_goes_on, test_consume_names, test_consume_twice,
-         test_listen_ended, test_listen_name)
+         test_disk_in_use, test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_helper_killed,
+         test_out_helper_ends_badly, test_directory_unreadable, test_long_name, test_consume_another_out,
+         test_consume_goes_on, test_consume_region_end, test_saved_over_between, test_many_streams, test_consume_names,
+         test_consume_twice, test_listen_ended, test_listen_name)
 
 
 if __name__ == "__main__":

@@ -265,6 +265,17 @@ def check_partial(path, regions):
     has(text, ": partial: a save began and did not finish\n")
 
 
+def test_written_meanwhile(path):
+    """The same machine is saved once more, without syncs, between the two looks that `verify` takes: it is not called ok."""
+    Saved(path)
+    Saved(path + ".written", mode=1)
+    with open(path + ".helper", "w") as script:
+        os.chmod(path + ".helper", 0o755)
+        script.write(f'#!/bin/sh\n[ ! -e {path}.looked ] || cat {path}.written >{path}\n: >{path}.looked\nexec {HELPER} "$@"\n')
+    has("".join(run(1, "verify", f"--helper={path}.helper", path)), "never synced")
+    check_equal(verify(1, path)[0]["result"], "written", "the verdict of both looks")
+
+
 def test_qemus(path):
     """QEMU's own images and libvirt's sparse ones: no record, nothing to compare; that they are whole can be said."""
     libvirt = qemu_stream.libvirt_header(memory=8 * MIB)
@@ -374,8 +385,9 @@ def test_filled_holes(path):
             check(not told["holes_filled"] and "warning" not in text, f"{good} has its holes")
 
 
-TESTS = (test_ours, test_anothers_header, test_damage, test_without_checksums, test_endless_state, test_partial, test_qemus,
-         test_zeros_behind_qemus, test_broken_qemus, test_libvirts_other_formats, test_hostile_headers, test_filled_holes)
+TESTS = (test_ours, test_anothers_header, test_damage, test_without_checksums, test_endless_state, test_partial,
+         test_written_meanwhile, test_qemus, test_zeros_behind_qemus, test_broken_qemus, test_libvirts_other_formats,
+         test_hostile_headers, test_filled_holes)
 
 
 def main(tests=TESTS):
