@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * exchange.h - the manager's end of a connection: one request and its reply at a time, and the events that come in
- * between. client.c makes the public API of it.
+ * between. client.c and client_image.c make the public API of it.
  */
 #ifndef DIOH_EXCHANGE_H
 #define DIOH_EXCHANGE_H
@@ -38,7 +38,7 @@ struct dioh_session {
 	uint64_t stuck_arrival;
 	struct dioh_msg_stuck stuck;
 
-	/* A message being made; client.c's. */
+	/* A message being made; client.c's and client_image.c's. */
 	union {
 		uint64_t align;
 		uint8_t out[DIOH_PAYLOAD_BYTES_MAX];
