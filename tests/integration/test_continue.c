@@ -275,6 +275,34 @@ static void the_record_says_so_itself(void **state)
 	guest_free(&g);
 }
 
+/* A manager that looks at its own header only must not take for complete what is not any more. */
+static void the_managers_mark_goes_first(void **state)
+{
+	static const uint8_t gone[512];
+	uint8_t header[5000] = "LibvirtQemudSave", there[sizeof(gone)];
+	struct moves m = MOVES(WAY_MAPPED_RAM, fixture_path("mapped-ram"));
+	struct qemu_feeder feeder;
+	struct guest g;
+	int fd;
+
+	(void)state;
+	guest_make(&g, RAM);
+	m.header = header;
+	m.header_bytes = sizeof(header);
+	must_guest_save(&m, &g, 0, 0, DIOH_FINISH_DURABLE);
+	m = (struct moves)MOVES(WAY_MAPPED_RAM, fixture_path("mapped-ram"));
+	m.header_bytes = sizeof(header); /* its bytes would come later */
+	m.create_flags = DIOH_CREATE_CONTINUE;
+	must(guest_create(&m, &g, qemu_feed(&feeder, g.q.bytes, g.q.count, 0)), &m.err);
+	moves_end(&m, 1);
+	qemu_feeder_join(&feeder);
+	fd = must_open(fixture_path("mapped-ram"), O_RDONLY);
+	assert_int_equal(pread(fd, there, sizeof(there), 0), sizeof(there));
+	assert_memory_equal(there, gone, sizeof(gone));
+	close(fd);
+	guest_free(&g);
+}
+
 /* ---- what comes anew ---- */
 
 static bool has_data(const char *path, uint64_t from, uint64_t bytes)
@@ -449,6 +477,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_continued_container_is_partial),
 		cmocka_unit_test(a_continued_mapped_ram_image_is_partial),
 		cmocka_unit_test(the_record_says_so_itself),
+		cmocka_unit_test(the_managers_mark_goes_first),
 		cmocka_unit_test(pages_that_come_no_more),
 		cmocka_unit_test(where_no_hole_can_be_made),
 		cmocka_unit_test(what_came_by_the_stream_is_in_a_memory_now),
