@@ -295,12 +295,14 @@ static int forget_streamed(struct dioh_image_layout *layout, struct dioh_error *
 	return r;
 }
 
-/* What is continued loses QEMU's mark, if it had come so far. */
+/* What is continued loses its manager's mark, which comes again with the header, and then QEMU's, if it had come so far. */
 static int keep(struct dioh_image_layout *layout, struct dioh_error *err)
 {
 	static const uint8_t none[QEMU_MAGIC_BYTES];
 	int r = dioh_record_check_kept(layout, err);
 
+	if (r == 0 && layout->header_bytes > 0)
+		r = dioh_layout_take_mark(layout, 0, err);
 	if (r == 0)
 		r = dioh_image_pwrite(layout->image, none, sizeof(none),
 		                      dioh_layout_at(layout, layout->mapped_ram->stream_offset), err);

@@ -120,9 +120,24 @@ static int refuse_kept(const char *what, struct dioh_error *err)
 	                      "image: it cannot be continued: what stands there is %s", what);
 }
 
+static bool is_record(const struct dioh_record_head *head)
+{
+	return memcmp(head->magic, DIOH_RECORD_MAGIC, sizeof(head->magic)) == 0 && head->version == DIOH_RECORD_VERSION;
+}
+
+static bool is_same_head(const struct dioh_record_head *a, const struct dioh_record_head *b)
+{
+	return a->incompatible == b->incompatible && a->layout == b->layout && a->page_bytes == b->page_bytes &&
+	       a->chunk_bytes == b->chunk_bytes && a->region_count == b->region_count && a->stream_count == b->stream_count &&
+	       is_same_area(&a->header, &b->header) && is_same_area(&a->regions, &b->regions);
+}
+
+/*
+ * Its state does not count, nor does its CRC: if the power went while a state was being written there may be sectors of two
+ * heads, and what is kept would be lost with them. All that is believed of it is what it has in common with ours.
+ */
 int dioh_record_check_kept(struct dioh_image_layout *layout, struct dioh_error *err)
 {
-	const struct dioh_record_head *mine = &layout->head;
 	struct dioh_record_head head;
 	uint64_t file_bytes;
 	int r = dioh_layout_file_bytes(layout, &file_bytes, err);
@@ -131,13 +146,12 @@ int dioh_record_check_kept(struct dioh_image_layout *layout, struct dioh_error *
 		r = refuse_kept("shorter", err);
 	if (r == 0)
 		r = dioh_image_pread(layout->image, &head, sizeof(head), dioh_layout_at(layout, layout->record_offset), err);
-	if (r == 0 && dioh_record_check_head(&head, file_bytes, NULL) < 0)
+	if (r == 0 && !is_record(&head))
 		r = refuse_kept("no image", err);
 	if (r < 0)
 		return r;
-	if (head.layout != mine->layout || head.region_count != mine->region_count ||
-	    head.stream_count != mine->stream_count || !is_same_area(&head.header, &mine->header) ||
-	    !is_same_area(&head.regions, &mine->regions))
+	dioh_record_seal(&layout->head);
+	if (!is_same_head(&head, &layout->head))
 		return refuse_kept("another image", err);
 	for (unsigned i = 0; i < layout->region_count && r == 0; i++) {
 		struct dioh_record_region there;

@@ -20,6 +20,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "diohelper-image.h"
 #include "guest_image.h"
 
 #define SAVE DIOH_DIRECTION_SAVE
@@ -33,13 +34,18 @@ static char healthy[512], faulty[512]; /* helpers; faulty_engine.c */
 #define REGION 3u
 #define REGION_BYTES (5 * MIB + 3 * (uint64_t)PAGE)
 
-static void begin(struct moves *m, int memory, uint32_t create_flags)
+static void describe(struct moves *m, int memory, uint32_t create_flags)
 {
 	*m = (struct moves)MOVES(WAY_CONTAINER, fixture_path("container"));
 	m->create_flags = create_flags;
 	moves_add_region(m, REGION, REGION_BYTES);
 	moves_start(m, SAVE);
 	moves_attach(m, REGION, memory, -1);
+}
+
+static void begin(struct moves *m, int memory, uint32_t create_flags)
+{
+	describe(m, memory, create_flags);
 	must(moves_create(m), &m->err);
 }
 
@@ -148,6 +154,68 @@ static void kept_with_checksums(void **state)
 	go_on(&m, memory, 3 * MIB);
 	must(save_range(&m, 3 * MIB, REGION_BYTES, 0), &m.err);
 	finish(&m);
+	expect(memory, true);
+	close(memory);
+}
+
+/* ---- the head ---- */
+
+static void spoil_head(uint64_t offset)
+{
+	int fd = must_open(fixture_path("container"), O_RDWR);
+	uint8_t byte;
+
+	assert_int_equal(pread(fd, &byte, 1, (off_t)offset), 1);
+	byte ^= 1;
+	assert_int_equal(pwrite(fd, &byte, 1, (off_t)offset), 1);
+	close(fd);
+}
+
+/* Of a state that was being written when the power went there may be some sectors: what is kept is not lost with it. */
+static void a_torn_head_is_continued(void **state)
+{
+	int memory = some_memory(test_seed() + 4);
+	struct moves m;
+
+	(void)state;
+	begin(&m, memory, 0);
+	must(save_range(&m, 0, REGION_BYTES, 0), &m.err);
+	finish(&m);
+	spoil_head(offsetof(struct dioh_record_head, crc32c));
+	moves_start(&m, LOAD);
+	assert_int_equal(moves_open(&m, 0), -EBADMSG);
+	moves_end(&m, 0);
+	go_on(&m, memory, REGION_BYTES);
+	finish(&m);
+	expect(memory, true);
+	close(memory);
+}
+
+/* But it is ours, and of this image. */
+static void another_head_is_not(void **state)
+{
+	static const uint64_t offsets[] = {
+		offsetof(struct dioh_record_head, magic), offsetof(struct dioh_record_head, version),
+		offsetof(struct dioh_record_head, incompatible), offsetof(struct dioh_record_head, layout),
+		offsetof(struct dioh_record_head, page_bytes), offsetof(struct dioh_record_head, chunk_bytes),
+		offsetof(struct dioh_record_head, region_count), offsetof(struct dioh_record_head, stream_count),
+		offsetof(struct dioh_record_head, header), offsetof(struct dioh_record_head, regions),
+	};
+	int memory = some_memory(test_seed() + 5);
+	struct moves m;
+
+	(void)state;
+	begin(&m, memory, 0);
+	must(save_range(&m, 0, REGION_BYTES, 0), &m.err);
+	finish(&m);
+	for (unsigned i = 0; i < sizeof(offsets) / sizeof(offsets[0]); i++) {
+		spoil_head(offsets[i]);
+		describe(&m, memory, DIOH_CREATE_CONTINUE);
+		assert_int_equal(moves_create(&m), -EINVAL);
+		moves_assert_error(&m, EINVAL, PARSE, IMAGE, 0);
+		moves_end(&m, 1);
+		spoil_head(offsets[i]);
+	}
 	expect(memory, true);
 	close(memory);
 }
@@ -272,6 +340,34 @@ static void the_record_says_so_itself(void **state)
 	assert_int_equal(pwrite(fd, "QEVM", 4, 0), 4);
 	close(fd);
 	expect_partial(fixture_path("mapped-ram"));
+	guest_free(&g);
+}
+
+/* A manager that looks at its own header only must not take for complete what is not any more. */
+static void the_managers_mark_goes_first(void **state)
+{
+	static const uint8_t gone[512];
+	uint8_t header[5000] = "LibvirtQemudSave", there[sizeof(gone)];
+	struct moves m = MOVES(WAY_MAPPED_RAM, fixture_path("mapped-ram"));
+	struct qemu_feeder feeder;
+	struct guest g;
+	int fd;
+
+	(void)state;
+	guest_make(&g, RAM);
+	m.header = header;
+	m.header_bytes = sizeof(header);
+	must_guest_save(&m, &g, 0, 0, DIOH_FINISH_DURABLE);
+	m = (struct moves)MOVES(WAY_MAPPED_RAM, fixture_path("mapped-ram"));
+	m.header_bytes = sizeof(header); /* its bytes would come later */
+	m.create_flags = DIOH_CREATE_CONTINUE;
+	must(guest_create(&m, &g, qemu_feed(&feeder, g.q.bytes, g.q.count, 0)), &m.err);
+	moves_end(&m, 1);
+	qemu_feeder_join(&feeder);
+	fd = must_open(fixture_path("mapped-ram"), O_RDONLY);
+	assert_int_equal(pread(fd, there, sizeof(there), 0), sizeof(there));
+	assert_memory_equal(there, gone, sizeof(gone));
+	close(fd);
 	guest_free(&g);
 }
 
@@ -446,9 +542,12 @@ int main(int argc, char **argv)
 		cmocka_unit_test(kept_without_checksums),
 		cmocka_unit_test(kept_without_checksums_of_an_interrupted_save),
 		cmocka_unit_test(kept_with_checksums),
+		cmocka_unit_test(a_torn_head_is_continued),
+		cmocka_unit_test(another_head_is_not),
 		cmocka_unit_test(a_continued_container_is_partial),
 		cmocka_unit_test(a_continued_mapped_ram_image_is_partial),
 		cmocka_unit_test(the_record_says_so_itself),
+		cmocka_unit_test(the_managers_mark_goes_first),
 		cmocka_unit_test(pages_that_come_no_more),
 		cmocka_unit_test(where_no_hole_can_be_made),
 		cmocka_unit_test(what_came_by_the_stream_is_in_a_memory_now),

@@ -2,9 +2,10 @@
 /*
  * test_root_consume.c - `diohelper-tool convert --consume` frees IN's pages behind the work, and what is freed must be in
  * OUT whatever happens then. OUT is on a disk of our own (fuse_file.h). At each of its syncs in turn, either the power
- * goes: the sync fails, and OUT loses all that no earlier sync has made durable; or, while the sync is under way, the file
- * that says how far it is can no longer be written. The next run goes on, every byte is in OUT, and IN is no image. If
- * another machine has been saved into IN by then, it is not made part of the first. Needs root and FUSE.
+ * goes: the sync fails, and OUT loses all that no earlier sync has made durable, or all but the first sector of each write;
+ * or, while the sync is under way, the file that says how far it is can no longer be written. The next run goes on, every
+ * byte is in OUT, and IN is no image. If another machine has been saved into IN by then, it is not made part of the first.
+ * Needs root and FUSE.
  */
 /* timeout: 240 */
 #define _GNU_SOURCE
@@ -24,6 +25,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "align.h"
 #include "cleanup.h"
 #include "fuse_file.h"
 #include "guest_image.h"
@@ -31,6 +33,7 @@
 #define MEMORY_BYTES (400 * MIB) /* IN is freed in steps of 128 MiB or more */
 #define SYNCS_MIN 5u             /* two of the new image, a step, data, mark */
 #define MARK_BYTES 512u
+#define SECTOR_BYTES 512u
 #define STEP_MS 2
 #define HANG_S 60
 
@@ -167,8 +170,8 @@ static void redo(const struct fuse_step *step)
 	assert_int_equal(r, 0);
 }
 
-/* OUT as the last sync has left it. */
-static void forget_the_rest(void)
+/* OUT as the last sync has left it; `torn`: and the first sector of what was written behind it. */
+static void forget_the_rest(bool torn)
 {
 	struct fuse_step step;
 	unsigned count = 0, durable = 0;
@@ -184,10 +187,15 @@ static void forget_the_rest(void)
 	cursor = 0;
 	for (unsigned i = 0; i < durable && fuse_file_step(disk, &cursor, &step); i++)
 		redo(&step);
+	while (torn && fuse_file_step(disk, &cursor, &step)) {
+		step.bytes = dioh_min(step.bytes, SECTOR_BYTES - step.offset % SECTOR_BYTES);
+		if (step.opcode == FUSE_WRITE)
+			redo(&step);
+	}
 }
 
 /* false: there are not so many syncs. */
-static bool power_goes(unsigned sync)
+static bool power_goes_at(unsigned sync, bool torn)
 {
 	bool hit;
 
@@ -197,12 +205,22 @@ static bool power_goes(unsigned sync)
 	hit = fuse_file_hits(disk, FUSE_FSYNC) > 0;
 	fuse_file_release(disk, 0);
 	if (hit) {
-		forget_the_rest();
+		forget_the_rest(torn);
 		assert_true(end_conversion(begin_conversion()));
 	}
 	expect_machine();
 	expect_no_mark();
 	return hit;
+}
+
+static bool power_goes(unsigned sync)
+{
+	return power_goes_at(sync, false);
+}
+
+static bool power_tears(unsigned sync)
+{
+	return power_goes_at(sync, true);
 }
 
 static void each_sync(bool (*with)(unsigned sync))
@@ -222,6 +240,12 @@ static void the_power_goes(void **state_)
 {
 	(void)state_;
 	each_sync(power_goes);
+}
+
+static void the_power_tears_writes(void **state_)
+{
+	(void)state_;
+	each_sync(power_tears);
 }
 
 /* ---- how far it is cannot be said ---- */
@@ -320,6 +344,7 @@ int main(void)
 	static const struct fuse_file_options options = { .async_dio = true, .fallocate = true, .record = true };
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_power_goes),
+		cmocka_unit_test(the_power_tears_writes),
 		cmocka_unit_test(how_far_cannot_be_said),
 		cmocka_unit_test(another_machine),
 	};

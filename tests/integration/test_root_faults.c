@@ -4,15 +4,15 @@
  * every way that a disk of our own (fuse_file.h) can make it fail: for each layout, each engine, with two descriptors and
  * with one that has O_DIRECT or not, into nothing and over an older image. What is asked for beside bytes fails, too: the
  * file's and the file system's sizes, where there is data, its directory's sync. And each is left without an answer until
- * the manager has gone.
+ * the manager has gone. The same on a block device, a loop device over our disk, as far as it passes such things on.
  *
  * A save says that it is complete only if every byte can be loaded again. Else it says what failed, and the image is
  * refused; where the disk did what it was told and then told of an error, or a sync failed, it may as well be whole. A load
  * gives every byte right, or an error. Nothing crashes, nothing hangs; a helper that was left alone is gone as soon as the
  * disk has answered.
  *
- * DIOH_FAULTS=N: only every Nth, 24 without it, and DIOH_SEED shifts which; 1: all, as `make faults` does it. Needs root
- * and FUSE.
+ * DIOH_FAULTS=N: only every Nth, 96 without it, and on each ground one of each kind; DIOH_SEED shifts which. 1: all, as
+ * `make faults` does it. Needs root, FUSE and a loop device.
  */
 /* timeout: 3600 */
 #include <setjmp.h>
@@ -23,6 +23,7 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -33,6 +34,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "cleanup.h"
+#include "loop_device.h"
 #include "sick_disk.h"
 #include "specimen.h"
 
@@ -40,7 +43,7 @@
 #define LIFE_S 3600 /* `make faults` has a disk for each half of a layout's faults */
 #define LATE_MS 15
 #define SHORT_BYTES 512
-#define EVERY 24u
+#define EVERY 96u
 
 struct fault {
 	const char *name;
@@ -48,13 +51,14 @@ struct fault {
 	bool ok_wanted; /* nothing may come of it */
 	bool done;      /* what was asked for may have been done */
 	bool needs_direct; /* else the kernel hides it from the helper */
+	bool no_device;    /* a loop device does not pass it on */
 };
 
-static const struct fault of_writes[] = {
+static const struct fault of_writes[] = { /* (Linux's loop devices take a short one for a whole one.) */
 	{ .name = "EIO", .what = { .kind = FUSE_FAULT_ERROR, .value = EIO } },
 	{ .name = "ENOSPC", .what = { .kind = FUSE_FAULT_ERROR, .value = ENOSPC } },
 	{ .name = "EDQUOT", .what = { .kind = FUSE_FAULT_ERROR, .value = EDQUOT } },
-	{ .name = "short", .what = { .kind = FUSE_FAULT_SHORT, .value = SHORT_BYTES } },
+	{ .name = "short", .what = { .kind = FUSE_FAULT_SHORT, .value = SHORT_BYTES }, .no_device = true },
 	/* Of a write within one sector all or nothing is left. */
 	{ .name = "torn", .what = { .kind = FUSE_FAULT_TORN, .value = EIO }, .done = true },
 	{ .name = "late", .what = { .kind = FUSE_FAULT_LATE, .value = LATE_MS }, .ok_wanted = true },
@@ -92,34 +96,73 @@ static const struct {
 	uint32_t opcode;
 	const char *name;
 	const struct fault *faults;
+	bool no_device; /* a loop device has no need of it */
 } requests[] = {
-	{ FUSE_WRITE, "write", of_writes }, { FUSE_FSYNC, "sync", of_others }, { FUSE_SETATTR, "size", of_others },
-	{ FUSE_FALLOCATE, "fallocate", of_others }, { FUSE_FSYNCDIR, "directory's sync", of_others },
-	{ FUSE_READ, "read", of_reads }, { FUSE_GETATTR, "stat", of_questions },
-	{ FUSE_LSEEK, "seek", of_questions }, { FUSE_STATFS, "free space", of_questions },
+	{ FUSE_WRITE, "write", of_writes, false },
+	{ FUSE_FSYNC, "sync", of_others, false },
+	{ FUSE_SETATTR, "size", of_others, true },
+	{ FUSE_FALLOCATE, "fallocate", of_others, false },
+	{ FUSE_FSYNCDIR, "directory's sync", of_others, true },
+	{ FUSE_READ, "read", of_reads, false },
+	{ FUSE_GETATTR, "stat", of_questions, true },
+	{ FUSE_LSEEK, "seek", of_questions, true },
+	{ FUSE_STATFS, "free space", of_questions, true },
 };
 
 #define REQUESTS (sizeof(requests) / sizeof(requests[0]))
+#define KINDS (sizeof(of_writes) / sizeof(of_writes[0]))
+
+/* What the image is, and how the kernel asks our disk for it: sick_disk.h says why not one does for all engines. */
+static const struct ground {
+	const char *name;
+	struct fuse_file_options options;
+	bool sync, others; /* engines */
+	bool device;       /* a loop device over the file */
+} grounds[] = {
+	{ "file", { .async_dio = true, .fallocate = true, .seek = true, .life_s = LIFE_S }, .others = true },
+	{ "file", { .direct_io = true, .direct_all = true, .fallocate = true, .seek = true, .life_s = LIFE_S }, .sync = true },
+	{ "device", { .direct_io = true, .direct_all = true, .fallocate = true, .seek = true, .life_s = LIFE_S },
+	  .sync = true, .others = true, .device = true },
+};
 
 static struct {
+	const struct ground *ground;
 	struct fuse_file *file;
 	struct way way;
-	bool direct; /* what is short comes short */
 	bool over; /* an older image */
 	unsigned every;
 	unsigned turn;
+	bool tried[2][REQUESTS][KINDS]; /* on this ground, of saves and loads */
 	unsigned saves, loads, complete, refused, whole, errors; /* whole: though an error was told of */
 	unsigned left_alone;
 } now;
 
+static struct loop_device device = { .fd = -1 };
 static atomic_bool *created; /* the image, by the manager, which may be a child */
 
 /* ---- one fault ---- */
 
+static struct specimen specimen(enum specimen_content content)
+{
+	if (now.ground->device)
+		return (struct specimen){ .way = now.way, .path = device.path, .content = content };
+	return (struct specimen){ .way = now.way, .path = fuse_file_path(now.file), .content = content,
+	                          .directory = fuse_file_directory(now.file) };
+}
+
+/* What a device has in memory goes to the disk, with errors that nobody has been told of, and is read from there again. */
+static void forget(void)
+{
+	if (!now.ground->device)
+		return;
+	(void)fsync(device.fd);
+	loop_device_forget(&device);
+}
+
 static void die(const char *what, unsigned request, const struct fault *fault, unsigned index, const struct specimen *s)
 {
-	fail_msg("%s%s: %s %u, %s: %s: %s [%s]", way_name(&now.way), now.over ? ", over an older image" : "",
-	         requests[request].name, index, fault->name, what, s->err.text, s->wrong);
+	fail_msg("%s on a %s%s: %s %u, %s: %s: %s [%s]", way_name(&now.way), now.ground->name,
+	         now.over ? ", over an older image" : "", requests[request].name, index, fault->name, what, s->err.text, s->wrong);
 }
 
 static void set(unsigned request, const struct fault *fault, unsigned index)
@@ -128,6 +171,8 @@ static void set(unsigned request, const struct fault *fault, unsigned index)
 
 	what.after = index;
 	what.times = 1;
+	/* What a device cannot read ahead the kernel reads once more. */
+	what.same_place = now.ground->device && requests[request].opcode == FUSE_READ && what.kind == FUSE_FAULT_ERROR;
 	alarm(HANG_S);
 	fuse_file_set_fault(now.file, requests[request].opcode, &what);
 }
@@ -140,6 +185,7 @@ static bool unset(unsigned request)
 	fuse_file_release(now.file, 0);
 	while (fuse_file_held(now.file) > 0) /* what nobody waited for */
 		usleep(200);
+	forget();
 	return hit;
 }
 
@@ -148,20 +194,17 @@ static bool is_told(const struct dioh_error *err)
 	return err->code > 0 && err->operation != DIOH_OP_NONE && err->object != 0 && err->text[0];
 }
 
-static struct specimen specimen(enum specimen_content content)
-{
-	return (struct specimen){ .way = now.way, .path = fuse_file_path(now.file), .content = content,
-	                          .directory = fuse_file_directory(now.file) };
-}
-
 static void begin_image(void)
 {
 	struct specimen s = specimen(SPECIMEN_OLD);
 
-	if (ftruncate(fuse_file_memfd(now.file), 0) < 0)
+	if (ftruncate(fuse_file_memfd(now.file), 0) < 0 ||
+	    (now.ground->device && ftruncate(fuse_file_memfd(now.file), SPECIMEN_DEVICE_BYTES) < 0))
 		fail_msg("ftruncate: %s", strerror(errno));
+	forget();
 	if (now.over && !specimen_save(&s))
 		fail_msg("the older image: %s", s.err.text);
+	forget();
 }
 
 static bool is_sync(unsigned request)
@@ -327,14 +370,27 @@ static unsigned counted(unsigned request)
 	return fuse_file_count(now.file, requests[request].opcode);
 }
 
-static void each(unsigned request, unsigned count, bool (*with)(unsigned, const struct fault *, unsigned))
+static bool can_be(unsigned request, const struct fault *fault)
+{
+	if (now.ground->device)
+		return !requests[request].no_device && !fault->no_device;
+	return !fault->needs_direct || now.ground->options.direct_all;
+}
+
+/* Each so-manyth of all; and of each kind one, whichever, on each ground. */
+static void each(unsigned request, unsigned count, bool loads)
 {
 	for (const struct fault *fault = requests[request].faults; fault->name; fault++) {
-		if (fault->needs_direct && !now.direct)
+		bool *tried = &now.tried[loads][request][fault - requests[request].faults];
+
+		if (!can_be(request, fault))
 			continue;
-		for (unsigned i = 0; i < count; i++)
-			if (now.turn++ % now.every == 0)
-				(void)with(request, fault, i);
+		for (unsigned i = 0; i < count; i++) {
+			if (now.turn++ % now.every != 0 && (*tried || i != test_seed() % count))
+				continue;
+			*tried = true;
+			(void)(loads ? load_with : save_with)(request, fault, i);
+		}
 	}
 }
 
@@ -352,7 +408,7 @@ static void every_save(void)
 		count[i] = counted(i) - before[i];
 	assert_true(count[0] > 3 && count[1] > 1);
 	for (unsigned i = 0; i < REQUESTS; i++)
-		each(i, count[i], save_with);
+		each(i, count[i], false);
 }
 
 static void every_load(void)
@@ -363,20 +419,22 @@ static void every_load(void)
 	begin_image();
 	if (!specimen_save(&s))
 		fail_msg("%s: a save without a fault: %s", way_name(&now.way), s.err.text);
+	forget();
 	for (unsigned i = 0; i < REQUESTS; i++)
 		before[i] = counted(i);
 	assert_int_equal(specimen_load(&s, now.way.layout), SPECIMEN_IS_NEW);
 	for (unsigned i = 0; i < REQUESTS; i++)
 		count[i] = counted(i) - before[i];
+	forget();
 	for (unsigned i = 0; i < REQUESTS; i++)
-		each(i, count[i], load_with);
+		each(i, count[i], true);
 }
 
 static void faults_of(uint32_t layout)
 {
 	for (unsigned i = 0; i < 9; i++) {
 		now.way = (struct way){ .layout = layout, .engine = DIOH_ENGINE_IO_URING + i / 3, .fds = i % 3 };
-		if (!way_possible(&now.way) || (now.way.engine == DIOH_ENGINE_SYNC) != now.direct)
+		if (!way_possible(&now.way) || !(now.way.engine == DIOH_ENGINE_SYNC ? now.ground->sync : now.ground->others))
 			continue;
 		for (unsigned over = 0; over < 2; over++) {
 			now.over = over;
@@ -386,23 +444,47 @@ static void faults_of(uint32_t layout)
 	}
 }
 
-/* With the engines that Linux shows short I/O as it is, and with the others: sick_disk.h says why. */
-static void faults(uint32_t layout)
+static void open_ground(const struct ground *ground)
+{
+	const char *why = NULL;
+
+	now.ground = ground;
+	now.file = sick_file(&ground->options);
+	memset(now.tried, 0, sizeof(now.tried));
+	if (ground->device) {
+		DIOH_AUTO_FD int backing = must_open(fuse_file_path(now.file), O_RDWR);
+
+		assert_int_equal(ftruncate(fuse_file_memfd(now.file), SPECIMEN_DEVICE_BYTES), 0);
+		why = loop_device_open(&device, backing);
+	}
+	if (why) {
+		print_message("skipped: %s\n", why);
+		skip();
+	}
+}
+
+static int close_ground(void **state)
+{
+	(void)state;
+	loop_device_close(&device);
+	fuse_file_stop(now.file);
+	now.file = NULL;
+	return 0;
+}
+
+static void faults(bool on_device, uint32_t layout)
 {
 	const char *wish = getenv("DIOH_FAULTS");
 
 	memset(&now, 0, sizeof(now));
 	now.every = wish ? (unsigned)strtoul(wish, NULL, 0) : EVERY;
 	now.turn = (unsigned)(test_seed() % now.every);
-	for (unsigned direct = 0; direct < 2; direct++) {
-		const struct fuse_file_options options = { .async_dio = !direct, .direct_io = direct, .direct_all = direct,
-			                                   .fallocate = true, .seek = true, .life_s = LIFE_S };
-
-		now.file = sick_file(&options);
-		now.direct = direct;
+	for (unsigned i = 0; i < sizeof(grounds) / sizeof(grounds[0]); i++) {
+		if (grounds[i].device != on_device)
+			continue;
+		open_ground(&grounds[i]);
 		faults_of(layout);
-		fuse_file_stop(now.file);
-		now.file = NULL;
+		(void)close_ground(NULL);
 	}
 	alarm(0);
 	print_message("faults in %u saves: %u complete, %u refused, %u whole though a sync or an answer failed; in %u loads: "
@@ -411,44 +493,31 @@ static void faults(uint32_t layout)
 	assert_true(now.saves > 0 && now.refused > 0 && now.complete > 0 && now.errors > 0 && now.left_alone > 0);
 }
 
-static void raw(void **state)
-{
-	(void)state;
-	faults(DIOH_LAYOUT_RAW);
-}
+#define CASE(name, device, layout) \
+	static void name(void **state) { (void)state; faults(device, layout); }
 
-static void container(void **state)
-{
-	(void)state;
-	faults(DIOH_LAYOUT_CONTAINER);
-}
-
-static void mapped_ram(void **state)
-{
-	(void)state;
-	faults(DIOH_LAYOUT_MAPPED_RAM);
-}
-
-static int stop(void **state)
-{
-	(void)state;
-	fuse_file_stop(now.file);
-	now.file = NULL;
-	return 0;
-}
+CASE(raw, false, DIOH_LAYOUT_RAW)
+CASE(container, false, DIOH_LAYOUT_CONTAINER)
+CASE(mapped_ram, false, DIOH_LAYOUT_MAPPED_RAM)
+CASE(raw_on_a_device, true, DIOH_LAYOUT_RAW)
+CASE(container_on_a_device, true, DIOH_LAYOUT_CONTAINER)
+CASE(mapped_ram_on_a_device, true, DIOH_LAYOUT_MAPPED_RAM)
 
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_teardown(raw, stop),
-		cmocka_unit_test_teardown(container, stop),
-		cmocka_unit_test_teardown(mapped_ram, stop),
+		cmocka_unit_test_teardown(raw, close_ground),
+		cmocka_unit_test_teardown(container, close_ground),
+		cmocka_unit_test_teardown(mapped_ram, close_ground),
+		cmocka_unit_test_teardown(raw_on_a_device, close_ground),
+		cmocka_unit_test_teardown(container_on_a_device, close_ground),
+		cmocka_unit_test_teardown(mapped_ram_on_a_device, close_ground),
 	};
 
 	created = mmap(NULL, sizeof(*created), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (created == MAP_FAILED || prctl(PR_SET_CHILD_SUBREAPER, 1) < 0)
 		return 1;
-	if (argc > 1) /* one layout only */
+	if (argc > 1) /* one case only */
 		cmocka_set_test_filter(argv[1]);
 	return cmocka_run_group_tests(tests, specimen_prepare, NULL);
 }

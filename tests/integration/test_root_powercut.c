@@ -5,12 +5,13 @@
  *
  * A disk of our own (fuse_file.h) writes down what a save tells it: writes with their bytes, sizes, holes, syncs.
  * power_cut.h makes of it what a power cut may leave. On a file, and on a block device (a loop device over our disk, whose
- * steps are then those of the device); into nothing and over an older complete image of each layout. test_powercut.c has
- * something of it for whoever has no FUSE.
+ * steps are then those of the device); into nothing, over an older complete image of each layout, and continuing an image
+ * of an earlier save. test_powercut.c has something of it for whoever has no FUSE.
  *
  * How a file system keeps its own promises is not tested here, nor the directory's entry.
  *
- * DIOH_REPLAYS: how many by chance, besides the others. DIOH_SEED: which. Needs root, FUSE and a loop device.
+ * DIOH_REPLAYS: how many by chance, besides the others; with it an earlier save has ended in each of the ways that there are,
+ * else in one of them for each layout and place. DIOH_SEED: which. Needs root, FUSE and a loop device.
  */
 /* timeout: 480 */
 #define _GNU_SOURCE
@@ -33,8 +34,10 @@
 #include "loop_device.h"
 #include "power_cut.h"
 
-#define REPLAYS 360u /* of `make check-root`; `make powercut` asks for more */
-#define CASES (3u * 2u * 4u)
+#define REPLAYS 200u /* of `make check-root`; `make powercut` asks for more */
+#define CASES (3u * 2u * 4u + 2u * 2u * POWER_EARLIER)
+#define EVERY 16u /* refused disk is continued; `make powercut`: each LONG_EVERY */
+#define LONG_EVERY 3u
 
 static struct power_cut now; /* of the running case */
 static struct fuse_file *file;
@@ -43,32 +46,46 @@ static char replayed[512]; /* what the disks are written to */
 
 /* ---- a save, written down ---- */
 
-static void must_save(uint32_t layout, enum specimen_content content, const char *path)
+static void must_save_old(const char *path)
 {
-	struct specimen s = { .way = { .layout = layout }, .path = path, .content = content };
+	struct specimen s = { .way = { .layout = now.before }, .path = path, .content = SPECIMEN_OLD };
 
 	if (!specimen_save(&s))
-		fail_msg("layout %u: %s %s", layout, s.err.text, s.wrong);
+		fail_msg("layout %u: %s %s", now.before, s.err.text, s.wrong);
 }
 
-static void collect(void)
+static void sync_image(const struct specimen *s)
+{
+	DIOH_AUTO_FD int fd = must_open(s->path, O_RDWR);
+
+	assert_int_equal(fdatasync(fd), 0);
+}
+
+static void collect(uint64_t *cursor)
 {
 	struct fuse_step step;
-	uint64_t cursor = 0;
 
-	while (fuse_file_step(file, &cursor, &step))
+	while (fuse_file_step(file, cursor, &step))
 		*power_cut_step(&now) = step;
 }
 
 static void record_save(const char *path)
 {
+	const struct specimen s = { .way = { .layout = now.layout }, .path = path, .sync = sync_image };
+	uint64_t cursor = 0;
+
 	if (now.before != DIOH_LAYOUT_DETECT)
-		must_save(now.before, SPECIMEN_OLD, path);
+		must_save_old(path);
 	power_cut_begin(&now, fuse_file_memfd(file));
 	fuse_file_record(file, true);
-	must_save(now.layout, SPECIMEN_NEW, path);
+	if (now.earlier) {
+		power_cut_save_earlier(&now, &s);
+		collect(&cursor);
+		now.begun = now.count;
+	}
+	power_cut_save(&now, &s);
 	fuse_file_record(file, false);
-	collect();
+	collect(&cursor);
 }
 
 /* ---- cases ---- */
@@ -152,28 +169,51 @@ static void run_case(unsigned wanted, uint64_t seed)
 	end_case();
 }
 
-static void power_cuts(bool device, uint32_t layout)
+static unsigned wanted(void)
 {
 	const char *wish = getenv("DIOH_REPLAYS");
-	const unsigned wanted = (wish ? (unsigned)strtoul(wish, NULL, 0) : REPLAYS) / CASES + 1;
 
+	return (wish ? (unsigned)strtoul(wish, NULL, 0) : REPLAYS) / CASES + 1;
+}
+
+static void power_cuts(bool device, uint32_t layout)
+{
 	now.device = device;
 	now.layout = layout;
+	now.earlier = NULL;
 	for (now.before = DIOH_LAYOUT_DETECT; now.before <= DIOH_LAYOUT_MAPPED_RAM; now.before++) {
-		run_case(wanted, test_seed() + 16 * layout + 4 * now.before + device);
+		run_case(wanted(), test_seed() + 16 * layout + 4 * now.before + device);
 		power_cut_summary(&now);
 	}
 }
 
-#define CASE(name, device, layout) \
-	static void name(void **state) { (void)state; power_cuts(device, layout); }
+static void continued_power_cuts(bool device, uint32_t layout)
+{
+	const unsigned step = getenv("DIOH_REPLAYS") ? 1 : POWER_EARLIER, turn = 2 * (layout == DIOH_LAYOUT_CONTAINER) + device;
 
-CASE(raw_on_a_file, false, DIOH_LAYOUT_RAW)
-CASE(container_on_a_file, false, DIOH_LAYOUT_CONTAINER)
-CASE(mapped_ram_on_a_file, false, DIOH_LAYOUT_MAPPED_RAM)
-CASE(raw_on_a_device, true, DIOH_LAYOUT_RAW)
-CASE(container_on_a_device, true, DIOH_LAYOUT_CONTAINER)
-CASE(mapped_ram_on_a_device, true, DIOH_LAYOUT_MAPPED_RAM)
+	now.device = device;
+	now.layout = layout;
+	for (unsigned i = turn % step; i < POWER_EARLIER; i += step) {
+		now.earlier = &power_earlier[i];
+		now.before = DIOH_LAYOUT_DETECT;
+		run_case(wanted(), test_seed() + 64 + 32 * layout + 2 * i + device);
+		power_cut_summary(&now);
+	}
+}
+
+#define CASE(name, cuts, device, layout) \
+	static void name(void **state) { (void)state; cuts(device, layout); }
+
+CASE(raw_on_a_file, power_cuts, false, DIOH_LAYOUT_RAW)
+CASE(container_on_a_file, power_cuts, false, DIOH_LAYOUT_CONTAINER)
+CASE(mapped_ram_on_a_file, power_cuts, false, DIOH_LAYOUT_MAPPED_RAM)
+CASE(raw_on_a_device, power_cuts, true, DIOH_LAYOUT_RAW)
+CASE(container_on_a_device, power_cuts, true, DIOH_LAYOUT_CONTAINER)
+CASE(mapped_ram_on_a_device, power_cuts, true, DIOH_LAYOUT_MAPPED_RAM)
+CASE(container_continued_on_a_file, continued_power_cuts, false, DIOH_LAYOUT_CONTAINER)
+CASE(mapped_ram_continued_on_a_file, continued_power_cuts, false, DIOH_LAYOUT_MAPPED_RAM)
+CASE(container_continued_on_a_device, continued_power_cuts, true, DIOH_LAYOUT_CONTAINER)
+CASE(mapped_ram_continued_on_a_device, continued_power_cuts, true, DIOH_LAYOUT_MAPPED_RAM)
 
 static int clean_up(void **state)
 {
@@ -191,9 +231,14 @@ int main(int argc, char **argv)
 		cmocka_unit_test_teardown(raw_on_a_device, clean_up),
 		cmocka_unit_test_teardown(container_on_a_device, clean_up),
 		cmocka_unit_test_teardown(mapped_ram_on_a_device, clean_up),
+		cmocka_unit_test_teardown(container_continued_on_a_file, clean_up),
+		cmocka_unit_test_teardown(mapped_ram_continued_on_a_file, clean_up),
+		cmocka_unit_test_teardown(container_continued_on_a_device, clean_up),
+		cmocka_unit_test_teardown(mapped_ram_continued_on_a_device, clean_up),
 	};
 
 	loop.fd = -1;
+	now.every = getenv("DIOH_REPLAYS") ? LONG_EVERY : EVERY;
 	if (power_cut_prepare(&now) < 0)
 		return 1;
 	if (argc > 1) /* one case only */

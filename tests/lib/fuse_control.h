@@ -17,6 +17,7 @@ struct fuse_rule { /* what to do with an opcode's requests: the test writes, `ki
 	atomic_uint handles;
 	atomic_uint after;
 	atomic_uint times;
+	atomic_bool same_place;
 	atomic_uint seen; /* by the rule */
 	atomic_uint hits;
 	atomic_ullong hit_offset;

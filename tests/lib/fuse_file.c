@@ -216,6 +216,7 @@ void fuse_file_set_fault(struct fuse_file *file, uint32_t opcode, const struct f
 	atomic_store(&rule->handles, fault->handles);
 	atomic_store(&rule->after, fault->after);
 	atomic_store(&rule->times, fault->times);
+	atomic_store(&rule->same_place, fault->same_place);
 	atomic_store(&rule->seen, 0);
 	atomic_store(&rule->hits, 0);
 	atomic_store(&rule->hit_offset, 0);

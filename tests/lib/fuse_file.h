@@ -63,6 +63,7 @@ struct fuse_fault {
 	enum fuse_fault_handles handles; /* READ, WRITE, FSYNC: through descriptors with or without O_DIRECT only */
 	unsigned after; /* let so many pass first */
 	unsigned times; /* and only so many are hit; 0: all */
+	bool same_place; /* READ, WRITE: but what begins where the first one did is hit whenever it comes again */
 };
 
 /* What happens to requests of an opcode (enum fuse_opcode) from now on: the fields of a struct fuse_fault. */

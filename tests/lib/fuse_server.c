@@ -338,7 +338,7 @@ static enum fuse_fault_kind fault_of(const struct request *r, struct fuse_rule *
 	const unsigned times = atomic_load(&rule->times);
 	uint64_t offset;
 	unsigned seen;
-	bool direct;
+	bool direct, again;
 
 	if (kind == FUSE_FAULT_NONE)
 		return FUSE_FAULT_NONE;
@@ -346,7 +346,8 @@ static enum fuse_fault_kind fault_of(const struct request *r, struct fuse_rule *
 	if (handles != FUSE_HANDLES_ALL && direct != (handles == FUSE_HANDLES_DIRECT))
 		return FUSE_FAULT_NONE;
 	seen = atomic_fetch_add(&rule->seen, 1);
-	if (seen < after || (times && seen - after >= times))
+	again = atomic_load(&rule->same_place) && offset == atomic_load(&rule->hit_offset);
+	if (seen < after || (times && seen - after >= times && !again))
 		return FUSE_FAULT_NONE;
 	if (atomic_load(&rule->hits) == 0)
 		atomic_store(&rule->hit_offset, offset);

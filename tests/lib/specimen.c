@@ -38,6 +38,7 @@ struct content {
 	const char *name[REGIONS_MAX];
 	uint64_t bytes[REGIONS_MAX];
 	uint64_t stream_bytes; /* raw, container */
+	uint64_t device_bytes, zero_page; /* of QEMU's stream; of the block in it */
 	int memory[MEMORIES];
 	struct qemu_maker qemu;
 	/* By layout: what a load gives. */
@@ -48,10 +49,13 @@ struct content {
 static struct content contents[SPECIMEN_CONTENTS] = {
 	[SPECIMEN_OLD] = { .name = { "old ram", "old rom", "old bios" },
 	                   .bytes = { MIB + 5 * PAGE, 7 * PAGE, 3 * PAGE },
-	                   .stream_bytes = 12345 },
+	                   .stream_bytes = 12345, .device_bytes = 6001, .zero_page = 1 },
 	[SPECIMEN_NEW] = { .name = { "new ram", "new rom", "new bios" },
 	                   .bytes = { 2 * MIB + 3 * PAGE, 3 * PAGE, 5 * PAGE },
-	                   .stream_bytes = 9001 },
+	                   .stream_bytes = 9001, .device_bytes = 6001, .zero_page = 1 },
+	[SPECIMEN_BEGUN] = { .name = { "new ram", "new rom", "new bios" },
+	                     .bytes = { 2 * MIB + 3 * PAGE, 3 * PAGE, 5 * PAGE },
+	                     .stream_bytes = 20001, .device_bytes = 7003, .zero_page = 3 },
 };
 
 static int loaded[MEMORIES] = { -1, -1 };
@@ -121,11 +125,11 @@ static void make_qemu(struct content *c, uint64_t seed)
 	qemu_put_setup(&c->qemu);
 	qemu_put_section(&c->qemu, QEMU_PART);
 	for (uint64_t page = 0; page < c->bytes[MEMORIES] / PAGE; page++)
-		qemu_put_page(&c->qemu, MEMORIES, page, page == 1 ? 0 : seed + page);
+		qemu_put_page(&c->qemu, MEMORIES, page, page == c->zero_page ? 0 : seed + page);
 	qemu_put_section_end(&c->qemu);
 	qemu_put_section(&c->qemu, QEMU_END);
 	qemu_put_section_end(&c->qemu);
-	qemu_put_device(&c->qemu, 3, 6001, seed);
+	qemu_put_device(&c->qemu, 3, c->device_bytes, seed);
 	qemu_put_end(&c->qemu);
 }
 
@@ -142,6 +146,15 @@ static void make_content(struct content *c, uint64_t seed)
 		assert_non_null(c->stream[layout]);
 		pattern_fill(c->stream[layout], c->stream_bytes, seed, 0);
 	}
+}
+
+static void share_first_chunk(void)
+{
+	static uint8_t chunk[MIB];
+
+	if (pread(contents[SPECIMEN_NEW].memory[0], chunk, sizeof(chunk), 0) != sizeof(chunk) ||
+	    pwrite(contents[SPECIMEN_BEGUN].memory[0], chunk, sizeof(chunk), 0) != sizeof(chunk))
+		die("memory");
 }
 
 /* All of it fits into the pipe. */
@@ -253,14 +266,15 @@ static int reach(struct specimen *s, struct dioh_session *session, enum specimen
 {
 	if (r == 0 && s->watch)
 		s->watch(step, dioh_session_pid(session), s->context);
-	return r;
+	return r == 0 && step == s->leave ? -ECANCELED : r;
 }
 
 static int create(struct specimen *s, struct dioh_session *session)
 {
 	struct dioh_msg_entry entries[MEMORIES + 1];
 	uint8_t header[HEADER_BYTES];
-	struct dioh_create_options options = { .layout = s->way.layout, .entries = entries, .header = header };
+	struct dioh_create_options options = { .layout = s->way.layout, .entries = entries, .header = header,
+		                               .flags = s->continues ? DIOH_CREATE_CONTINUE : 0 };
 	struct dioh_msg_image_reply info;
 
 	options.entry_count = make_entries(s->way.layout, &contents[s->content], true, entries);
@@ -277,17 +291,39 @@ static int save_stream(struct specimen *s, struct dioh_session *session)
 	return r < 0 ? r : reach(s, session, SPECIMEN_STREAM_SAVED, dioh_wait(session, transfer, NULL, &s->err));
 }
 
+static int save_memory(struct specimen *s, struct dioh_session *session, unsigned memory, uint64_t from, uint64_t to,
+                       uint32_t *ret_transfer)
+{
+	const struct dioh_msg_memory_transfer what = { .memory = memory, .region = 10 + memory, .memory_offset = from,
+		                                       .region_offset = from, .length = to - from };
+
+	return dioh_save_memory(session, &what, ret_transfer, &s->err);
+}
+
+static int begin_with_first_chunk(struct specimen *s, struct dioh_session *session)
+{
+	uint32_t transfer;
+	int r;
+
+	if (s->keeps)
+		return dioh_keep_region(session, 10, 0, MIB, &s->err);
+	r = save_memory(s, session, 0, 0, MIB, &transfer);
+	if (r == 0)
+		r = dioh_wait(session, transfer, NULL, &s->err);
+	if (r == 0)
+		s->sync(s);
+	return r;
+}
+
 static int save_memories(struct specimen *s, struct dioh_session *session)
 {
 	const struct content *c = &contents[s->content];
+	const bool begins = s->keeps || s->sync;
 	uint32_t transfers[MEMORIES];
-	int r = 0;
+	int r = begins ? begin_with_first_chunk(s, session) : 0;
 
-	for (unsigned i = 0; i < MEMORIES && r == 0; i++) {
-		const struct dioh_msg_memory_transfer what = { .memory = i, .region = 10 + i, .length = c->bytes[i] };
-
-		r = dioh_save_memory(session, &what, &transfers[i], &s->err);
-	}
+	for (unsigned i = 0; i < MEMORIES && r == 0; i++)
+		r = save_memory(s, session, i, begins && i == 0 ? MIB : 0, c->bytes[i], &transfers[i]);
 	r = reach(s, session, SPECIMEN_MEMORY_BEGUN, r);
 	for (unsigned i = 0; i < MEMORIES && r == 0; i++)
 		r = dioh_wait(session, transfers[i], NULL, &s->err);
@@ -302,7 +338,7 @@ static int finish(struct specimen *s, struct dioh_session *session)
 	int r;
 
 	make_header(s->way.layout, s->content, true, header);
-	r = dioh_finish(session, DIOH_FINISH_DURABLE, 0, header, mark_bytes, &transfer, &s->err);
+	r = dioh_finish(session, s->mode, 0, header, mark_bytes, &transfer, &s->err);
 	r = reach(s, session, SPECIMEN_FINISH_BEGUN, r);
 	return r < 0 ? r : reach(s, session, SPECIMEN_FINISHED, dioh_wait(session, transfer, NULL, &s->err));
 }
@@ -344,6 +380,11 @@ static enum specimen_verdict is_wrong(struct look *look, const char *what)
 	return SPECIMEN_WRONG;
 }
 
+static enum specimen_verdict worth(enum specimen_content content)
+{
+	return content == SPECIMEN_NEW ? SPECIMEN_IS_NEW : SPECIMEN_IS_OLD;
+}
+
 static enum specimen_verdict has_failed(struct look *look, const char *what)
 {
 	snprintf(look->s->wrong, sizeof(look->s->wrong), "%s: %.120s", what, look->s->err.text);
@@ -359,7 +400,7 @@ static bool read_raw_mark(const struct specimen *s, struct look *look)
 	if (pread(fd, there, sizeof(there), 0) < 0)
 		die(s->path);
 	look->layout = DIOH_LAYOUT_DETECT;
-	for (unsigned i = 0; i < SPECIMEN_CONTENTS; i++) {
+	for (unsigned i = 0; i < SPECIMEN_BEGUN; i++) {
 		make_header(DIOH_LAYOUT_RAW, i, true, header);
 		if (memcmp(there, header, sizeof(there)) == 0) {
 			look->layout = DIOH_LAYOUT_RAW;
@@ -387,14 +428,23 @@ static int open_image(struct look *look)
 	return r;
 }
 
-static bool header_is_right(struct look *look, enum specimen_content content, int *ret)
+/* Whose header it is; SPECIMEN_CONTENTS: nobody's. A raw image has been opened as somebody's already. */
+static int find_content(struct look *look, unsigned *ret_which)
 {
+	const bool is_raw = look->layout == DIOH_LAYOUT_RAW;
 	uint8_t there[HEADER_BYTES], header[HEADER_BYTES];
-	const uint32_t bytes = make_header(look->layout, content, true, header);
 	uint64_t count;
+	int r = dioh_read_header(look->session, 0, there, is_raw ? RAW_HEADER_BYTES : HEADER_BYTES, &count, &look->s->err);
 
-	*ret = dioh_read_header(look->session, 0, there, bytes, &count, &look->s->err);
-	return *ret == 0 && count == bytes && memcmp(there, header, bytes) == 0;
+	if (r < 0)
+		return r;
+	for (*ret_which = 0; *ret_which < SPECIMEN_CONTENTS; ++*ret_which) {
+		if (is_raw && look->content != &contents[*ret_which])
+			continue;
+		if (count == make_header(look->layout, *ret_which, true, header) && memcmp(there, header, count) == 0)
+			break;
+	}
+	return 0;
 }
 
 static bool stream_is_right(const struct look *look)
@@ -444,19 +494,17 @@ static enum specimen_verdict compare(struct look *look)
 	enum specimen_verdict verdict;
 	uint32_t count;
 	unsigned which;
-	int r = dioh_get_table(look->session, 0, REGIONS_MAX + 1, entries, &count, &look->s->err);
 
-	if (r < 0)
+	if (find_content(look, &which) < 0)
+		return has_failed(look, "the header");
+	if (which == SPECIMEN_CONTENTS)
+		return is_wrong(look, "the header");
+	look->content = &contents[which];
+	if (dioh_get_table(look->session, 0, REGIONS_MAX + 1, entries, &count, &look->s->err) < 0)
 		return has_failed(look, "the table");
-	which = count > 0 && strncmp(entries[0].name, "new", 3) == 0 ? SPECIMEN_NEW : SPECIMEN_OLD;
-	if (look->layout != DIOH_LAYOUT_RAW)
-		look->content = &contents[which];
-	which = (unsigned)(look->content - contents);
 	if (count != (look->layout == DIOH_LAYOUT_MAPPED_RAM ? 4 : 3) ||
 	    strcmp(entries[0].name, look->content->name[0]) != 0 || strcmp(entries[1].name, look->content->name[1]) != 0)
 		return is_wrong(look, "the table");
-	if (!header_is_right(look, which, &r))
-		return r < 0 ? has_failed(look, "the header") : is_wrong(look, "the header");
 	verdict = load_memories(look, entries);
 	if (verdict != SPECIMEN_IS_OLD)
 		return verdict;
@@ -464,7 +512,7 @@ static enum specimen_verdict compare(struct look *look)
 		return has_failed(look, "the stream");
 	if (look->content->stream_count[look->layout] && !stream_is_right(look))
 		return is_wrong(look, "a byte of the stream");
-	return which == SPECIMEN_NEW ? SPECIMEN_IS_NEW : SPECIMEN_IS_OLD;
+	return worth(which);
 }
 
 static void spoil_memories(void)
@@ -500,7 +548,7 @@ static enum specimen_verdict look_at(struct look *look, uint32_t layout)
 	if (r == 0)
 		verdict = compare(look);
 	else
-		verdict = r == -ENODATA || r == -EBADMSG ? SPECIMEN_REFUSED : has_failed(look, "opening");
+		verdict = r == -ENODATA || r == -ESTALE || r == -EBADMSG ? SPECIMEN_REFUSED : has_failed(look, "opening");
 	return end(look->s, look->session) ? verdict : SPECIMEN_WRONG;
 }
 
@@ -536,12 +584,12 @@ static void prove(const char *path, uint32_t layout, enum specimen_content conte
 
 	if (!specimen_save(&s))
 		fail_msg("layout %u: a save without any fault: %s", layout, s.err.text);
-	if (look_at(&look, DIOH_LAYOUT_DETECT) != SPECIMEN_IS_OLD + content)
+	if (look_at(&look, DIOH_LAYOUT_DETECT) != worth(content))
 		fail_msg("layout %u: a load without any fault: %s %s", layout, s.wrong, s.err.text);
 	if (layout == DIOH_LAYOUT_MAPPED_RAM)
 		keep_stream(&contents[content], &look);
 	close(look.sink);
-	if (specimen_load(&s, DIOH_LAYOUT_DETECT) != SPECIMEN_IS_OLD + content)
+	if (specimen_load(&s, DIOH_LAYOUT_DETECT) != worth(content))
 		fail_msg("layout %u: a second load without any fault: %s %s", layout, s.wrong, s.err.text);
 }
 
@@ -552,9 +600,10 @@ int specimen_prepare(void **state)
 	(void)state;
 	for (unsigned i = 0; i < SPECIMEN_CONTENTS; i++)
 		make_content(&contents[i], test_seed() + 1000 * i);
+	share_first_chunk();
 	snprintf(path, sizeof(path), "%s", fixture_path("specimen"));
 	for (unsigned i = 0; i < SPECIMEN_CONTENTS; i++)
-		for (uint32_t layout = DIOH_LAYOUT_RAW; layout <= DIOH_LAYOUT_MAPPED_RAM; layout++)
+		for (uint32_t layout = DIOH_LAYOUT_RAW + (i == SPECIMEN_BEGUN); layout <= DIOH_LAYOUT_MAPPED_RAM; layout++)
 			prove(path, layout, i);
 	return unlink(path);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * specimen.h - one small save and one small load of every layout, for tests that break them: disks that fail, kills, power
- * cuts. There are two contents, an older and a newer one, so that what an image holds can be told. Nothing that goes wrong
+ * cuts. There are an older and a newer content, so that what an image holds can be told. Nothing that goes wrong
  * in a session ends the test: it is answered, and what an image is worth is a verdict.
  *
  * Each content has two memories, a stream (mapped-ram: QEMU's, with a block in it) and a manager's header, which has a mark
@@ -17,7 +17,11 @@
 #define SPECIMEN_HEADER_BYTES 5000u /* more than a page: of container and mapped-ram, where QEMU's bytes follow */
 #define SPECIMEN_DEVICE_BYTES (16 * MIB) /* has room for every layout's image */
 
-enum specimen_content { SPECIMEN_OLD, SPECIMEN_NEW, SPECIMEN_CONTENTS };
+/*
+ * BEGUN (not with layout raw) is what another save may go on with until it is the newer content: its entries are the same,
+ * and so is the first memory's first chunk. All else differs.
+ */
+enum specimen_content { SPECIMEN_OLD, SPECIMEN_NEW, SPECIMEN_BEGUN, SPECIMEN_CONTENTS };
 
 enum specimen_step { /* what has just been done */
 	SPECIMEN_SPAWNED,
@@ -36,7 +40,7 @@ enum specimen_step { /* what has just been done */
 enum specimen_verdict {
 	SPECIMEN_REFUSED, /* OPEN_IMAGE (raw: the mark): partial, or no image */
 	SPECIMEN_FAILED,  /* something is not to be had: an error was given, and it is not that */
-	SPECIMEN_IS_OLD,  /* it opens, and every byte is the older content's */
+	SPECIMEN_IS_OLD,  /* it opens, and every byte is the older content's, or the begun one's */
 	SPECIMEN_IS_NEW,
 	SPECIMEN_WRONG,   /* a wrong byte was given for right, or the helper crashed */
 };
@@ -48,6 +52,12 @@ struct specimen {
 	enum specimen_content content; /* save */
 	void (*watch)(enum specimen_step step, pid_t helper, void *context); /* save; may be NULL */
 	void *context;
+	/* Save: the first memory's first chunk comes before the rest, and is made durable by this; may be NULL. */
+	void (*sync)(const struct specimen *s);
+	bool continues; /* save: CREATE_IMAGE's CONTINUE, */
+	bool keeps;     /* and that chunk is kept */
+	enum specimen_step leave;   /* save: the manager hangs up behind it; SPAWNED: it does not */
+	enum dioh_finish_mode mode; /* save */
 	int messages; /* where the helper's standard error goes; 0: nowhere */
 	/* Answered: why a save failed, why an image was refused. */
 	struct dioh_error err;
@@ -55,7 +65,7 @@ struct specimen {
 	char wrong[160]; /* of SPECIMEN_WRONG and _FAILED: what */
 };
 
-/* A group's setup: makes both contents, saves and loads each once, in fixture_dir(), without any fault. */
+/* A group's setup: makes the contents, saves and loads each once, in fixture_dir(), without any fault. */
 int specimen_prepare(void **state);
 
 /* true: FINISH's COMPLETE came without an error. Ends the helper. */

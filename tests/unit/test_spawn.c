@@ -31,6 +31,7 @@
 #include "spawn.h"
 
 #define DELAY_MS 60
+#define GONE_MS 2000
 
 /* ---- between the library and the kernel -------------------------------------------------------- */
 
@@ -762,8 +763,10 @@ static void test_spawn_in_no_cgroup(void **state)
 	close(directory_fd);
 }
 
-/* A cgroup v2 directory of our own, removed behind us; -1: not to be had here. */
-static int make_cgroup(char *path, size_t path_bytes)
+static char cgroup[128]; /* of our own; "": there is none */
+
+/* A cgroup v2 directory, removed by the test's teardown; -1: not to be had here. */
+static int make_cgroup(void)
 {
 	static const char *const roots[] = { "/sys/fs/cgroup", "/sys/fs/cgroup/unified" };
 
@@ -771,11 +774,38 @@ static int make_cgroup(char *path, size_t path_bytes)
 		char controllers[64];
 
 		snprintf(controllers, sizeof(controllers), "%s/cgroup.procs", roots[i]);
-		snprintf(path, path_bytes, "%s/dioh-test-%d", roots[i], (int)getpid());
-		if (access(controllers, F_OK) == 0 && mkdir(path, 0755) == 0)
-			return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		snprintf(cgroup, sizeof(cgroup), "%s/dioh-test-%d", roots[i], (int)getpid());
+		if (access(controllers, F_OK) == 0 && mkdir(cgroup, 0755) == 0)
+			return open(cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	}
+	cgroup[0] = '\0';
 	return -1;
+}
+
+/* Of a test that failed something may live in it still. */
+static bool remove_cgroup(void)
+{
+	char path[sizeof(cgroup) + sizeof("/cgroup.kill")];
+	int r = rmdir(cgroup), fd;
+
+	if (r == 0)
+		return true;
+	snprintf(path, sizeof(path), "%s/cgroup.kill", cgroup);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd >= 0 && write(fd, "1", 1) == 1)
+		for (unsigned ms = 0; ms < GONE_MS && (r = rmdir(cgroup)) < 0 && errno == EBUSY; ms++)
+			usleep(1000);
+	if (fd >= 0)
+		close(fd);
+	return r == 0;
+}
+
+static int cgroup_tear_down(void **state)
+{
+	if (cgroup[0] && !remove_cgroup())
+		print_error("%s cannot be removed: %s\n", cgroup, strerror(errno));
+	cgroup[0] = '\0';
+	return client_tear_down(state);
 }
 
 static bool is_in_cgroup(pid_t pid, const char *name)
@@ -798,27 +828,25 @@ static void test_spawn_in_cgroup(void **state)
 	struct client *f = *state;
 	static const char *const args[] = { "inspect", "argument", NULL };
 	struct dioh_spawn_options options = child_options(args);
-	char path[128];
 	int r;
 
-	options.cgroup_fd = make_cgroup(path, sizeof(path));
+	options.cgroup_fd = make_cgroup();
 	if (options.cgroup_fd < 0) {
 		print_message("skipped: no cgroup v2 directory can be made here\n");
 		skip();
 	}
 	r = dioh_spawn(&options, 0, &f->session, &f->err);
 	close(options.cgroup_fd);
-	if (r < 0)
-		rmdir(path);
 	if (r == -ENOSYS) { /* what valgrind answers */
 		print_message("skipped: no clone3(2) here\n");
 		skip();
 	}
 	assert_int_equal(r, 0);
-	assert_true(is_in_cgroup(dioh_session_pid(f->session), strrchr(path, '/')));
+	assert_true(is_in_cgroup(dioh_session_pid(f->session), strrchr(cgroup, '/')));
 	assert_findings(f, 0);
 	close_child(f, 7);
-	assert_int_equal(rmdir(path), 0);
+	assert_int_equal(rmdir(cgroup), 0);
+	cgroup[0] = '\0';
 }
 
 #define TEST(function) cmocka_unit_test_setup_teardown(function, client_set_up, client_tear_down)
@@ -846,7 +874,7 @@ int main(int argc, char **argv)
 		TEST(test_close_in_time_or_not),
 		TEST(test_close_waits_for_ever),
 		TEST(test_spawn_in_no_cgroup),
-		TEST(test_spawn_in_cgroup),
+		cmocka_unit_test_setup_teardown(test_spawn_in_cgroup, client_set_up, cgroup_tear_down),
 	};
 	static char path[4096];
 
