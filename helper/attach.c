@@ -401,6 +401,9 @@ static int check_memory_access(const struct dioh_place *place, const char *what,
 	if ((flags & O_ACCMODE) == O_WRONLY || (load && (flags & O_ACCMODE) != O_RDWR))
 		return dioh_error_set(err, EBADF, place, "%s: it is open %s, and a %s needs it open %s", what, mode_of(flags),
 		                      load ? "load" : "save", load ? "read-write" : "for reading");
+	if (load && flags & O_APPEND) /* pwrite(2) would make it longer, and leave the guest's pages as they are */
+		return dioh_error_set(err, EINVAL, place,
+		                      "%s: it was opened with O_APPEND, which would send every write to its end", what);
 	return 0;
 }
 
