@@ -11,10 +11,12 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "fixture.h"
+#include "moves.h"
 #include "sick_disk.h"
 
 #define SOON_MS 3000
@@ -257,6 +259,46 @@ static void page_read_fails(void **state)
 	sick_image_is_complete(&disk);
 }
 
+/* ---- a stream's file ---- */
+
+static void save_stream(struct moves *m, const char *bytes)
+{
+	int ends[2];
+
+	assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+	moves_add_stream(m, 0, 0);
+	moves_start(m, DIOH_DIRECTION_SAVE);
+	moves_attach_stream(m, 0, ends[0]);
+	must(moves_create(m), &m->err);
+	assert_int_equal(write(ends[1], bytes, strlen(bytes)), strlen(bytes));
+	close(ends[1]);
+	must(moves_wait(m, moves_begin_stream(m, 0, 0, 0)), &m->err);
+	must(moves_finish(m, DIOH_FINISH_DURABLE), &m->err);
+	moves_end(m, 0);
+}
+
+/* As a network's file system does it that has no room left on its server. */
+static void closing_a_streams_file_fails(void **state)
+{
+	static const struct fuse_file_options options = { .flush = true };
+	const struct sick_engine *engine = *state;
+	struct fuse_file *file = sick_file(&options);
+	struct moves saved = MOVES(WAY_CONTAINER, fixture_path("image"));
+	struct moves m = MOVES(WAY_CONTAINER, fixture_path("image"));
+
+	save_stream(&saved, "device state");
+	m.way.engine = engine->engine;
+	moves_start(&m, DIOH_DIRECTION_LOAD);
+	moves_attach_stream(&m, 0, must_open(fuse_file_path(file), O_WRONLY));
+	fuse_file_fault(file, FUSE_FLUSH, .kind = FUSE_FAULT_ERROR, .value = ENOSPC);
+	must(moves_open(&m, 0), &m.err);
+	assert_int_equal(moves_wait(&m, moves_begin_stream(&m, 0, 0, 0)), -ENOSPC);
+	moves_assert_error(&m, ENOSPC, WRITE, STREAM, 0);
+	assert_int_equal(m.err.offset, strlen("device state"));
+	moves_end(&m, 0);
+	fuse_file_stop(file);
+}
+
 /* ---- who may ---- */
 
 static void nobody_may_with_allow_other(void **state)
@@ -316,6 +358,8 @@ int main(void)
 		CASE(hopelessly_short_writes_fail, sick_sync),
 		CASE(writes_of_nothing_mean_no_space, sick_sync),
 		CASE_EACH(page_read_fails),
+		CASE(closing_a_streams_file_fails, sick_uring),
+		CASE(closing_a_streams_file_fails, sick_sync),
 		CASE(nobody_may_with_allow_other, sick_uring),
 		CASE(nobody_may_with_allow_other, sick_sync),
 		CASE(nobody_is_refused_without, sick_uring),
