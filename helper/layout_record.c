@@ -261,8 +261,8 @@ int dioh_record_load_extent(struct dioh_image_layout *layout, const struct dioh_
 	const struct dioh_record_area *area = &entry->extents[index].checksums;
 	int r;
 
-	if (!(entry->record.flags & DIOH_REGION_CHECKSUMS))
-		return 0; /* what stands there means nothing */
+	if (!(entry->record.flags & DIOH_REGION_CHECKSUMS)) /* what stands there means nothing */
+		return dioh_record_check_unchanged(layout, err);
 	r = dioh_image_pread(layout->image, ret_checksums, area->bytes, dioh_layout_at(layout, area->offset), err);
 	if (r == 0 && dioh_crc32c(0, ret_checksums, area->bytes) != area->crc32c)
 		r = dioh_error_set(err, EBADMSG, PLACE(CHECKSUM, area->offset),

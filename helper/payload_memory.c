@@ -331,6 +331,7 @@ struct dioh_transfer *dioh_payload_memory(const struct dioh_memory_params *param
 
 	if (t) {
 		t->params = *params;
+		t->last_look.transfer = &t->base;
 		t->base.payload = params->save ? &save_ops : &load_ops;
 		t->base.figures.total_bytes = params->length;
 		atomic_store(&t->base.total_bytes, params->length);

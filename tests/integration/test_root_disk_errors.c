@@ -259,6 +259,36 @@ static void page_read_fails(void **state)
 	sick_image_is_complete(&disk);
 }
 
+/* The disk answers late, and the image is another one by then: without checksums nothing else tells. */
+static void saved_over_while_its_pages_are_read(void **state)
+{
+	const struct dioh_msg_memory_transfer what = {
+		.region = SICK_REGION, .length = SICK_MEMORY_BYTES, .flags = DIOH_TRANSFER_NO_CHECKSUM
+	};
+	static const uint8_t zeros[512];
+	struct dioh_event event;
+	struct dioh_error err;
+	uint32_t transfer;
+	int copy, image;
+
+	open_disk(state);
+	save_well(keep_uid);
+	copy = must_memfd("copy", SICK_MEMORY_BYTES, 0);
+	must(sick_begin_load(&disk, copy, keep_uid, &err), &err);
+	fuse_file_fault(disk.file, FUSE_READ, .kind = FUSE_FAULT_HOLD, .handles = FUSE_HANDLES_DIRECT, .after = 4);
+	must(dioh_load_memory(disk.session, &what, &transfer, &err), &err);
+	sick_wait_held(&disk, 1, SOON_MS);
+	image = must_open(fuse_file_path(disk.file), O_WRONLY);
+	assert_int_equal(pwrite(image, zeros, sizeof(zeros), 0), sizeof(zeros)); /* as a save does it first of all */
+	close(image);
+	fuse_file_release(disk.file, 0);
+	assert_int_equal(sick_complete(&disk, transfer, SOON_MS, &event), EBADMSG);
+	assert_int_equal(event.error.operation, DIOH_OP_PARSE);
+	assert_int_equal(event.error.object, DIOH_OBJECT_IMAGE);
+	sick_end(&disk, 0);
+	close(copy);
+}
+
 /* ---- a stream's file ---- */
 
 static void save_stream(struct moves *m, const char *bytes)
@@ -358,6 +388,8 @@ int main(void)
 		CASE(hopelessly_short_writes_fail, sick_sync),
 		CASE(writes_of_nothing_mean_no_space, sick_sync),
 		CASE_EACH(page_read_fails),
+		CASE(saved_over_while_its_pages_are_read, sick_uring),
+		CASE(saved_over_while_its_pages_are_read, sick_sync),
 		CASE(closing_a_streams_file_fails, sick_uring),
 		CASE(closing_a_streams_file_fails, sick_sync),
 		CASE(nobody_may_with_allow_other, sick_uring),
