@@ -101,6 +101,30 @@ static void attach_ends(void **state)
 	close(fds[1]);
 }
 
+/* A descriptor that nobody needs is closed, which asks its server once more. The kernel keeps us there; then it is too late. */
+static void attach_ends_where_it_closes(void **state)
+{
+	static const char *const args[] = { "--keep-uid", "--attach-timeout=1", NULL };
+	const struct fuse_file_options options = { .flush = true };
+	const struct dioh_msg_attach_stream taken = { .stream = RAW_STREAM };
+	int status, fd;
+
+	(void)state;
+	alarm(HANG_S);
+	file = sick_file(&options);
+	fd = open_file(O_RDWR);
+	start(args, SAVE, RAW_STAGE_IMAGE);
+	fuse_file_fault(file, FUSE_FLUSH, .kind = FUSE_FAULT_HOLD);
+	(void)raw_request_fds(&m, DIOH_MSG_ATTACH_STREAM, &taken, sizeof(taken), &fd, 1);
+	fuse_file_release_later(file, 2000);
+	status = raw_wait(&m);
+	running = false;
+	assert_true(WIFSIGNALED(status));
+	assert_int_equal(WTERMSIG(status), SIGALRM);
+	close(fd);
+	raw_hang_up(&m);
+}
+
 /* ---- moved ---- */
 
 static const char *const one_second[] = { "--keep-uid", "--stuck-timeout=1", NULL };
@@ -280,6 +304,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(attach_ends, tear_down),
+		cmocka_unit_test_teardown(attach_ends_where_it_closes, tear_down),
 		cmocka_unit_test_teardown(memory_hangs, tear_down),
 		cmocka_unit_test_teardown(selection_hangs, tear_down),
 		cmocka_unit_test_teardown(stream_hangs, tear_down),
