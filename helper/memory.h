@@ -37,6 +37,13 @@ struct dioh_memory_extent {
 int dioh_memory_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, struct dioh_error *err);
 
 /*
+ * The same, and the size of its selection, for who may not wait: as far as this kernel knows. What another host has made of a
+ * file meanwhile (FUSE, NFS) shows when it is moved.
+ */
+int dioh_memory_known_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, struct dioh_error *err);
+int dioh_memory_known_selection_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, struct dioh_error *err);
+
+/*
  * Start of data at or after `offset`, at most `end`. `extent` is the caller's cache, zeroed at first but for `coarse`.
  * Rounded outwards to 4096 bytes.
  */

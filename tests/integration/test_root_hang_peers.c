@@ -269,6 +269,35 @@ static void selection_hangs(void **state)
 	helper_goes("has not ended");
 }
 
+/* Nor does the session wait for what its server would have to be asked. */
+static void size_hangs(uint32_t direction, bool in_selection)
+{
+	const struct dioh_msg_attach_memory memory = { .memory = MEMORY, .fds = in_selection ? 3 : DIOH_MEMORY_FD_MEMORY };
+	const struct dioh_msg_memory_transfer what = { .memory = MEMORY, .region = RAW_REGION, .length = RAW_REGION_BYTES,
+		                                       .flags = in_selection ? DIOH_TRANSFER_SELECTION : 0 };
+	int fds[2] = { must_memfd("memory", FILE_BYTES, 0), open_file(O_RDWR) };
+
+	must_fill(fds[0], 0, FILE_BYTES, 1);
+	attach_and_hang(direction, DIOH_MSG_ATTACH_MEMORY, &memory, sizeof(memory), fds + !in_selection, 1 + in_selection);
+	fuse_file_fault(file, FUSE_GETATTR, .kind = FUSE_FAULT_HOLD);
+	close(fds[0]);
+	close(fds[1]);
+	hangs_in(direction == SAVE ? DIOH_MSG_SAVE_MEMORY : DIOH_MSG_LOAD_MEMORY, &what, sizeof(what));
+}
+
+static void size_of_memory_hangs(void **state)
+{
+	(void)state;
+	open_disk();
+	size_hangs(SAVE, false);
+	helper_goes("has not ended");
+	size_hangs(SAVE, true);
+	helper_goes("has not ended");
+	raw_make_image(fixture_path("image"));
+	size_hangs(LOAD, false);
+	helper_goes("leaving");
+}
+
 static void stream_hangs(void **state)
 {
 	(void)state;
@@ -307,6 +336,7 @@ int main(void)
 		cmocka_unit_test_teardown(attach_ends_where_it_closes, tear_down),
 		cmocka_unit_test_teardown(memory_hangs, tear_down),
 		cmocka_unit_test_teardown(selection_hangs, tear_down),
+		cmocka_unit_test_teardown(size_of_memory_hangs, tear_down),
 		cmocka_unit_test_teardown(stream_hangs, tear_down),
 		cmocka_unit_test_teardown(setup_hangs, tear_down),
 	};
