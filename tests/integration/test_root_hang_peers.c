@@ -2,7 +2,8 @@
 /*
  * test_root_hang_peers.c - files that hang (FUSE, fuse_file.h) where no image is expected to: as memory, selection, stream, or
  * as QEMU's stream whose setup is read before an image is created. While they are attached the attach timer ends the helper;
- * later the session goes on talking, and a helper whose manager has gone goes, too. test_root_hang.c has images.
+ * later the session goes on talking, and a helper whose manager has gone goes, too. One that answers oddly is refused, and that
+ * is all. test_root_hang.c has images.
  */
 /* timeout: 120 */
 #include <setjmp.h>
@@ -12,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -123,6 +125,27 @@ static void attach_ends_where_it_closes(void **state)
 	assert_int_equal(WTERMSIG(status), SIGALRM);
 	close(fd);
 	raw_hang_up(&m);
+}
+
+/* A file system may answer what it likes: that is no malformed message, which would end the session. */
+static void odd_answer_is_a_refusal(void **state)
+{
+	const struct dioh_msg_attach_memory memory = { .memory = MEMORY, .fds = DIOH_MEMORY_FD_MEMORY };
+	int fd;
+
+	(void)state;
+	open_disk();
+	fd = open_file(O_RDWR);
+	start(NULL, SAVE, RAW_STAGE_IMAGE);
+	fuse_file_fault(file, FUSE_GETATTR, .kind = FUSE_FAULT_ERROR, .value = EBADMSG);
+	raw_refused(&m, DIOH_MSG_ATTACH_MEMORY,
+	            raw_request_fds(&m, DIOH_MSG_ATTACH_MEMORY, &memory, sizeof(memory), &fd, 1), EBADMSG, "fstat failed");
+	fuse_file_release(file, 0);
+	assert_int_equal(raw_status_phase(&m), DIOH_PHASE_ATTACH);
+	raw_hang_up(&m);
+	raw_ends(&m, 0);
+	running = false;
+	close(fd);
 }
 
 /* ---- moved ---- */
@@ -334,6 +357,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(attach_ends, tear_down),
 		cmocka_unit_test_teardown(attach_ends_where_it_closes, tear_down),
+		cmocka_unit_test_teardown(odd_answer_is_a_refusal, tear_down),
 		cmocka_unit_test_teardown(memory_hangs, tear_down),
 		cmocka_unit_test_teardown(selection_hangs, tear_down),
 		cmocka_unit_test_teardown(size_of_memory_hangs, tear_down),
