@@ -150,7 +150,7 @@ int dioh_memory_data_pages(const struct dioh_memory *memory, struct dioh_memory_
 
 bool dioh_memory_shows_holes(const struct dioh_memory *memory)
 {
-	return memory->kind != DIOH_MEMORY_HUGETLB;
+	return memory->kind != DIOH_MEMORY_HUGETLB && !memory->server_seeks;
 }
 
 bool dioh_memory_is_huge(const struct dioh_memory *memory)

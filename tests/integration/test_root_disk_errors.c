@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "fixture.h"
@@ -289,6 +290,39 @@ static void saved_over_while_its_pages_are_read(void **state)
 	close(copy);
 }
 
+/* ---- memory on it ---- */
+
+/* As a guest writes: through a mapping. The server, which is asked for holes, knows nothing of it yet. */
+static void memory_that_its_server_has_not_seen(void **state)
+{
+	static const struct fuse_file_options options = { .seek = true };
+	const struct sick_engine *engine = *state;
+	struct fuse_file *file = sick_file(&options);
+	struct moves m = MOVES(WAY_CONTAINER, fixture_path("image"));
+	int memory = must_open(fuse_file_path(file), O_RDWR), copy = must_memfd("copy", 4 * MIB, 0);
+	uint8_t *map;
+
+	m.way.engine = engine->engine;
+	assert_int_equal(ftruncate(memory, 4 * MIB), 0);
+	map = mmap(NULL, 4 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+	assert_true(map != MAP_FAILED);
+	moves_add_region(&m, 0, 4 * MIB);
+	moves_start(&m, DIOH_DIRECTION_SAVE);
+	moves_attach(&m, 0, memory, -1);
+	must(moves_create(&m), &m.err);
+	memset(map + MIB, 0x55, MIB);
+	must(moves_region(&m, 0, 0), &m.err);
+	assert_int_equal(m.complete.data_bytes, MIB);
+	must(moves_finish(&m, DIOH_FINISH_DURABLE), &m.err);
+	moves_end(&m, 0);
+	must_load_all(&m.way, m.path, &copy, 1, 0);
+	assert_true(same_bytes(memory, copy));
+	munmap(map, 4 * MIB);
+	close(memory);
+	close(copy);
+	fuse_file_stop(file);
+}
+
 /* ---- a stream's file ---- */
 
 static void save_stream(struct moves *m, const char *bytes)
@@ -390,6 +424,7 @@ int main(void)
 		CASE_EACH(page_read_fails),
 		CASE(saved_over_while_its_pages_are_read, sick_uring),
 		CASE(saved_over_while_its_pages_are_read, sick_sync),
+		CASE(memory_that_its_server_has_not_seen, sick_uring),
 		CASE(closing_a_streams_file_fails, sick_uring),
 		CASE(closing_a_streams_file_fails, sick_sync),
 		CASE(nobody_may_with_allow_other, sick_uring),
