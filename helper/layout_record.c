@@ -135,6 +135,8 @@ int dioh_record_check_kept(struct dioh_image_layout *layout, struct dioh_error *
 		r = refuse_kept("no image", err);
 	if (r < 0)
 		return r;
+	if (head.compatible) /* who does not know what they mean may not write to it */
+		return refuse_kept("an image with features that are not known here", err);
 	if (head.layout != mine->layout || head.region_count != mine->region_count ||
 	    head.stream_count != mine->stream_count || !is_same_area(&head.header, &mine->header) ||
 	    !is_same_area(&head.regions, &mine->regions))
