@@ -260,6 +260,37 @@ static void page_read_fails(void **state)
 	sick_image_is_complete(&disk);
 }
 
+/* ENODATA is the block layer's word for a bad medium. It is no image that ends there, nor is a write a read. */
+static void bad_medium_is_no_end(void **state)
+{
+	const struct dioh_msg_memory_transfer what = { .region = SICK_REGION, .length = SICK_MEMORY_BYTES };
+	struct dioh_event event;
+	struct dioh_error err;
+	uint32_t transfer;
+	int copy;
+
+	open_disk(state);
+	sick_begin_save(&disk, keep_uid);
+	fuse_file_fault(disk.file, FUSE_WRITE, .kind = FUSE_FAULT_ERROR, .value = ENODATA, .handles = FUSE_HANDLES_DIRECT,
+	                .times = 1);
+	sick_complete(&disk, sick_save_memory(&disk), SOON_MS, &event);
+	expect_error(&event, EIO, DIOH_OP_WRITE, fuse_file_hit_offset(disk.file, FUSE_WRITE));
+	fuse_file_release(disk.file, 0);
+	sick_end(&disk, 1);
+	save_well(keep_uid);
+	copy = must_memfd("copy", SICK_MEMORY_BYTES, 0);
+	must(sick_begin_load(&disk, copy, keep_uid, &err), &err);
+	fuse_file_fault(disk.file, FUSE_READ, .kind = FUSE_FAULT_ERROR, .value = ENODATA, .handles = FUSE_HANDLES_DIRECT,
+	                .times = 1);
+	must(dioh_load_memory(disk.session, &what, &transfer, &err), &err);
+	sick_complete(&disk, transfer, SOON_MS, &event);
+	assert_int_equal(event.error.code, EIO);
+	assert_int_equal(event.error.operation, DIOH_OP_READ);
+	assert_int_equal(event.error.object, DIOH_OBJECT_IMAGE);
+	sick_end(&disk, 0);
+	close(copy);
+}
+
 /* The disk answers late, and the image is another one by then: without checksums nothing else tells. */
 static void saved_over_while_its_pages_are_read(void **state)
 {
@@ -422,6 +453,7 @@ int main(void)
 		CASE(hopelessly_short_writes_fail, sick_sync),
 		CASE(writes_of_nothing_mean_no_space, sick_sync),
 		CASE_EACH(page_read_fails),
+		CASE_EACH(bad_medium_is_no_end),
 		CASE(saved_over_while_its_pages_are_read, sick_uring),
 		CASE(saved_over_while_its_pages_are_read, sick_sync),
 		CASE(memory_that_its_server_has_not_seen, sick_uring),
