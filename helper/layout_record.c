@@ -227,6 +227,19 @@ int dioh_record_store_tables(struct dioh_image_layout *layout, const struct dioh
 	                   tables->fresh, err);
 }
 
+/* open() has seen that there are none; but these bytes have been read anew. */
+static int check_bits_end(const struct dioh_tables *tables, struct dioh_error *err)
+{
+	const struct dioh_record_region *record = &tables->region->record;
+	const uint64_t pages = record->bytes / DIOH_PAGE_BYTES - tables->first_chunk * DIOH_CHUNK_PAGES;
+
+	if (dioh_bits_tail_clear(tables->bitmap, (uint64_t)tables->chunks * DIOH_CHUNK_BITMAP_BYTES, pages))
+		return 0;
+	return dioh_error_set(err, EBADMSG, PLACE(PARSE, record->bitmap.offset),
+	                      "image: region %" PRIu32 "'s bitmap at %" PRIu64 " is damaged: it has bits behind its last page",
+	                      record->number, record->bitmap.offset);
+}
+
 int dioh_record_load_tables(struct dioh_image_layout *layout, struct dioh_tables *tables, struct dioh_error *err)
 {
 	const struct dioh_record_region *record = &tables->region->record;
@@ -237,6 +250,8 @@ int dioh_record_load_tables(struct dioh_image_layout *layout, struct dioh_tables
 		tables->checksums = NULL;
 	memset(tables->bitmap, 0, tables->chunks * DIOH_CHUNK_BITMAP_BYTES);
 	r = dioh_image_pread(layout->image, tables->bitmap, range.bytes, range.offset, err);
+	if (r == 0)
+		r = check_bits_end(tables, err);
 	if (r == 0 && tables->checksums) {
 		range = table_range(layout, &record->checksums, tables, sizeof(uint32_t));
 		r = dioh_image_pread(layout->image, tables->checksums, range.bytes, range.offset, err);

@@ -490,6 +490,22 @@ static void bitmap_damaged_while_open(void **state)
 	restore();
 }
 
+/* Bits behind the last page are none, and a chunk that has no others is not one of zeros either. */
+static void bits_behind_the_end_while_open(void **state)
+{
+	struct looker l;
+
+	(void)state;
+	assert_true(BYTES_B / PAGE < 8);
+	look(&l);
+	must(open_again(&l, 0), &l.m.err);
+	poke(image.regions[1].bitmap.offset, 0x80);
+	assert_int_equal(moves_region(&l.m, REGION_B, 0), -EBADMSG);
+	moves_assert_error(&l.m, EBADMSG, PARSE, IMAGE, 0);
+	look_away(&l);
+	restore();
+}
+
 static void expect_changed(struct looker *l)
 {
 	uint8_t header[HEADER_BYTES];
@@ -826,6 +842,7 @@ int main(void)
 		cmocka_unit_test(cut_off_at_each_boundary),
 		cmocka_unit_test(cut_off_while_open),
 		cmocka_unit_test(bitmap_damaged_while_open),
+		cmocka_unit_test(bits_behind_the_end_while_open),
 		cmocka_unit_test(saved_over_while_open),
 		cmocka_unit_test(stream_saved_over_while_open),
 		cmocka_unit_test(saved_over_while_read),
