@@ -774,6 +774,28 @@ static void killed_over_an_older_image(void **state)
 	restore();
 }
 
+/* What power failed in the middle of: the head is there, and the tables are not. That is no damage. */
+static void partial_without_tables(void **state)
+{
+	static const uint8_t zeros[1024];
+	struct looker l;
+	struct moves m;
+
+	(void)state;
+	begin_save(&m, image.memory_a);
+	killed(&m);
+	assert_true(image.head->region_count * sizeof(*image.regions) <= sizeof(zeros));
+	assert_int_equal(pwrite(image.fd, zeros, image.head->region_count * sizeof(*image.regions),
+	                        (off_t)image.head->regions.offset), image.head->region_count * sizeof(*image.regions));
+	expect_partial();
+	look(&l);
+	must(open_again(&l, DIOH_OPEN_INSPECT), &l.m.err);
+	assert_int_equal(l.m.opened.state, DIOH_STATE_PARTIAL);
+	assert_int_equal(l.m.opened.region_count + l.m.opened.stream_count, 0);
+	look_away(&l);
+	restore();
+}
+
 static void nothing_is_finished_by_halves(void **state)
 {
 	struct moves m;
@@ -851,6 +873,7 @@ int main(void)
 		cmocka_unit_test(cut_off_before_finish),
 		cmocka_unit_test(what_is_too_new),
 		cmocka_unit_test(killed_over_an_older_image),
+		cmocka_unit_test(partial_without_tables),
 		cmocka_unit_test(nothing_is_finished_by_halves),
 		cmocka_unit_test(written_but_never_synced),
 		cmocka_unit_test(without_checksums),
