@@ -401,7 +401,19 @@ static int check_memory_access(const struct dioh_place *place, const char *what,
 	if ((flags & O_ACCMODE) == O_WRONLY || (load && (flags & O_ACCMODE) != O_RDWR))
 		return dioh_error_set(err, EBADF, place, "%s: it is open %s, and a %s needs it open %s", what, mode_of(flags),
 		                      load ? "load" : "save", load ? "read-write" : "for reading");
+	if (load && flags & O_APPEND) /* pwrite(2) would make it longer, and leave the guest's pages as they are */
+		return dioh_error_set(err, EINVAL, place,
+		                      "%s: it was opened with O_APPEND, which would send every write to its end", what);
 	return 0;
+}
+
+/*
+ * FUSE hands SEEK_DATA on to its server, whatever pages of a mapping are dirty here: a guest's pages were taken for holes. These
+ * look at the page cache, too; of others that is not known.
+ */
+static bool sees_dirty_pages(unsigned long magic)
+{
+	return magic == TMPFS_MAGIC || magic == EXT4_SUPER_MAGIC || magic == XFS_SUPER_MAGIC || magic == BTRFS_SUPER_MAGIC;
 }
 
 static int find_memory_kind(struct dioh_memory *memory, const struct dioh_place *place, const char *what,
@@ -417,6 +429,7 @@ static int find_memory_kind(struct dioh_memory *memory, const struct dioh_place 
 		memory->page_bytes = (uint64_t)fs.f_bsize;
 	} else {
 		memory->kind = fs.f_type == TMPFS_MAGIC ? DIOH_MEMORY_SHMEM : DIOH_MEMORY_FILE;
+		memory->server_seeks = !sees_dirty_pages((unsigned long)fs.f_type);
 	}
 	return 0;
 }

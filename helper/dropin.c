@@ -40,6 +40,7 @@ struct dropin {
 	const char *name;
 	int fd;        /* the image */
 	int stream_fd; /* standard input or output */
+	int output_fd; /* load: standard output once more, if it is a file: to be synced; else -1 */
 	bool large_pipe;
 	bool save;
 	int flags; /* F_GETFL as found: put back at the end */
@@ -145,6 +146,20 @@ static int find_direction(struct dropin *d, struct dioh_error *err)
 	if (fcntl(d->stream_fd, F_GETFL) < 0)
 		return dioh_error_errno(err, errno, DIOH_PLACE(ATTACH, STREAM, 0, DIOH_OFFSET_NONE), "standard %s is not open",
 		                        d->save ? "input" : "output");
+	return 0;
+}
+
+/* The transfer closes standard output. A pipe's reader must see its end then: of that nothing is kept. */
+static int keep_output(struct dropin *d, struct dioh_error *err)
+{
+	struct stat st;
+
+	if (d->save || fstat(d->stream_fd, &st) < 0 || !(S_ISREG(st.st_mode) || S_ISBLK(st.st_mode)))
+		return 0;
+	d->output_fd = fcntl(d->stream_fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+	if (d->output_fd < 0)
+		return dioh_error_errno(err, errno, DIOH_PLACE(ATTACH, STREAM, 0, DIOH_OFFSET_NONE),
+		                        "standard output cannot be duplicated");
 	return 0;
 }
 
@@ -415,16 +430,20 @@ static void leave_position(const struct dropin *d)
 	(void)lseek(d->fd, (off_t)(d->start + d->transfer->figures.total_bytes), SEEK_SET);
 }
 
-static int sync_image(const struct dropin *d, struct dioh_error *err)
+/* Whatever has been written to. */
+static int sync_destination(const struct dropin *d, struct dioh_error *err)
 {
+	const int fd = d->save ? d->fd : d->output_fd;
 	int r;
 
+	if (fd < 0)
+		return 0;
 	do
-		r = fdatasync(d->fd);
+		r = fdatasync(fd);
 	while (r < 0 && errno == EINTR);
 	/* What cannot be synced has nothing to sync: a pipe, a read-only file. */
 	if (r < 0 && errno != EINVAL && errno != EROFS)
-		return dioh_error_errno(err, errno, PLACE(SYNC), "Unable to sync %s", d->name);
+		return dioh_error_errno(err, errno, PLACE(SYNC), "Unable to sync %s", d->save ? d->name : "standard output");
 	return 0;
 }
 
@@ -438,8 +457,8 @@ static int finish(struct dropin *d, struct dioh_error *err)
 		leave_position(d);
 	if (r == 0 && d->transfer)
 		r = restore_flags(d, err);
-	if (r == 0 && d->save)
-		r = sync_image(d, err);
+	if (r == 0)
+		r = sync_destination(d, err);
 	if (r == 0 && close(d->fd) < 0)
 		r = dioh_error_errno(err, errno, PLACE(SYNC), "Unable to close %s", d->name);
 	return r;
@@ -455,6 +474,8 @@ static int prepare(struct dropin *d, bool offsets, struct dioh_error *err)
 
 	if (r == 0)
 		r = dioh_seal_start(d->fd, &same, 0, err);
+	if (r == 0)
+		r = keep_output(d, err);
 	if (r == 0)
 		r = dioh_mailbox_open(&d->mailbox, err);
 	if (r < 0)
@@ -510,6 +531,7 @@ int dioh_dropin_run(int argc, char **argv)
 	if (argc != 3)
 		return usage(d.program, false);
 	d.name = argv[1];
+	d.output_fd = -1;
 	dioh_image_init(&d.image);
 	if (!parse_fd(argv[2], &d.fd)) {
 		fprintf(stderr, "%s: malformed fd %s", d.program, argv[2]);

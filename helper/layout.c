@@ -255,6 +255,11 @@ bool dioh_layout_get(const struct dioh_image_layout *layout, unsigned index, str
 	return true;
 }
 
+int dioh_layout_check_unchanged(struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	return layout->ops->check_unchanged ? layout->ops->check_unchanged(layout, err) : 0;
+}
+
 int dioh_layout_write_header(struct dioh_image_layout *layout, const void *bytes, uint64_t count, uint64_t offset,
                              struct dioh_error *err)
 {

@@ -122,6 +122,8 @@ struct dioh_layout_ops {
 	                    const uint32_t *checksums, struct dioh_error *err);
 	int (*load_extent)(struct dioh_image_layout *layout, const struct dioh_stream_entry *entry, unsigned index,
 	                   uint32_t *ret_checksums, struct dioh_error *err);
+	/* Loads: EBADMSG if it is not the image that open() found any more. NULL: that cannot be told. */
+	int (*check_unchanged)(struct dioh_image_layout *layout, struct dioh_error *err);
 	/* Makes the image complete. */
 	int (*commit)(struct dioh_image_layout *layout, struct dioh_commit *commit, struct dioh_error *err);
 };
@@ -175,6 +177,12 @@ bool dioh_layout_get(const struct dioh_image_layout *layout, unsigned index, str
 
 struct dioh_region *dioh_layout_region(struct dioh_image_layout *layout, uint32_t number);
 struct dioh_stream_entry *dioh_layout_stream(struct dioh_image_layout *layout, uint32_t number);
+
+/*
+ * For loads, once all has been read, which need not have had checksums: whoever saves into an image takes its mark away before
+ * he touches anything else, so what was read while that stood is this image's.
+ */
+int dioh_layout_check_unchanged(struct dioh_image_layout *layout, struct dioh_error *err);
 
 /* The manager's own header. Writing must leave no gap. */
 int dioh_layout_write_header(struct dioh_image_layout *layout, const void *bytes, uint64_t count, uint64_t offset,

@@ -225,5 +225,6 @@ const struct dioh_layout_ops dioh_layout_container = {
 	.add_extent = container_add_extent,
 	.store_extent = dioh_record_store_extent,
 	.load_extent = dioh_record_load_extent,
+	.check_unchanged = dioh_record_check_unchanged,
 	.commit = container_commit,
 };

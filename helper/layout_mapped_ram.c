@@ -488,5 +488,6 @@ const struct dioh_layout_ops dioh_layout_mapped_ram = {
 	.add_extent = mapped_ram_add_extent,
 	.store_extent = dioh_record_store_extent,
 	.load_extent = dioh_record_load_extent,
+	.check_unchanged = dioh_mapped_ram_check_unchanged,
 	.commit = mapped_ram_commit,
 };

@@ -47,8 +47,9 @@ bool dioh_mapped_ram_is(const uint8_t *start, size_t count);
 /* Length of the stream that a load gives. */
 uint64_t dioh_mapped_ram_load_bytes(const struct dioh_image_layout *layout);
 
-/* As dioh_record_load_tables(); EBADMSG also if QEMU's magic has gone, which a save takes away before the record's head. */
+/* Operations of struct dioh_layout_ops. EBADMSG also if QEMU's magic has gone, which a save takes before the record's head. */
 int dioh_mapped_ram_load_tables(struct dioh_image_layout *layout, struct dioh_tables *tables, struct dioh_error *err);
+int dioh_mapped_ram_check_unchanged(struct dioh_image_layout *layout, struct dioh_error *err);
 
 int dioh_mapped_ram_open(struct dioh_image_layout *layout, uint32_t flags, struct dioh_error *err);
 

@@ -378,19 +378,33 @@ static int has_record(struct dioh_image_layout *layout, bool *ret_has, struct di
 	return r;
 }
 
-int dioh_mapped_ram_load_tables(struct dioh_image_layout *layout, struct dioh_tables *tables, struct dioh_error *err)
+static int check_magic(struct dioh_image_layout *layout, struct dioh_error *err)
 {
 	const uint64_t at = layout->mapped_ram->stream_offset;
 	uint8_t magic[QEMU_MAGIC_BYTES];
-	int r = dioh_record_load_tables(layout, tables, err);
+	int r;
 
-	if (r < 0 || layout->state == DIOH_STATE_PARTIAL)
-		return r;
+	if (layout->state == DIOH_STATE_PARTIAL)
+		return 0;
 	r = dioh_image_pread(layout->image, magic, sizeof(magic), dioh_layout_at(layout, at), err);
 	if (r == 0 && memcmp(magic, qemu_magic, sizeof(magic)) != 0)
 		r = dioh_error_set(err, EBADMSG, PLACE(PARSE, at),
 		                   "image: QEMU's magic has gone: something else was saved into it meanwhile");
 	return r;
+}
+
+int dioh_mapped_ram_load_tables(struct dioh_image_layout *layout, struct dioh_tables *tables, struct dioh_error *err)
+{
+	int r = dioh_record_load_tables(layout, tables, err);
+
+	return r < 0 ? r : check_magic(layout, err);
+}
+
+int dioh_mapped_ram_check_unchanged(struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	int r = dioh_record_check_unchanged(layout, err);
+
+	return r < 0 ? r : check_magic(layout, err);
 }
 
 /* ---- what a load will give ---- */

@@ -304,16 +304,14 @@ static int raw_add_extent(struct dioh_image_layout *layout, struct dioh_stream_e
 		return dioh_error_errno(err, layout->image->kind == DIOH_IMAGE_BLOCK_DEVICE ? ENOSPC : EFBIG,
 		                        PLACE(WRITE, offset),
 		                        "image: stream %" PRIu32 " has no room beyond %" PRIu64, entry->record.number, offset);
-	if (layout->image->kind == DIOH_IMAGE_REGULAR && end > layout->extents_end) {
-		int r = dioh_image_extend(layout->image, dioh_layout_at(layout, dioh_max(offset, layout->extents_end)),
-		                          dioh_layout_at(layout, end), err);
-
-		/* Near a limit (RLIMIT_FSIZE) the whole step does not fit, but the stream may: its writes will tell. */
-		if (r < 0 && r != -EFBIG)
-			return r;
-		if (r == 0)
-			layout->extents_end = end;
-	}
+	/*
+	 * Near a limit (RLIMIT_FSIZE) the whole step does not fit, but the stream may; and some file systems (FUSE) make files
+	 * longer by writes only: these will tell.
+	 */
+	if (layout->image->kind == DIOH_IMAGE_REGULAR && end > layout->extents_end &&
+	    dioh_image_extend(layout->image, dioh_layout_at(layout, dioh_max(offset, layout->extents_end)),
+	                      dioh_layout_at(layout, end), NULL) == 0)
+		layout->extents_end = end;
 	extent = dioh_layout_grow_extents(layout, entry, err);
 	if (!extent)
 		return -EFBIG;

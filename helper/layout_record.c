@@ -150,6 +150,8 @@ int dioh_record_check_kept(struct dioh_image_layout *layout, struct dioh_error *
 		r = refuse_kept("no image", err);
 	if (r < 0)
 		return r;
+	if (head.compatible) /* who does not know what they mean may not write to it */
+		return refuse_kept("an image with features that are not known here", err);
 	dioh_record_seal(&layout->head);
 	if (!is_same_head(&head, &layout->head))
 		return refuse_kept("another image", err);
@@ -239,6 +241,19 @@ int dioh_record_store_tables(struct dioh_image_layout *layout, const struct dioh
 	                   tables->fresh, err);
 }
 
+/* open() has seen that there are none; but these bytes have been read anew. */
+static int check_bits_end(const struct dioh_tables *tables, struct dioh_error *err)
+{
+	const struct dioh_record_region *record = &tables->region->record;
+	const uint64_t pages = record->bytes / DIOH_PAGE_BYTES - tables->first_chunk * DIOH_CHUNK_PAGES;
+
+	if (dioh_bits_tail_clear(tables->bitmap, (uint64_t)tables->chunks * DIOH_CHUNK_BITMAP_BYTES, pages))
+		return 0;
+	return dioh_error_set(err, EBADMSG, PLACE(PARSE, record->bitmap.offset),
+	                      "image: region %" PRIu32 "'s bitmap at %" PRIu64 " is damaged: it has bits behind its last page",
+	                      record->number, record->bitmap.offset);
+}
+
 int dioh_record_load_tables(struct dioh_image_layout *layout, struct dioh_tables *tables, struct dioh_error *err)
 {
 	const struct dioh_record_region *record = &tables->region->record;
@@ -249,6 +264,8 @@ int dioh_record_load_tables(struct dioh_image_layout *layout, struct dioh_tables
 		tables->checksums = NULL;
 	memset(tables->bitmap, 0, tables->chunks * DIOH_CHUNK_BITMAP_BYTES);
 	r = dioh_image_pread(layout->image, tables->bitmap, range.bytes, range.offset, err);
+	if (r == 0)
+		r = check_bits_end(tables, err);
 	if (r == 0 && tables->checksums) {
 		range = table_range(layout, &record->checksums, tables, sizeof(uint32_t));
 		r = dioh_image_pread(layout->image, tables->checksums, range.bytes, range.offset, err);
@@ -275,8 +292,8 @@ int dioh_record_load_extent(struct dioh_image_layout *layout, const struct dioh_
 	const struct dioh_record_area *area = &entry->extents[index].checksums;
 	int r;
 
-	if (!(entry->record.flags & DIOH_REGION_CHECKSUMS))
-		return 0; /* what stands there means nothing */
+	if (!(entry->record.flags & DIOH_REGION_CHECKSUMS)) /* what stands there means nothing */
+		return dioh_record_check_unchanged(layout, err);
 	r = dioh_image_pread(layout->image, ret_checksums, area->bytes, dioh_layout_at(layout, area->offset), err);
 	if (r == 0 && dioh_crc32c(0, ret_checksums, area->bytes) != area->crc32c)
 		r = dioh_error_set(err, EBADMSG, PLACE(CHECKSUM, area->offset),

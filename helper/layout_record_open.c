@@ -175,6 +175,16 @@ static int read_tables(struct dioh_image_layout *layout, struct dioh_error *err)
 	return adopt_extents(layout, extents, err);
 }
 
+/* A partial image's may not be there yet, or be an older one's: it is looked at without them then. */
+static int look_at_tables(struct dioh_image_layout *layout, struct dioh_error *err)
+{
+	int r = read_tables(layout, err);
+
+	if (r == -EBADMSG && layout->head.state == DIOH_STATE_PARTIAL)
+		r = dioh_layout_allocate(layout, 0, 0, err);
+	return r;
+}
+
 static int check_region_areas(struct dioh_image_layout *layout, const struct dioh_record_region *record,
                               struct dioh_error *err)
 {
@@ -254,7 +264,7 @@ int dioh_record_open(struct dioh_image_layout *layout, uint32_t flags, struct di
 	if (r == 0)
 		r = check_state(layout, flags, err);
 	if (r == 0)
-		r = read_tables(layout, err);
+		r = look_at_tables(layout, err);
 	if (r == 0 && layout->head.state == DIOH_STATE_WRITTEN && !(flags & DIOH_OPEN_INSPECT))
 		r = check_written_has_checksums(layout, err);
 	if (r == 0 && layout->head.state != DIOH_STATE_PARTIAL)

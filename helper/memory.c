@@ -35,6 +35,38 @@ int dioh_memory_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, str
 	return 0;
 }
 
+static int known_bytes(const struct dioh_memory *memory, int fd, const char *what, uint64_t *ret_bytes,
+                       struct dioh_error *err)
+{
+	struct statx stx;
+	struct stat st;
+
+	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_SIZE, &stx) == 0) {
+		*ret_bytes = stx.stx_size;
+		return 0;
+	}
+	/* A container's filter may not know the call. */
+	if (TEMP_FAILURE_RETRY(fstat(fd, &st)) < 0)
+		return dioh_error_errno(err, errno, PLACE(SEEK, DIOH_OFFSET_NONE), "memory %" PRIu32 ": fstat%s failed",
+		                        memory->number, what);
+	*ret_bytes = (uint64_t)st.st_size;
+	return 0;
+}
+
+int dioh_memory_known_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, struct dioh_error *err)
+{
+	int r = known_bytes(memory, memory->fd, "", ret_bytes, err);
+
+	if (r == 0 && memory->limit_bytes && memory->limit_bytes < *ret_bytes)
+		*ret_bytes = memory->limit_bytes;
+	return r;
+}
+
+int dioh_memory_known_selection_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, struct dioh_error *err)
+{
+	return known_bytes(memory, memory->selection_fd, " of its selection", ret_bytes, err);
+}
+
 static int seek(const struct dioh_memory *memory, uint64_t offset, int whence, uint64_t *ret, struct dioh_error *err)
 {
 	off_t found = TEMP_FAILURE_RETRY(lseek(memory->fd, (off_t)offset, whence));
@@ -118,7 +150,7 @@ int dioh_memory_data_pages(const struct dioh_memory *memory, struct dioh_memory_
 
 bool dioh_memory_shows_holes(const struct dioh_memory *memory)
 {
-	return memory->kind != DIOH_MEMORY_HUGETLB;
+	return memory->kind != DIOH_MEMORY_HUGETLB && !memory->server_seeks;
 }
 
 bool dioh_memory_is_huge(const struct dioh_memory *memory)

@@ -17,6 +17,7 @@ struct dioh_memory {
 	int fd;           /* -1: the number is free */
 	int selection_fd; /* or -1 */
 	uint32_t kind;
+	bool server_seeks; /* SEEK_DATA may ask who has not been told yet what was written through a mapping */
 	uint32_t advice;
 	uint64_t page_bytes;  /* what a mapping is made of: 4096, or the huge page size */
 	uint64_t limit_bytes; /* given at attach; 0: none */
@@ -37,6 +38,13 @@ struct dioh_memory_extent {
 int dioh_memory_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, struct dioh_error *err);
 
 /*
+ * The same, and the size of its selection, for who may not wait: as far as this kernel knows. What another host has made of a
+ * file meanwhile (FUSE, NFS) shows when it is moved.
+ */
+int dioh_memory_known_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, struct dioh_error *err);
+int dioh_memory_known_selection_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, struct dioh_error *err);
+
+/*
  * Start of data at or after `offset`, at most `end`. `extent` is the caller's cache, zeroed at first but for `coarse`.
  * Rounded outwards to 4096 bytes.
  */
@@ -47,7 +55,10 @@ int dioh_memory_next_data(const struct dioh_memory *memory, struct dioh_memory_e
 int dioh_memory_data_pages(const struct dioh_memory *memory, struct dioh_memory_extent *extent, uint64_t offset,
                            unsigned pages, uint8_t *ret_bitmap, struct dioh_error *err);
 
-/* Whether SEEK_DATA tells data from holes: not in hugetlb memory, where all that can be known is that none is missing. */
+/*
+ * Whether SEEK_DATA tells data from holes: not in hugetlb memory, where all that can be known is that none is missing, nor
+ * where a server is asked, who may call a hole what is data.
+ */
 bool dioh_memory_shows_holes(const struct dioh_memory *memory);
 
 /*

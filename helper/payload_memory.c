@@ -220,7 +220,7 @@ static void fail_io(struct memory_transfer *t, const struct dioh_block *block, c
 	const bool direct = t->params.layout->image->direct;
 	struct dioh_error err;
 
-	if (io->result == -EFAULT)
+	if (io->result == -EFAULT && !t->aside)
 		dioh_error_set(&err, EFAULT,
 		               DIOH_PLACE(READ, MEMORY, t->params.memory->number, dioh_memory_at(t, block->first)),
 		               "memory %" PRIu32 ": a page at or behind %" PRIu64
@@ -331,6 +331,7 @@ struct dioh_transfer *dioh_payload_memory(const struct dioh_memory_params *param
 
 	if (t) {
 		t->params = *params;
+		t->last_look.transfer = &t->base;
 		t->base.payload = params->save ? &save_ops : &load_ops;
 		t->base.figures.total_bytes = params->length;
 		atomic_store(&t->base.total_bytes, params->length);

@@ -14,6 +14,7 @@
 #ifndef DIOH_PAYLOAD_MEMORY_H
 #define DIOH_PAYLOAD_MEMORY_H
 
+#include "errand.h"
 #include "pages.h"
 #include "payload.h"
 #include "worker.h"
@@ -51,6 +52,8 @@ struct memory_transfer {
 	struct dioh_memory_extent extent;
 	uint64_t erase_first; /* load: a range of the transfer that is absent and not erased yet */
 	uint64_t erase_end;
+	struct dioh_errand last_look; /* load: all has been read; is it still the image that was opened? */
+	bool looked;
 };
 
 struct span *dioh_span_current(struct memory_transfer *t);

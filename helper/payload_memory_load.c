@@ -309,16 +309,34 @@ static void skip_absent(struct memory_transfer *t, struct span *span, unsigned c
 	finish_span(span);
 }
 
+static void look_again(struct dioh_job *job) /* control-I/O thread */
+{
+	struct memory_transfer *t = dioh_container_of(job, struct memory_transfer, last_look.job);
+
+	t->last_look.result = dioh_layout_check_unchanged(t->params.layout, &t->last_look.error);
+	dioh_errand_answer(&t->last_look);
+}
+
+static enum dioh_step end_step(struct memory_transfer *t)
+{
+	flush_erase(t);
+	if (t->base.outstanding > 0 || t->base.failed)
+		return DIOH_STEP_WAIT;
+	if (t->looked)
+		return dioh_memory_done(t);
+	t->looked = true;
+	dioh_errand_ask(&t->last_look, look_again);
+	return DIOH_STEP_WAIT;
+}
+
 enum dioh_step dioh_memory_load_step(struct dioh_transfer *transfer)
 {
 	struct memory_transfer *t = (struct memory_transfer *)transfer;
 	struct span *span = dioh_span_current(t);
 	unsigned absent;
 
-	if (!span && t->cursor == t->params.length) {
-		flush_erase(t);
-		return transfer->outstanding == 0 && !transfer->failed ? dioh_memory_done(t) : DIOH_STEP_WAIT;
-	}
+	if (!span && t->cursor == t->params.length)
+		return end_step(t);
 	if (!span) {
 		span = dioh_span_open(t);
 		if (span)

@@ -24,7 +24,7 @@
 /* Holds the longest thing made at once: a chunk's pages with their headers, or the setup of few blocks. */
 #define OUT_BYTES (DIOH_CHUNK_BYTES + CHUNK_PAGES * 16 + DIOH_QEMU_CONFIGURATION_BYTES_MAX + DIOH_REGIONS_MAX * 512)
 
-enum stage { STAGE_SETUP, STAGE_PART, STAGE_PAGES, STAGE_PART_END, STAGE_TAIL, STAGE_END };
+enum stage { STAGE_SETUP, STAGE_PART, STAGE_PAGES, STAGE_PART_END, STAGE_TAIL, STAGE_LAST_LOOK, STAGE_END };
 
 struct qemu_load {
 	struct dioh_transfer base;
@@ -267,10 +267,19 @@ static void tail_step(struct qemu_load *t)
 	if (t->extent < entry->record.extent_count)
 		dioh_errand_ask(&t->errand, read_tail);
 	else
-		t->stage = STAGE_END;
+		t->stage = STAGE_LAST_LOOK;
 }
 
 /* ---- the transfer ---- */
+
+/* Is it still the image that was opened? */
+static void look_again(struct dioh_job *job) /* control-I/O thread */
+{
+	struct qemu_load *t = dioh_container_of(job, struct qemu_load, errand.job);
+
+	t->errand.result = dioh_layout_check_unchanged(t->params.layout, &t->errand.error);
+	dioh_errand_answer(&t->errand);
+}
 
 static void write_done(struct dioh_io *io)
 {
@@ -308,6 +317,10 @@ static void produce(struct qemu_load *t)
 		break;
 	case STAGE_TAIL:
 		tail_step(t);
+		break;
+	case STAGE_LAST_LOOK:
+		dioh_errand_ask(&t->errand, look_again);
+		t->stage = STAGE_END;
 		break;
 	case STAGE_END:
 		break;

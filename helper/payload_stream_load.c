@@ -100,6 +100,25 @@ static void drain(struct stream_transfer *t)
 	dioh_port_move(&t->port, buffer->data + buffer->drained, buffer->bytes - buffer->drained, write_done);
 }
 
+static void look_again(struct dioh_job *job) /* control-I/O thread */
+{
+	struct stream_transfer *t = dioh_container_of(job, struct stream_transfer, errand.job);
+
+	t->errand.result = dioh_layout_check_unchanged(t->params.layout, &t->errand.error);
+	dioh_errand_answer(&t->errand);
+}
+
+static enum dioh_step end_step(struct stream_transfer *t)
+{
+	if (t->base.outstanding > 0 || t->buffers[t->drain_next].state != BUFFER_FREE)
+		return DIOH_STEP_WAIT;
+	if (t->closed)
+		return DIOH_STEP_DONE;
+	t->closed = true;
+	dioh_errand_ask(&t->errand, look_again);
+	return DIOH_STEP_WAIT;
+}
+
 enum dioh_step dioh_stream_load_step(struct dioh_transfer *transfer)
 {
 	struct stream_transfer *t = (struct stream_transfer *)transfer;
@@ -108,8 +127,7 @@ enum dioh_step dioh_stream_load_step(struct dioh_transfer *transfer)
 	if (t->errand.runs)
 		return DIOH_STEP_WAIT;
 	if (t->ended)
-		return transfer->outstanding == 0 && t->buffers[t->drain_next].state == BUFFER_FREE ? DIOH_STEP_DONE
-		                                                                                    : DIOH_STEP_WAIT;
+		return end_step(t);
 	if (!t->extent_valid || t->extent_used == t->extent.bytes) {
 		dioh_errand_ask(&t->errand, next_extent);
 		return DIOH_STEP_WAIT;

@@ -61,6 +61,7 @@ static const struct allowed allowed[] = {
 	FOR("fdatasync", ALL, "image.c", "durability"),
 	FOR("fstat", ALL, "image.c, memory.c", "sizes now"),
 	FOR("newfstatat", ALL, "image.c, memory.c", "fstat, where the C library has it so"),
+	FOR("statx", DIOH_SANDBOX_SERVE | ENGINES, "memory.c", "a memory's size, without asking a server for it"),
 	FOR("fstatfs", ALL, "image.c", "room left for the preflight"),
 	FOR("lseek", ALL, "memory.c, image.c", "finding data and holes; how long a file may become"),
 	FOR("close", ALL, "stream_port.c", "a stream's end"),

@@ -131,44 +131,45 @@ static bool attaches(uint32_t type)
 	return type == DIOH_MSG_ATTACH_IMAGE || type == DIOH_MSG_ATTACH_MEMORY || type == DIOH_MSG_ATTACH_STREAM;
 }
 
-static int carry_out(struct dioh_session_state *session, const struct door_row *row, struct dioh_error *err)
+static int check_form(const struct dioh_session_state *session, struct dioh_error *err)
 {
-	int r;
+	const struct dioh_message *message = &session->message;
 
-	/* A file system that does not answer is waited for uninterruptibly: only a fatal signal ends that. */
-	if (attaches(row->type))
-		alarm(session->options->attach_timeout_s);
-	r = row->handler(session, &session->message, err);
-	if (attaches(row->type))
-		alarm(0);
-	return r;
+	if (message->fd_count > 0 && session->sealed)
+		return dioh_error_set(err, EBADMSG, PLACE, "%s: descriptors came with it, and SEAL has been passed",
+		                      dioh_msg_name(message->header.type));
+	return dioh_proto_check_request(&message->header, message->payload, message->fd_count, err);
 }
 
 static void handle_request(struct dioh_session_state *session)
 {
+	const bool timed = !session->sealed && attaches(session->message.header.type);
 	struct dioh_message *message = &session->message;
 	const struct dioh_msg_header *header = &message->header;
 	const struct door_row *row;
 	struct dioh_error err;
+	bool malformed;
 	int r;
 
-	if (message->fd_count > 0 && session->sealed)
-		r = dioh_error_set(&err, EBADMSG, PLACE, "%s: descriptors came with it, and SEAL has been passed",
-		                   dioh_msg_name(header->type));
-	else
-		r = dioh_proto_check_request(header, message->payload, message->fd_count, &err);
+	/* A file system that does not answer is waited for uninterruptibly, also by close(2): only a fatal signal ends that. */
+	if (timed)
+		alarm(session->options->attach_timeout_s);
+	r = check_form(session, &err);
+	malformed = r == -EBADMSG; /* a file system may answer that, too */
 	if (r == 0) {
 		row = find_row(header->type);
 		assert(row);
 		r = check_permitted(session, row, &err);
 		if (r == 0)
-			r = carry_out(session, row, &err);
+			r = row->handler(session, message, &err);
 	}
-	if (r < 0 && (r == -EBADMSG || session->phase == PHASE_START))
+	if (r < 0 && (malformed || session->phase == PHASE_START))
 		refuse_and_end(session, header, &err);
 	else if (r < 0)
 		dioh_session_refuse(session, header->type, header->id, &err);
 	dioh_message_close_fds(message);
+	if (timed)
+		alarm(0);
 }
 
 /* Leaving without FINISH is good order only where there was nothing to complete. */

@@ -63,10 +63,11 @@ static uint64_t needed_bytes(const struct dioh_session_state *session)
 	for (unsigned i = 0; i < session->layout.regions_put; i++)
 		regions += session->layout.regions[i].record.bytes;
 	for (unsigned i = 0; i < DIOH_MEMORIES_MAX; i++) {
+		const struct dioh_memory *memory = &session->memories[i];
 		struct stat st;
 
-		if (session->memories[i].fd >= 0 && fstat(session->memories[i].fd, &st) == 0)
-			allocated += (uint64_t)st.st_blocks * 512;
+		if (memory->fd >= 0 && fstat(memory->fd, &st) == 0)
+			allocated += memory->server_seeks ? (uint64_t)st.st_size : (uint64_t)st.st_blocks * 512;
 	}
 	return session->layout.image_bytes - dioh_min(regions, session->layout.image_bytes) +
 	       dioh_min(regions, allocated);

@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "align.h"
@@ -124,7 +123,7 @@ static int check_memory_range(const struct dioh_memory *memory, const struct dio
                               struct dioh_error *err)
 {
 	uint64_t bytes;
-	int r = dioh_memory_bytes(memory, &bytes, err);
+	int r = dioh_memory_known_bytes(memory, &bytes, err);
 
 	if (r < 0)
 		return r;
@@ -139,18 +138,17 @@ static int check_selection_range(const struct dioh_memory *memory, const struct 
                                  struct dioh_error *err)
 {
 	const uint64_t pages = (what->region_offset + what->length) / DIOH_PAGE_BYTES;
-	struct stat st;
+	uint64_t bytes;
+	int r;
 
 	if (!(what->flags & DIOH_TRANSFER_SELECTION))
 		return 0;
-	if (TEMP_FAILURE_RETRY(fstat(memory->selection_fd, &st)) < 0)
-		return dioh_error_errno(err, errno, DIOH_PLACE(SEEK, MEMORY, what->memory, DIOH_OFFSET_NONE),
-		                        "memory %" PRIu32 ": fstat of its selection failed", what->memory);
-	if ((uint64_t)st.st_size < dioh_div_up(pages, 8))
-		return dioh_error_set(err, ERANGE, DIOH_PLACE(PROTOCOL, MEMORY, what->memory, (uint64_t)st.st_size),
-		                      "memory %" PRIu32 ": its selection has %" PRIu64 " bytes, and %" PRIu64
-		                      " pages of the region need a bit", what->memory, (uint64_t)st.st_size, pages);
-	return 0;
+	r = dioh_memory_known_selection_bytes(memory, &bytes, err);
+	if (r == 0 && bytes < dioh_div_up(pages, 8))
+		r = dioh_error_set(err, ERANGE, DIOH_PLACE(PROTOCOL, MEMORY, what->memory, bytes),
+		                   "memory %" PRIu32 ": its selection has %" PRIu64 " bytes, and %" PRIu64
+		                   " pages of the region need a bit", what->memory, bytes, pages);
+	return r;
 }
 
 static bool overlap(uint64_t a_first, uint64_t a_end, uint64_t b_first, uint64_t b_end)

@@ -110,10 +110,18 @@ void dioh_port_abandon(struct dioh_stream_port *port)
 		dioh_worker_cancel(port->transfer->worker, port->under_way);
 }
 
+/* A file system with a server of its own (NFS, FUSE) may tell only now that it could not keep what was written. */
 void dioh_port_close(struct dioh_stream_port *port)
 {
 	struct dioh_io_engine *engine = port->transfer->worker->engine;
+	const uint64_t moved = port->transfer->figures.total_bytes;
+	struct dioh_error err;
 
 	engine->ops->close_slot(engine, port->slot);
-	close(port->fd);
+	if (close(port->fd) == 0 || !port->write || errno == EINTR)
+		return;
+	dioh_error_errno(&err, errno, DIOH_PLACE(WRITE, STREAM, port->number, moved),
+	                 "stream %" PRIu32 ": closing it after %" PRIu64 " bytes failed, what was written may be lost",
+	                 port->number, moved);
+	dioh_transfer_fail(port->transfer, &err);
 }

@@ -37,7 +37,7 @@ bool dioh_port_moved(struct dioh_stream_port *port, struct dioh_io *io);
 
 /* What waits for the peer ends soon. */
 void dioh_port_abandon(struct dioh_stream_port *port);
-/* Nothing is under way: the peer sees the end. */
+/* Nothing is under way: the peer sees the end. If what was written is lost after all, the transfer has failed. */
 void dioh_port_close(struct dioh_stream_port *port);
 
 #endif

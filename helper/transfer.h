@@ -29,7 +29,7 @@ struct dioh_payload_ops {
 	enum dioh_step (*step)(struct dioh_transfer *transfer);
 	/* The transfer has failed or was cancelled: end what would wait for a peer. Steps have stopped. Called once. */
 	void (*abandon)(struct dioh_transfer *transfer);
-	/* Nothing is under way: unmap, close. Runs in the worker's thread before the transfer travels back. */
+	/* Nothing is under way: unmap, close. Runs in the worker's thread before the transfer travels back; it may still fail. */
 	void (*close)(struct dioh_transfer *transfer);
 };
 

@@ -174,6 +174,10 @@ static int settle_image_io(struct dioh_worker *worker, struct dioh_io *io)
 	if (io->result == -EINTR || io->result == -EAGAIN) {
 		progress = 0;
 	} else if (io->result < 0) {
+		if (io->result == -ENODATA) /* the block layer's word for a bad medium; ours is for a read behind the end */
+			io->result = -EIO;
+		if (io->result == -ECANCELED) /* io_uring has no thread for it (RLIMIT_NPROC): nobody cancels an image's I/O */
+			io->result = -EAGAIN;
 		return 1;
 	} else if ((uint64_t)io->result >= io->bytes) {
 		io->result = 0;

@@ -7,6 +7,7 @@
  *   short    no more than a page of it is asked of the kernel
  *   odd      all is done, but 1000 bytes are told of
  *   eagain, eintr, eio    it is not done, and the engine says so
+ *   ecanceled             the same: so io_uring says that it can have no thread, which RLIMIT_NPROC may be the reason for
  *   nothing  it is not done, and the engine tells of 0 bytes
  *   reorder  from here on completions are kept until nothing else is under way, and come last one first
  *
@@ -57,11 +58,11 @@ const struct dioh_engine_ops *__real_dioh_engine_find(uint32_t id);
 
 #define PROBE_DEPTH_MAX 4
 
-static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "nothing", "reorder", "writeback", "badmsg",
-	                             "punch", "ring", "aio", "parts", "erase", "broken", "sync", "header",
+static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "ecanceled", "nothing", "reorder",
+	                             "writeback", "badmsg", "punch", "ring", "aio", "parts", "erase", "broken", "sync", "header",
 	                             "record" };
-enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, NOTHING, REORDER, WRITEBACK, BADMSG, PUNCH, RING, AIO, PARTS, ERASE,
-	    BROKEN, SYNC, HEADER, RECORD, KINDS };
+enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, CANCELED, NOTHING, REORDER, WRITEBACK, BADMSG, PUNCH, RING, AIO, PARTS,
+	    ERASE, BROKEN, SYNC, HEADER, RECORD, KINDS };
 
 static struct {
 	enum kind kind;
@@ -195,7 +196,8 @@ static void mend(struct faulty *f, struct dioh_io *io)
 
 static bool faulty_queue(struct dioh_io_engine *engine, struct dioh_io *io)
 {
-	static const int64_t results[KINDS] = { [AGAIN] = -EAGAIN, [INTERRUPTED] = -EINTR, [FAILED] = -EIO, [NOTHING] = 0 };
+	static const int64_t results[KINDS] = { [AGAIN] = -EAGAIN, [INTERRUPTED] = -EINTR, [FAILED] = -EIO,
+		                                [CANCELED] = -ECANCELED, [NOTHING] = 0 };
 	struct faulty *f = (struct faulty *)engine;
 	const bool hit = fault.kind <= REORDER && !io->stream && f->count == fault.index;
 

@@ -610,8 +610,10 @@ static void memory_of_wrong_access(void **state)
 	start_with_image(&m, SAVE);
 	refuse_memory_fd(&m, reopen(fd, O_WRONLY), EBADF, "memory 9: it is open write-only");
 	assert_int_equal(accept_memory(&m, 1, reopen(fd, O_RDONLY)).bytes, 8192);
+	assert_int_equal(accept_memory(&m, 2, reopen(fd, O_RDONLY | O_APPEND)).bytes, 8192);
 	stop(&m);
 	start_with_image(&m, LOAD);
+	refuse_memory_fd(&m, reopen(fd, O_RDWR | O_APPEND), EINVAL, "memory 9: it was opened with O_APPEND");
 	refuse_memory_fd(&m, reopen(fd, O_RDONLY), EBADF, "memory 9: it is open read-only");
 	refuse_memory_fd(&m, reopen(fd, O_WRONLY), EBADF, "memory 9: it is open write-only");
 	assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK), 0);

@@ -22,6 +22,7 @@
 
 #include "diohelper-image.h"
 #include "guest_image.h"
+#include "record.h"
 
 #define SAVE DIOH_DIRECTION_SAVE
 #define LOAD DIOH_DIRECTION_LOAD
@@ -263,6 +264,37 @@ static void a_continued_container_is_partial(void **state)
 		else
 			moves_end(&m, 1);
 	}
+	expect(memory, true);
+	close(memory);
+}
+
+/* Who does not know what they mean may read such an image, and not write to it. */
+static void unknown_features_are_left_alone(void **state)
+{
+	int memory = some_memory(test_seed() + 4), fd;
+	struct dioh_record_head head;
+	struct moves m;
+	uint32_t there;
+
+	(void)state;
+	begin(&m, memory, 0);
+	must(save_range(&m, 0, REGION_BYTES, 0), &m.err);
+	finish(&m);
+	fd = must_open(m.path, O_RDWR);
+	assert_int_equal(pread(fd, &head, sizeof(head), 0), sizeof(head));
+	head.compatible = UINT64_C(1) << 40;
+	dioh_record_seal(&head);
+	assert_int_equal(pwrite(fd, &head, sizeof(head), 0), sizeof(head));
+	close(fd);
+	m = (struct moves)MOVES(WAY_CONTAINER, fixture_path("container"));
+	m.create_flags = DIOH_CREATE_CONTINUE;
+	moves_add_region(&m, REGION, REGION_BYTES);
+	moves_start(&m, SAVE);
+	assert_int_equal(moves_create(&m), -EINVAL);
+	moves_assert_error(&m, EINVAL, PARSE, IMAGE, 0);
+	moves_end(&m, 1);
+	assert_int_equal(open_state(fixture_path("container"), 0, &there), 0);
+	assert_int_equal(there, DIOH_STATE_COMPLETE);
 	expect(memory, true);
 	close(memory);
 }
@@ -545,6 +577,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_torn_head_is_continued),
 		cmocka_unit_test(another_head_is_not),
 		cmocka_unit_test(a_continued_container_is_partial),
+		cmocka_unit_test(unknown_features_are_left_alone),
 		cmocka_unit_test(a_continued_mapped_ram_image_is_partial),
 		cmocka_unit_test(the_record_says_so_itself),
 		cmocka_unit_test(the_managers_mark_goes_first),

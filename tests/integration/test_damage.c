@@ -67,22 +67,27 @@ static void describe(struct moves *m)
 	moves_add_stream(m, STREAM, STREAM_BYTES);
 }
 
-static int stream_source(void)
+static int stream_source(uint64_t seed)
 {
 	int fd = must_open(fixture_path("source"), O_RDWR | O_CREAT | O_TRUNC);
 
-	must_write_pattern(fd, 0, STREAM_BYTES, 5);
+	must_write_pattern(fd, 0, STREAM_BYTES, seed);
 	return fd;
 }
 
-static void begin_save(struct moves *m, int memory_a)
+static void begin_save_of(struct moves *m, int memory_a, uint64_t stream_seed)
 {
 	describe(m);
 	moves_start(m, SAVE);
 	moves_attach(m, REGION_A, memory_a, -1);
 	moves_attach(m, REGION_B, image.memory_b, -1);
-	moves_attach_stream(m, 0, stream_source());
+	moves_attach_stream(m, 0, stream_source(stream_seed));
 	must(moves_create(m), &m->err);
+}
+
+static void begin_save(struct moves *m, int memory_a)
+{
+	begin_save_of(m, memory_a, 5);
 }
 
 static void save_image(uint32_t mode, uint32_t region_flags, uint32_t stream_flags)
@@ -485,6 +490,22 @@ static void bitmap_damaged_while_open(void **state)
 	restore();
 }
 
+/* Bits behind the last page are none, and a chunk that has no others is not one of zeros either. */
+static void bits_behind_the_end_while_open(void **state)
+{
+	struct looker l;
+
+	(void)state;
+	assert_true(BYTES_B / PAGE < 8);
+	look(&l);
+	must(open_again(&l, 0), &l.m.err);
+	poke(image.regions[1].bitmap.offset, 0x80);
+	assert_int_equal(moves_region(&l.m, REGION_B, 0), -EBADMSG);
+	moves_assert_error(&l.m, EBADMSG, PARSE, IMAGE, 0);
+	look_away(&l);
+	restore();
+}
+
 static void expect_changed(struct looker *l)
 {
 	uint8_t header[HEADER_BYTES];
@@ -516,6 +537,79 @@ static void saved_over_while_open(void **state)
 	moves_assert_alive(&l.m);
 	look_away(&l);
 	restore();
+}
+
+static void save_other_stream(void)
+{
+	struct moves m;
+
+	begin_save_of(&m, image.memory_a, 6);
+	must(moves_region(&m, REGION_A, 0), &m.err);
+	must(moves_region(&m, REGION_B, 0), &m.err);
+	must(moves_wait(&m, moves_begin_stream(&m, 0, STREAM, 0)), &m.err);
+	must(moves_finish(&m, DIOH_FINISH_DURABLE), &m.err);
+	moves_end(&m, 0);
+}
+
+/* Nothing else tells that bytes without checksums are another save's. */
+static void stream_saved_over_while_open(void **state)
+{
+	struct looker l;
+
+	(void)state;
+	save_image(DIOH_FINISH_DURABLE, 0, DIOH_TRANSFER_NO_CHECKSUM);
+	look(&l);
+	must(open_again(&l, 0), &l.m.err);
+	save_other_stream();
+	assert_int_equal(moves_wait(&l.m, moves_begin_stream(&l.m, 0, STREAM, 0)), -EBADMSG);
+	moves_assert_error(&l.m, EBADMSG, PARSE, IMAGE, 0);
+	moves_assert_alive(&l.m);
+	look_away(&l);
+	restore();
+}
+
+/* As a save does it first of all. */
+static void must_take_mark(const char *path)
+{
+	static const uint8_t zeros[512];
+	int fd = must_open(path, O_RDWR);
+
+	assert_int_equal(pwrite(fd, zeros, sizeof(zeros), 0), sizeof(zeros));
+	close(fd);
+}
+
+/* The reader of the stream takes his time meanwhile. */
+static void saved_over_while_read(void **state)
+{
+	const uint64_t bytes = 24 * MIB;
+	struct moves m = MOVES(WAY_CONTAINER, fixture_path("long")), l = m;
+	int source = must_open(fixture_path("source"), O_RDWR | O_CREAT | O_TRUNC);
+	int ends[2];
+	uint8_t byte;
+	uint32_t id;
+
+	(void)state;
+	must_write_pattern(source, 0, bytes, 5);
+	moves_add_stream(&m, STREAM, 0);
+	moves_start(&m, SAVE);
+	moves_attach_stream(&m, 0, source);
+	must(moves_create(&m), &m.err);
+	must(moves_wait(&m, moves_begin_stream(&m, 0, STREAM, DIOH_TRANSFER_NO_CHECKSUM)), &m.err);
+	must(moves_finish(&m, DIOH_FINISH_DURABLE), &m.err);
+	moves_end(&m, 0);
+	assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+	moves_start(&l, LOAD);
+	moves_attach_stream(&l, 0, ends[1]);
+	must(moves_open(&l, 0), &l.err);
+	id = moves_begin_stream(&l, 0, STREAM, 0);
+	assert_int_equal(read(ends[0], &byte, 1), 1);
+	must_take_mark(fixture_path("long"));
+	while (read(ends[0], (uint8_t[65536]){ 0 }, 65536) > 0)
+		continue;
+	assert_int_equal(moves_wait(&l, id), -EBADMSG);
+	moves_assert_error(&l, EBADMSG, PARSE, IMAGE, 0);
+	moves_end(&l, 0);
+	close(ends[0]);
 }
 
 /* Another save came between, and has ended: its image is not called ours, nor touched. */
@@ -680,6 +774,28 @@ static void killed_over_an_older_image(void **state)
 	restore();
 }
 
+/* What power failed in the middle of: the head is there, and the tables are not. That is no damage. */
+static void partial_without_tables(void **state)
+{
+	static const uint8_t zeros[1024];
+	struct looker l;
+	struct moves m;
+
+	(void)state;
+	begin_save(&m, image.memory_a);
+	killed(&m);
+	assert_true(image.head->region_count * sizeof(*image.regions) <= sizeof(zeros));
+	assert_int_equal(pwrite(image.fd, zeros, image.head->region_count * sizeof(*image.regions),
+	                        (off_t)image.head->regions.offset), image.head->region_count * sizeof(*image.regions));
+	expect_partial();
+	look(&l);
+	must(open_again(&l, DIOH_OPEN_INSPECT), &l.m.err);
+	assert_int_equal(l.m.opened.state, DIOH_STATE_PARTIAL);
+	assert_int_equal(l.m.opened.region_count + l.m.opened.stream_count, 0);
+	look_away(&l);
+	restore();
+}
+
 static void nothing_is_finished_by_halves(void **state)
 {
 	struct moves m;
@@ -748,12 +864,16 @@ int main(void)
 		cmocka_unit_test(cut_off_at_each_boundary),
 		cmocka_unit_test(cut_off_while_open),
 		cmocka_unit_test(bitmap_damaged_while_open),
+		cmocka_unit_test(bits_behind_the_end_while_open),
 		cmocka_unit_test(saved_over_while_open),
+		cmocka_unit_test(stream_saved_over_while_open),
+		cmocka_unit_test(saved_over_while_read),
 		cmocka_unit_test(saved_over_before_finish),
 		cmocka_unit_test(raw_cut_off_while_open),
 		cmocka_unit_test(cut_off_before_finish),
 		cmocka_unit_test(what_is_too_new),
 		cmocka_unit_test(killed_over_an_older_image),
+		cmocka_unit_test(partial_without_tables),
 		cmocka_unit_test(nothing_is_finished_by_halves),
 		cmocka_unit_test(written_but_never_synced),
 		cmocka_unit_test(without_checksums),

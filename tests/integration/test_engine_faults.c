@@ -31,6 +31,7 @@ static const struct {
 	uint32_t operation; /* that only a save has; 0: page I/O */
 } kinds[] = {
 	{ "short", 0, 0 }, { "odd", 0, 0 }, { "eagain", 0, 0 }, { "eintr", 0, 0 }, { "eio", EIO, 0 }, { "nothing", -1, 0 },
+	{ "ecanceled", EAGAIN, 0 }, /* nobody has cancelled anything */
 	{ "reorder", 0, 0 }, { "header", EIO, DIOH_OP_WRITE }, { "sync", EIO, DIOH_OP_SYNC },
 };
 

@@ -11,10 +11,13 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "fixture.h"
+#include "moves.h"
 #include "sick_disk.h"
 
 #define SOON_MS 3000
@@ -58,9 +61,10 @@ static void fail_a_page_write(int code, unsigned after)
 	assert_int_equal(err.object, DIOH_OBJECT_REGION);
 }
 
+/* With EFAULT, too: what is copied aside is no page of the guest's that could not be touched. */
 static void page_write_fails(void **state)
 {
-	static const int codes[] = { EIO, ENOSPC, EDQUOT };
+	static const int codes[] = { EIO, ENOSPC, EDQUOT, EFAULT };
 
 	open_disk(state);
 	for (unsigned i = 0; i < sizeof(codes) / sizeof(codes[0]); i++) {
@@ -257,6 +261,140 @@ static void page_read_fails(void **state)
 	sick_image_is_complete(&disk);
 }
 
+/* ENODATA is the block layer's word for a bad medium. It is no image that ends there, nor is a write a read. */
+static void bad_medium_is_no_end(void **state)
+{
+	const struct dioh_msg_memory_transfer what = { .region = SICK_REGION, .length = SICK_MEMORY_BYTES };
+	struct dioh_event event;
+	struct dioh_error err;
+	uint32_t transfer;
+	int copy;
+
+	open_disk(state);
+	sick_begin_save(&disk, keep_uid);
+	fuse_file_fault(disk.file, FUSE_WRITE, .kind = FUSE_FAULT_ERROR, .value = ENODATA, .handles = FUSE_HANDLES_DIRECT,
+	                .times = 1);
+	sick_complete(&disk, sick_save_memory(&disk), SOON_MS, &event);
+	expect_error(&event, EIO, DIOH_OP_WRITE, fuse_file_hit_offset(disk.file, FUSE_WRITE));
+	fuse_file_release(disk.file, 0);
+	sick_end(&disk, 1);
+	save_well(keep_uid);
+	copy = must_memfd("copy", SICK_MEMORY_BYTES, 0);
+	must(sick_begin_load(&disk, copy, keep_uid, &err), &err);
+	fuse_file_fault(disk.file, FUSE_READ, .kind = FUSE_FAULT_ERROR, .value = ENODATA, .handles = FUSE_HANDLES_DIRECT,
+	                .times = 1);
+	must(dioh_load_memory(disk.session, &what, &transfer, &err), &err);
+	sick_complete(&disk, transfer, SOON_MS, &event);
+	assert_int_equal(event.error.code, EIO);
+	assert_int_equal(event.error.operation, DIOH_OP_READ);
+	assert_int_equal(event.error.object, DIOH_OBJECT_IMAGE);
+	sick_end(&disk, 0);
+	close(copy);
+}
+
+/* The disk answers late, and the image is another one by then: without checksums nothing else tells. */
+static void saved_over_while_its_pages_are_read(void **state)
+{
+	const struct dioh_msg_memory_transfer what = {
+		.region = SICK_REGION, .length = SICK_MEMORY_BYTES, .flags = DIOH_TRANSFER_NO_CHECKSUM
+	};
+	static const uint8_t zeros[512];
+	struct dioh_event event;
+	struct dioh_error err;
+	uint32_t transfer;
+	int copy, image;
+
+	open_disk(state);
+	save_well(keep_uid);
+	copy = must_memfd("copy", SICK_MEMORY_BYTES, 0);
+	must(sick_begin_load(&disk, copy, keep_uid, &err), &err);
+	fuse_file_fault(disk.file, FUSE_READ, .kind = FUSE_FAULT_HOLD, .handles = FUSE_HANDLES_DIRECT, .after = 4);
+	must(dioh_load_memory(disk.session, &what, &transfer, &err), &err);
+	sick_wait_held(&disk, 1, SOON_MS);
+	image = must_open(fuse_file_path(disk.file), O_WRONLY);
+	assert_int_equal(pwrite(image, zeros, sizeof(zeros), 0), sizeof(zeros)); /* as a save does it first of all */
+	close(image);
+	fuse_file_release(disk.file, 0);
+	assert_int_equal(sick_complete(&disk, transfer, SOON_MS, &event), EBADMSG);
+	assert_int_equal(event.error.operation, DIOH_OP_PARSE);
+	assert_int_equal(event.error.object, DIOH_OBJECT_IMAGE);
+	sick_end(&disk, 0);
+	close(copy);
+}
+
+/* ---- memory on it ---- */
+
+/* As a guest writes: through a mapping. The server, which is asked for holes, knows nothing of it yet. */
+static void memory_that_its_server_has_not_seen(void **state)
+{
+	static const struct fuse_file_options options = { .seek = true };
+	const struct sick_engine *engine = *state;
+	struct fuse_file *file = sick_file(&options);
+	struct moves m = MOVES(WAY_CONTAINER, fixture_path("image"));
+	int memory = must_open(fuse_file_path(file), O_RDWR), copy = must_memfd("copy", 4 * MIB, 0);
+	uint8_t *map;
+
+	m.way.engine = engine->engine;
+	assert_int_equal(ftruncate(memory, 4 * MIB), 0);
+	map = mmap(NULL, 4 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+	assert_true(map != MAP_FAILED);
+	moves_add_region(&m, 0, 4 * MIB);
+	moves_start(&m, DIOH_DIRECTION_SAVE);
+	moves_attach(&m, 0, memory, -1);
+	must(moves_create(&m), &m.err);
+	memset(map + MIB, 0x55, MIB);
+	must(moves_region(&m, 0, 0), &m.err);
+	assert_int_equal(m.complete.data_bytes, MIB);
+	must(moves_finish(&m, DIOH_FINISH_DURABLE), &m.err);
+	moves_end(&m, 0);
+	must_load_all(&m.way, m.path, &copy, 1, 0);
+	assert_true(same_bytes(memory, copy));
+	munmap(map, 4 * MIB);
+	close(memory);
+	close(copy);
+	fuse_file_stop(file);
+}
+
+/* ---- a stream's file ---- */
+
+static void save_stream(struct moves *m, const char *bytes)
+{
+	int ends[2];
+
+	assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+	moves_add_stream(m, 0, 0);
+	moves_start(m, DIOH_DIRECTION_SAVE);
+	moves_attach_stream(m, 0, ends[0]);
+	must(moves_create(m), &m->err);
+	assert_int_equal(write(ends[1], bytes, strlen(bytes)), strlen(bytes));
+	close(ends[1]);
+	must(moves_wait(m, moves_begin_stream(m, 0, 0, 0)), &m->err);
+	must(moves_finish(m, DIOH_FINISH_DURABLE), &m->err);
+	moves_end(m, 0);
+}
+
+/* As a network's file system does it that has no room left on its server. */
+static void closing_a_streams_file_fails(void **state)
+{
+	static const struct fuse_file_options options = { .flush = true };
+	const struct sick_engine *engine = *state;
+	struct fuse_file *file = sick_file(&options);
+	struct moves saved = MOVES(WAY_CONTAINER, fixture_path("image"));
+	struct moves m = MOVES(WAY_CONTAINER, fixture_path("image"));
+
+	save_stream(&saved, "device state");
+	m.way.engine = engine->engine;
+	moves_start(&m, DIOH_DIRECTION_LOAD);
+	moves_attach_stream(&m, 0, must_open(fuse_file_path(file), O_WRONLY));
+	fuse_file_fault(file, FUSE_FLUSH, .kind = FUSE_FAULT_ERROR, .value = ENOSPC);
+	must(moves_open(&m, 0), &m.err);
+	assert_int_equal(moves_wait(&m, moves_begin_stream(&m, 0, 0, 0)), -ENOSPC);
+	moves_assert_error(&m, ENOSPC, WRITE, STREAM, 0);
+	assert_int_equal(m.err.offset, strlen("device state"));
+	moves_end(&m, 0);
+	fuse_file_stop(file);
+}
+
 /* ---- who may ---- */
 
 static void nobody_may_with_allow_other(void **state)
@@ -316,6 +454,12 @@ int main(void)
 		CASE(hopelessly_short_writes_fail, sick_sync),
 		CASE(writes_of_nothing_mean_no_space, sick_sync),
 		CASE_EACH(page_read_fails),
+		CASE_EACH(bad_medium_is_no_end),
+		CASE(saved_over_while_its_pages_are_read, sick_uring),
+		CASE(saved_over_while_its_pages_are_read, sick_sync),
+		CASE(memory_that_its_server_has_not_seen, sick_uring),
+		CASE(closing_a_streams_file_fails, sick_uring),
+		CASE(closing_a_streams_file_fails, sick_sync),
 		CASE(nobody_may_with_allow_other, sick_uring),
 		CASE(nobody_may_with_allow_other, sick_sync),
 		CASE(nobody_is_refused_without, sick_uring),

@@ -201,23 +201,94 @@ static void errors_end_libvirts(void **state)
 	all_cases(stock, false);
 }
 
+/* ---- standard output on the disk ---- */
+
+static void run_into_file(const char *program, struct ended *ret)
+{
+	int image = open(fixture_path("image"), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	int output = open(fuse_file_path(file), O_WRONLY | O_CLOEXEC);
+	int error[2], pid, status;
+	ssize_t n;
+
+	if (image < 0 || output < 0 || pipe2(error, O_CLOEXEC) < 0)
+		fail_msg("open or pipe: %s", strerror(errno));
+	assert_true(write(image, data, STREAM_BYTES) == (ssize_t)STREAM_BYTES);
+	pid = fork();
+	if (pid == 0) {
+		dup2(open(fixture_path("image"), O_RDONLY), STDIN_FILENO);
+		dup2(output, STDOUT_FILENO);
+		dup2(error[1], STDERR_FILENO);
+		execl(program, "libvirt_iohelper", "/the/image", "0", (char *)NULL);
+		_exit(127);
+	}
+	close(image);
+	close(output);
+	close(error[1]);
+	n = read(error[0], ret->error, sizeof(ret->error) - 1);
+	ret->error[n > 0 ? n : 0] = '\0';
+	close(error[0]);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFEXITED(status));
+	ret->status = WEXITSTATUS(status);
+}
+
+static void output_that_is_a_file_is_synced(void **state)
+{
+	struct ended ended;
+
+	(void)state;
+	fuse_file_fault(file, FUSE_FSYNC, .kind = FUSE_FAULT_ERROR, .value = EIO);
+	if (access(stock, X_OK) == 0) {
+		run_into_file(stock, &ended);
+		assert_int_equal(ended.status, 1);
+	}
+	run_into_file(fixture_helper(), &ended);
+	assert_int_equal(ended.status, 1);
+	if (!strstr(ended.error, "Unable to sync standard output") || !strstr(ended.error, strerror(EIO)))
+		fail_msg("does not say what: %s", ended.error);
+	fuse_file_release(file, 0);
+	run_into_file(fixture_helper(), &ended);
+	assert_string_equal(ended.error, "");
+	assert_int_equal(ended.status, 0);
+}
+
+static void assert_saved(const struct ended *ended)
+{
+	uint8_t *image = malloc(STREAM_BYTES);
+
+	assert_string_equal(ended->error, "");
+	assert_int_equal(ended->status, 0);
+	assert_true(pread(fuse_file_memfd(file), image, STREAM_BYTES, 0) == (ssize_t)STREAM_BYTES);
+	assert_memory_equal(image, data, STREAM_BYTES);
+	free(image);
+}
+
+/* Some file systems of FUSE cannot make a file longer but by writing to it. */
+static void a_file_that_only_grows_by_writes(void **state)
+{
+	const char *const programs[] = { stock, fixture_helper() };
+	struct ended ended;
+
+	(void)state;
+	for (unsigned i = access(stock, X_OK) == 0 ? 0 : 1; i < 2; i++) {
+		/* The first is its opening, with O_TRUNC. */
+		fuse_file_fault(file, FUSE_SETATTR, .kind = FUSE_FAULT_ERROR, .value = EOPNOTSUPP, .after = 1);
+		run(programs[i], true, false, &ended);
+		fuse_file_release(file, 0);
+		assert_saved(&ended);
+	}
+}
+
 /* The disk is well again: nothing of the failures before is left. */
 static void works_without_faults(void **state)
 {
 	struct ended ended;
-	struct ended again;
-	uint8_t *image = malloc(STREAM_BYTES);
 
 	(void)state;
 	run(fixture_helper(), true, true, &ended);
-	run(fixture_helper(), true, false, &again);
-	assert_string_equal(ended.error, "");
-	assert_int_equal(ended.status, 0);
-	assert_string_equal(again.error, "");
-	assert_int_equal(again.status, 0);
-	assert_true(pread(fuse_file_memfd(file), image, STREAM_BYTES, 0) == (ssize_t)STREAM_BYTES);
-	assert_memory_equal(image, data, STREAM_BYTES);
-	free(image);
+	assert_saved(&ended);
+	run(fixture_helper(), true, false, &ended);
+	assert_saved(&ended);
 }
 
 int main(void)
@@ -225,6 +296,8 @@ int main(void)
 	static const struct CMUnitTest tests[] = {
 		cmocka_unit_test(errors_end_ours),
 		cmocka_unit_test(errors_end_libvirts),
+		cmocka_unit_test(output_that_is_a_file_is_synced),
+		cmocka_unit_test(a_file_that_only_grows_by_writes),
 		cmocka_unit_test(works_without_faults),
 	};
 

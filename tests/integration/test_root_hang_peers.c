@@ -2,7 +2,8 @@
 /*
  * test_root_hang_peers.c - files that hang (FUSE, fuse_file.h) where no image is expected to: as memory, selection, stream, or
  * as QEMU's stream whose setup is read before an image is created. While they are attached the attach timer ends the helper;
- * later the session goes on talking, and a helper whose manager has gone goes, too. test_root_hang.c has images.
+ * later the session goes on talking, and a helper whose manager has gone goes, too. One that answers oddly is refused, and that
+ * is all. test_root_hang.c has images.
  */
 /* timeout: 120 */
 #include <setjmp.h>
@@ -12,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -99,6 +101,51 @@ static void attach_ends(void **state)
 	expect_alarm(DIOH_MSG_ATTACH_STREAM, &stream, sizeof(stream), &fds[1], 1);
 	close(fds[0]);
 	close(fds[1]);
+}
+
+/* A descriptor that nobody needs is closed, which asks its server once more. The kernel keeps us there; then it is too late. */
+static void attach_ends_where_it_closes(void **state)
+{
+	static const char *const args[] = { "--keep-uid", "--attach-timeout=1", NULL };
+	const struct fuse_file_options options = { .flush = true };
+	const struct dioh_msg_attach_stream taken = { .stream = RAW_STREAM };
+	int status, fd;
+
+	(void)state;
+	alarm(HANG_S);
+	file = sick_file(&options);
+	fd = open_file(O_RDWR);
+	start(args, SAVE, RAW_STAGE_IMAGE);
+	fuse_file_fault(file, FUSE_FLUSH, .kind = FUSE_FAULT_HOLD);
+	(void)raw_request_fds(&m, DIOH_MSG_ATTACH_STREAM, &taken, sizeof(taken), &fd, 1);
+	fuse_file_release_later(file, 2000);
+	status = raw_wait(&m);
+	running = false;
+	assert_true(WIFSIGNALED(status));
+	assert_int_equal(WTERMSIG(status), SIGALRM);
+	close(fd);
+	raw_hang_up(&m);
+}
+
+/* A file system may answer what it likes: that is no malformed message, which would end the session. */
+static void odd_answer_is_a_refusal(void **state)
+{
+	const struct dioh_msg_attach_memory memory = { .memory = MEMORY, .fds = DIOH_MEMORY_FD_MEMORY };
+	int fd;
+
+	(void)state;
+	open_disk();
+	fd = open_file(O_RDWR);
+	start(NULL, SAVE, RAW_STAGE_IMAGE);
+	fuse_file_fault(file, FUSE_GETATTR, .kind = FUSE_FAULT_ERROR, .value = EBADMSG);
+	raw_refused(&m, DIOH_MSG_ATTACH_MEMORY,
+	            raw_request_fds(&m, DIOH_MSG_ATTACH_MEMORY, &memory, sizeof(memory), &fd, 1), EBADMSG, "fstat failed");
+	fuse_file_release(file, 0);
+	assert_int_equal(raw_status_phase(&m), DIOH_PHASE_ATTACH);
+	raw_hang_up(&m);
+	raw_ends(&m, 0);
+	running = false;
+	close(fd);
 }
 
 /* ---- moved ---- */
@@ -245,6 +292,35 @@ static void selection_hangs(void **state)
 	helper_goes("has not ended");
 }
 
+/* Nor does the session wait for what its server would have to be asked. */
+static void size_hangs(uint32_t direction, bool in_selection)
+{
+	const struct dioh_msg_attach_memory memory = { .memory = MEMORY, .fds = in_selection ? 3 : DIOH_MEMORY_FD_MEMORY };
+	const struct dioh_msg_memory_transfer what = { .memory = MEMORY, .region = RAW_REGION, .length = RAW_REGION_BYTES,
+		                                       .flags = in_selection ? DIOH_TRANSFER_SELECTION : 0 };
+	int fds[2] = { must_memfd("memory", FILE_BYTES, 0), open_file(O_RDWR) };
+
+	must_fill(fds[0], 0, FILE_BYTES, 1);
+	attach_and_hang(direction, DIOH_MSG_ATTACH_MEMORY, &memory, sizeof(memory), fds + !in_selection, 1 + in_selection);
+	fuse_file_fault(file, FUSE_GETATTR, .kind = FUSE_FAULT_HOLD);
+	close(fds[0]);
+	close(fds[1]);
+	hangs_in(direction == SAVE ? DIOH_MSG_SAVE_MEMORY : DIOH_MSG_LOAD_MEMORY, &what, sizeof(what));
+}
+
+static void size_of_memory_hangs(void **state)
+{
+	(void)state;
+	open_disk();
+	size_hangs(SAVE, false);
+	helper_goes("has not ended");
+	size_hangs(SAVE, true);
+	helper_goes("has not ended");
+	raw_make_image(fixture_path("image"));
+	size_hangs(LOAD, false);
+	helper_goes("leaving");
+}
+
 static void stream_hangs(void **state)
 {
 	(void)state;
@@ -280,8 +356,11 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(attach_ends, tear_down),
+		cmocka_unit_test_teardown(attach_ends_where_it_closes, tear_down),
+		cmocka_unit_test_teardown(odd_answer_is_a_refusal, tear_down),
 		cmocka_unit_test_teardown(memory_hangs, tear_down),
 		cmocka_unit_test_teardown(selection_hangs, tear_down),
+		cmocka_unit_test_teardown(size_of_memory_hangs, tear_down),
 		cmocka_unit_test_teardown(stream_hangs, tear_down),
 		cmocka_unit_test_teardown(setup_hangs, tear_down),
 	};

@@ -22,6 +22,7 @@ struct fuse_file_options {
 	bool direct_all; /* direct_io for descriptors without O_DIRECT, too: every I/O is one request */
 	bool fallocate; /* known; else it is refused with EOPNOTSUPP */
 	bool seek; /* holes are told of; else all is data */
+	bool flush; /* each close(2) asks; else none does, whatever hangs */
 	bool record; /* what the file was told is kept: fuse_file_record() */
 	unsigned life_s; /* the server's, should everything else that ends it fail; 0: 300 */
 };

@@ -44,6 +44,7 @@ struct server {
 	bool direct_all;
 	bool fallocate;
 	bool seek;
+	bool flush;
 	char *buffer;
 	char *held[HELD_MAX];
 	unsigned held_count;
@@ -255,6 +256,11 @@ static void on_unknown(const struct server *s, const struct request *r)
 	answer(s, r->in->unique, ENOSYS, NULL, 0);
 }
 
+static void on_flush(const struct server *s, const struct request *r)
+{
+	answer(s, r->in->unique, s->flush ? 0 : ENOSYS, NULL, 0);
+}
+
 static void on_lseek(const struct server *s, const struct request *r)
 {
 	const struct fuse_lseek_in *in = r->body;
@@ -290,7 +296,7 @@ static handler *const handlers[FUSE_OPCODES_MAX] = {
 	[FUSE_STATFS] = on_statfs,
 	[FUSE_FSYNC] = on_fsync,
 	[FUSE_FSYNCDIR] = on_nothing,
-	[FUSE_FLUSH] = on_unknown,
+	[FUSE_FLUSH] = on_flush,
 	[FUSE_RELEASE] = on_nothing,
 	[FUSE_RELEASEDIR] = on_nothing,
 	[FUSE_DESTROY] = on_nothing,
@@ -568,6 +574,7 @@ _Noreturn void fuse_server_run(struct fuse_control *control, const char *path, i
 		.direct_all = options->direct_all,
 		.fallocate = options->fallocate,
 		.seek = options->seek,
+		.flush = options->flush,
 	};
 	int r;
 
