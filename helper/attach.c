@@ -35,6 +35,12 @@
 #define DEFAULT_WORKERS_SAVE 1u
 #define DEFAULT_WORKERS_LOAD 2u
 
+/* Linux 6.1; the C library's headers may be older, and have spare bytes where statx(2) has stx_dio_mem_align and the next. */
+#ifndef STATX_DIOALIGN
+#define STATX_DIOALIGN 0x2000u
+#endif
+#define STATX_DIO_ALIGNMENTS_AT 0x98
+
 /* ---- any descriptor ---- */
 
 static const char *kind_of(mode_t mode)
@@ -195,12 +201,14 @@ static int probe_direct_read(int fd, uint32_t alignment)
 static void find_alignment(struct dioh_image *image)
 {
 	struct statx stx;
+	uint32_t alignments[2];
 	int sector;
 
 	image->memory_alignment = image->offset_alignment = 0;
 	if (statx(image->page_fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) == 0 && stx.stx_mask & STATX_DIOALIGN) {
-		image->memory_alignment = stx.stx_dio_mem_align;
-		image->offset_alignment = stx.stx_dio_offset_align;
+		memcpy(alignments, (const char *)&stx + STATX_DIO_ALIGNMENTS_AT, sizeof(alignments));
+		image->memory_alignment = alignments[0];
+		image->offset_alignment = alignments[1];
 		return;
 	}
 	if (image->kind == DIOH_IMAGE_BLOCK_DEVICE && ioctl(image->page_fd, BLKSSZGET, &sector) == 0 && sector > 0) {

@@ -35,8 +35,12 @@ static char tag_wake, tag_cancel;
 
 /* From the newest kernels' flags to the oldest: SINGLE_ISSUER came with 6.0, DEFER_TASKRUN with 6.1. */
 static const unsigned setups[] = {
+#ifdef IORING_SETUP_DEFER_TASKRUN /* liburing 2.3 */
 	IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
+#endif
+#ifdef IORING_SETUP_SINGLE_ISSUER /* liburing 2.2 */
 	IORING_SETUP_SINGLE_ISSUER,
+#endif
 	0,
 };
 
@@ -206,6 +210,16 @@ static struct dioh_io *reap(struct uring_engine *engine)
 	return first;
 }
 
+/* DEFER_TASKRUN: completions wait in the kernel, which is to be entered for them even if there is nothing to submit. */
+static int enter_at_once(struct io_uring *ring)
+{
+#ifdef IORING_SETUP_DEFER_TASKRUN
+	return io_uring_submit_and_get_events(ring);
+#else
+	return io_uring_submit(ring);
+#endif
+}
+
 static int uring_run(struct dioh_io_engine *base, bool wait, struct dioh_io **ret_completed, struct dioh_error *err)
 {
 	struct uring_engine *engine = (struct uring_engine *)base;
@@ -213,8 +227,7 @@ static int uring_run(struct dioh_io_engine *base, bool wait, struct dioh_io **re
 
 	if (!engine->wake_armed)
 		arm_wake(engine);
-	/* With 0 it still enters the kernel if completions wait there (DEFER_TASKRUN). */
-	r = wait ? io_uring_submit_and_wait(&engine->ring, 1) : io_uring_submit_and_get_events(&engine->ring);
+	r = wait ? io_uring_submit_and_wait(&engine->ring, 1) : enter_at_once(&engine->ring);
 	if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY)
 		return dioh_error_errno(err, r, PLACE(NONE), "helper: io_uring_enter failed");
 	*ret_completed = reap(engine);

@@ -241,7 +241,7 @@ static int raw_load_tables(struct dioh_image_layout *layout, struct dioh_tables 
 		return 0;
 	}
 	while (at < start + bytes) {
-		uint64_t data, hole;
+		uint64_t data = at, hole = at;
 		int r = seek_image(layout, at, SEEK_DATA, start + bytes, &data, err);
 
 		if (r == 0)

@@ -132,10 +132,10 @@ static void arrange_signals(void)
 /* What attach and stage 2 need, and nothing else from here on. Who has no capabilities has nothing to drop. */
 static int keep_capabilities(const struct dioh_identity *identity, uint32_t allow, struct dioh_error *err)
 {
-	capng_clear(CAPNG_SELECT_ALL);
+	capng_clear(CAPNG_SELECT_BOTH);
 	if (capng_get_caps_process() < 0 || capng_have_capabilities(CAPNG_SELECT_CAPS) == CAPNG_NONE)
 		return 0;
-	capng_clear(CAPNG_SELECT_ALL);
+	capng_clear(CAPNG_SELECT_BOTH);
 	capng_update(CAPNG_ADD, CAPNG_EFFECTIVE | CAPNG_PERMITTED, CAP_SETPCAP); /* for the bounding set and securebits */
 	if (geteuid() == 0 && !identity->keep_uid)
 		capng_updatev(CAPNG_ADD, CAPNG_EFFECTIVE | CAPNG_PERMITTED, CAP_SETUID, CAP_SETGID, -1);
@@ -144,8 +144,8 @@ static int keep_capabilities(const struct dioh_identity *identity, uint32_t allo
 	if (allow & (DIOH_ALLOW_LABEL | DIOH_ALLOW_MODE))
 		capng_update(CAPNG_ADD, CAPNG_EFFECTIVE | CAPNG_PERMITTED, CAP_FOWNER);
 	/* An unprivileged manager may have some capabilities and not these. */
-	if (capng_apply(CAPNG_SELECT_ALL) < 0 && capng_apply(CAPNG_SELECT_CAPS) < 0) {
-		capng_clear(CAPNG_SELECT_ALL);
+	if (capng_apply(CAPNG_SELECT_BOTH) < 0 && capng_apply(CAPNG_SELECT_CAPS) < 0) {
+		capng_clear(CAPNG_SELECT_BOTH);
 		if (capng_apply(CAPNG_SELECT_CAPS) < 0)
 			return dioh_error_set(err, EPERM, PLACE, "helper: dropping capabilities at the start failed");
 	}
@@ -186,7 +186,7 @@ static int change_identity(const struct dioh_identity *identity, struct dioh_err
 
 	if (geteuid() != 0 || identity->keep_uid)
 		return 0;
-	capng_clear(CAPNG_SELECT_ALL);
+	capng_clear(CAPNG_SELECT_BOTH);
 	r = capng_change_id((int)identity->uid, (int)identity->gid, CAPNG_DROP_SUPP_GRP | CAPNG_CLEAR_BOUNDING);
 	if (r < 0)
 		return dioh_error_set(err, EPERM, PLACE, "helper: changing to uid %u, gid %u failed (libcap-ng says %d)",
@@ -202,10 +202,10 @@ static int drop_capabilities(struct dioh_error *err)
 {
 	capng_select_t what = CAPNG_SELECT_CAPS;
 
-	capng_clear(CAPNG_SELECT_ALL);
+	capng_clear(CAPNG_SELECT_BOTH);
 	if (capng_get_caps_process() == 0 && capng_have_capability(CAPNG_EFFECTIVE, CAP_SETPCAP))
-		what = CAPNG_SELECT_ALL;
-	capng_clear(CAPNG_SELECT_ALL);
+		what = CAPNG_SELECT_BOTH;
+	capng_clear(CAPNG_SELECT_BOTH);
 	if (capng_apply(what) < 0)
 		return dioh_error_set(err, EPERM, PLACE, "helper: dropping all capabilities failed");
 	return 0;
@@ -223,7 +223,7 @@ static uint32_t layers_that_hold(void)
 {
 	uint32_t layers = DIOH_LAYER_STRAYS_CLOSED;
 
-	capng_clear(CAPNG_SELECT_ALL);
+	capng_clear(CAPNG_SELECT_BOTH);
 	if (capng_get_caps_process() == 0 && capng_have_capabilities(CAPNG_SELECT_CAPS) == CAPNG_NONE)
 		layers |= DIOH_LAYER_NO_CAPABILITIES;
 	if (getuid() != 0 && geteuid() != 0 && getgid() != 0 && getegid() != 0)
@@ -252,7 +252,6 @@ static int limit_descriptors(struct dioh_error *err)
 
 int dioh_seal_privileges(const struct dioh_identity *identity, uint32_t *ret_layers, struct dioh_error *err)
 {
-	bool landlocked;
 	int r;
 
 	lock_securebits();
@@ -270,10 +269,11 @@ int dioh_seal_privileges(const struct dioh_identity *identity, uint32_t *ret_lay
 		return dioh_error_errno(err, errno, PLACE, "helper: turning ptrace access off failed");
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return dioh_error_errno(err, errno, PLACE, "helper: setting NO_NEW_PRIVS failed");
-	landlocked = dioh_sandbox_landlock();
-	*ret_layers = layers_that_hold() | (landlocked ? DIOH_LAYER_LANDLOCK : 0);
+	*ret_layers = layers_that_hold(); /* before Landlock: libcap-ng up to 0.7 reads a file of /proc */
 	if (!(*ret_layers & DIOH_LAYER_NO_CAPABILITIES))
 		return dioh_error_set(err, EPERM, PLACE, "helper: capabilities are left after dropping them all");
+	if (dioh_sandbox_landlock())
+		*ret_layers |= DIOH_LAYER_LANDLOCK;
 	return 0;
 }
 

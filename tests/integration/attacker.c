@@ -10,6 +10,8 @@
 /* LDFLAGS: -Wl,--wrap=dioh_sandbox_seccomp,--wrap=dioh_mailbox_handle,--wrap=dioh_worker_start,--wrap=capng_apply,--wrap=capng_change_id,--wrap=capng_have_capabilities,--wrap=prctl,--wrap=syscall,--wrap=seccomp_load,--wrap=seccomp_rule_add,--wrap=seccomp_rule_add_array */
 int helper_main(int argc, char **argv);
 
+#include <sys/mount.h> /* before linux/fs.h, for a glibc before 2.36 */
+
 #define main helper_main
 #include "main.c"
 #undef main
@@ -28,7 +30,6 @@ int helper_main(int argc, char **argv);
 #include <seccomp.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/stat.h>

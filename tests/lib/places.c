@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "places.h"
 
+#include <sys/mount.h> /* before linux/fs.h, for a glibc before 2.36 */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -11,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
