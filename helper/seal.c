@@ -260,8 +260,6 @@ int dioh_seal_privileges(const struct dioh_identity *identity, uint32_t *ret_lay
 		r = drop_capabilities(err);
 	if (r == 0)
 		r = clear_ambient(err);
-	if (r == 0)
-		r = limit_descriptors(err);
 	if (r < 0)
 		return r;
 	/* A change of identity sets it anew from fs.suid_dumpable. */
@@ -269,9 +267,13 @@ int dioh_seal_privileges(const struct dioh_identity *identity, uint32_t *ret_lay
 		return dioh_error_errno(err, errno, PLACE, "helper: turning ptrace access off failed");
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return dioh_error_errno(err, errno, PLACE, "helper: setting NO_NEW_PRIVS failed");
-	*ret_layers = layers_that_hold(); /* before Landlock: libcap-ng up to 0.7 reads a file of /proc */
+	/* While a file of /proc can still be opened: libcap-ng up to 0.7 reads one. */
+	*ret_layers = layers_that_hold();
 	if (!(*ret_layers & DIOH_LAYER_NO_CAPABILITIES))
 		return dioh_error_set(err, EPERM, PLACE, "helper: capabilities are left after dropping them all");
+	r = limit_descriptors(err);
+	if (r < 0)
+		return r;
 	if (dioh_sandbox_landlock())
 		*ret_layers |= DIOH_LAYER_LANDLOCK;
 	return 0;
