@@ -26,6 +26,7 @@ struct dioh_image {
 	bool lone_direct; /* header_fd has O_DIRECT: the header path turns it off for each of its writes and reads */
 	bool readable;      /* header_fd */
 	bool page_readable; /* page_fd */
+	bool server_seeks; /* SEEK_DATA may ask who has not been told yet what stands in our page cache */
 	bool reads_present_only; /* into memory that is not there yet it would read through the page cache: btrfs */
 	uint32_t notes;
 	uint32_t memory_alignment;

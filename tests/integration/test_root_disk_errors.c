@@ -355,6 +355,35 @@ static void memory_that_its_server_has_not_seen(void **state)
 	fuse_file_stop(file);
 }
 
+/* The same of a raw image, which nothing but its holes tells what is absent in. */
+static void raw_image_that_its_server_has_not_seen(void **state)
+{
+	static const struct fuse_file_options options = { .seek = true };
+	const struct sick_engine *engine = *state;
+	struct fuse_file *file = sick_file(&options);
+	int image = must_open(fuse_file_path(file), O_RDWR), copy = must_memfd("copy", 4 * MIB, 0);
+	struct moves m = MOVES(WAY_RAW, fuse_file_path(file));
+	uint8_t *map;
+
+	m.way.engine = engine->engine;
+	assert_int_equal(ftruncate(image, 4 * MIB), 0);
+	map = mmap(NULL, 4 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED, image, 0);
+	assert_true(map != MAP_FAILED);
+	moves_add_region(&m, 0, 4 * MIB);
+	moves_start(&m, DIOH_DIRECTION_LOAD);
+	moves_attach(&m, 0, copy, -1);
+	memset(map + MIB, 0x55, MIB); /* now that nobody opens it any more, which would tell its server */
+	must(moves_open(&m, 0), &m.err);
+	must(moves_region(&m, 0, 0), &m.err);
+	assert_int_equal(m.complete.data_bytes, MIB);
+	moves_end(&m, 0);
+	assert_true(same_bytes(image, copy));
+	munmap(map, 4 * MIB);
+	close(image);
+	close(copy);
+	fuse_file_stop(file);
+}
+
 /* ---- a stream's file ---- */
 
 static void save_stream(struct moves *m, const char *bytes)
@@ -458,6 +487,7 @@ int main(void)
 		CASE(saved_over_while_its_pages_are_read, sick_uring),
 		CASE(saved_over_while_its_pages_are_read, sick_sync),
 		CASE(memory_that_its_server_has_not_seen, sick_uring),
+		CASE(raw_image_that_its_server_has_not_seen, sick_uring),
 		CASE(closing_a_streams_file_fails, sick_uring),
 		CASE(closing_a_streams_file_fails, sick_sync),
 		CASE(nobody_may_with_allow_other, sick_uring),
