@@ -293,9 +293,10 @@ static void selection_hangs(void **state)
 }
 
 /* Nor does the session wait for what its server would have to be asked. */
-static void size_hangs(uint32_t direction, bool in_selection)
+static void size_hangs(uint32_t direction, bool in_selection, uint32_t advice)
 {
-	const struct dioh_msg_attach_memory memory = { .memory = MEMORY, .fds = in_selection ? 3 : DIOH_MEMORY_FD_MEMORY };
+	const struct dioh_msg_attach_memory memory = { .memory = MEMORY, .advice = advice,
+		                                       .fds = in_selection ? 3 : DIOH_MEMORY_FD_MEMORY };
 	const struct dioh_msg_memory_transfer what = { .memory = MEMORY, .region = RAW_REGION, .length = RAW_REGION_BYTES,
 		                                       .flags = in_selection ? DIOH_TRANSFER_SELECTION : 0 };
 	int fds[2] = { must_memfd("memory", FILE_BYTES, 0), open_file(O_RDWR) };
@@ -312,12 +313,14 @@ static void size_of_memory_hangs(void **state)
 {
 	(void)state;
 	open_disk();
-	size_hangs(SAVE, false);
+	size_hangs(SAVE, false, DIOH_MEMORY_ADVICE_NONE);
 	helper_goes("has not ended");
-	size_hangs(SAVE, true);
+	size_hangs(SAVE, false, DIOH_MEMORY_ADVICE_HUGEPAGE);
+	helper_goes("has not ended");
+	size_hangs(SAVE, true, DIOH_MEMORY_ADVICE_NONE);
 	helper_goes("has not ended");
 	raw_make_image(fixture_path("image"));
-	size_hangs(LOAD, false);
+	size_hangs(LOAD, false, DIOH_MEMORY_ADVICE_NONE);
 	helper_goes("leaving");
 }
 
