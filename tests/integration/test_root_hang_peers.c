@@ -103,21 +103,18 @@ static void attach_ends(void **state)
 	close(fds[1]);
 }
 
-/* A descriptor that nobody needs is closed, which asks its server once more. The kernel keeps us there; then it is too late. */
-static void attach_ends_where_it_closes(void **state)
+/* The kernel keeps it there; then it is too late. */
+static void ends_where_it_closes(enum raw_stage stage, uint32_t type, const void *payload, size_t size)
 {
 	static const char *const args[] = { "--keep-uid", "--attach-timeout=1", NULL };
-	const struct fuse_file_options options = { .flush = true };
-	const struct dioh_msg_attach_stream taken = { .stream = RAW_STREAM };
-	int status, fd;
+	int fd, status;
 
-	(void)state;
-	alarm(HANG_S);
-	file = sick_file(&options);
-	fd = open_file(O_RDWR);
-	start(args, SAVE, RAW_STAGE_IMAGE);
+	start(args, SAVE, stage);
+	fd = open_file(O_RDWR); /* not before: exec(2) would close it, too */
 	fuse_file_fault(file, FUSE_FLUSH, .kind = FUSE_FAULT_HOLD);
-	(void)raw_request_fds(&m, DIOH_MSG_ATTACH_STREAM, &taken, sizeof(taken), &fd, 1);
+	(void)raw_request_fds(&m, type, payload, size, &fd, 1);
+	while (fuse_file_held(file) == 0)
+		(void)poll(NULL, 0, 1);
 	fuse_file_release_later(file, 2000);
 	status = raw_wait(&m);
 	running = false;
@@ -125,6 +122,20 @@ static void attach_ends_where_it_closes(void **state)
 	assert_int_equal(WTERMSIG(status), SIGALRM);
 	close(fd);
 	raw_hang_up(&m);
+}
+
+/* A descriptor that nobody needs is closed, which asks its server once more: one too many, or what is no pidfd. */
+static void attach_ends_where_it_closes(void **state)
+{
+	const struct fuse_file_options options = { .flush = true };
+	const struct dioh_msg_attach_stream taken = { .stream = RAW_STREAM };
+	uint8_t hello[DIOH_PAYLOAD_BYTES_MAX];
+
+	(void)state;
+	alarm(HANG_S);
+	file = sick_file(&options);
+	ends_where_it_closes(RAW_STAGE_IMAGE, DIOH_MSG_ATTACH_STREAM, &taken, sizeof(taken));
+	ends_where_it_closes(RAW_STAGE_START, DIOH_MSG_HELLO, hello, raw_sample(DIOH_MSG_HELLO, SAVE, hello));
 }
 
 /* A file system may answer what it likes: that is no malformed message, which would end the session. */
