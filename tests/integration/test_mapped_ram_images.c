@@ -488,6 +488,8 @@ static void saved_over_while_open(void **state)
 }
 
 static void written_but_never_synced(void **state)
+	uint64_t count;
+	uint8_t byte;
 {
 	struct moves m = MOVES(WAY_MAPPED_RAM, fixture_path("written"));
 	struct guest_load l;
@@ -497,6 +499,7 @@ static void written_but_never_synced(void **state)
 	guest_expect_open(&image.guest, m.path, 0, ESTALE);
 	inspect(m.path, DIOH_STATE_WRITTEN, GUEST_BLOCKS);
 	guest_look(&l, &image.guest, &WAY_MAPPED_RAM, m.path);
+	assert_int_equal(dioh_read_header(l.m.session, 0, &byte, 1, &count, &l.m.err), -EBADMSG);
 	must(guest_open(&l, DIOH_OPEN_ACCEPT_WRITTEN, 0), &l.m.err);
 	guest_expect(&l, RAM);
 	guest_look_away(&l);
