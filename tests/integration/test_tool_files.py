@@ -193,17 +193,21 @@ def test_disk_in_use(path):
     write(path + ".stream", WHOLE)
     write(path + ".disk", b"a disk")
     with open(path + ".disk", "r+b") as disk:
+        def lock(kind, place, count):
+            fcntl.fcntl(disk, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, place, count, 0))
+
         for place in (100, 203):
-            fcntl.fcntl(disk, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, place, 1, 0))
+            lock(fcntl.F_RDLCK, place, 1)
             for *arguments, words in (("ingest", path + ".disk", "as QEMU locks a disk"),
                                       ("ingest", "--or-raw", path + ".disk", "as QEMU locks a disk"),
                                       ("convert", "--force", "--to", "container", path, path + ".disk", "as QEMU locks a disk"),
                                       ("convert", "--to", "stream", "--force", path, path + ".disk", "as QEMU locks a disk")):
                 with open(path + ".stream", "rb") as stream:
                     has(tool(1, *arguments, stdin=stream), f"{path}.disk: is locked by another program", words)
-            fcntl.fcntl(disk, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
-    check_equal(read(path + ".disk"), b"a disk", "the disk")
-    tool(0, "convert", "--force", "--to", "container", path, path + ".disk")
+            lock(fcntl.F_UNLCK, 0, 0)
+        check_equal(read(path + ".disk"), b"a disk", "the disk")
+        lock(fcntl.F_WRLCK, 0, 0)  # so another run's lock shows on NFS
+        tool(0, "convert", "--force", "--to", "container", path, path + ".disk")
 
 
 def test_name_not_durable(path):
