@@ -70,6 +70,9 @@ int dioh_image_resize(struct dioh_image *image, uint64_t bytes, struct dioh_erro
  */
 int dioh_image_extend(struct dioh_image *image, uint64_t start, uint64_t end, struct dioh_error *err);
 
+/* Before SEEK_DATA: a server that is asked gets what others have left in our page cache. */
+int dioh_image_prepare_seek(struct dioh_image *image, struct dioh_error *err);
+
 /* lseek(2). Nobody relies on the position that it leaves. */
 off_t dioh_image_seek(struct dioh_image *image, uint64_t offset, int whence);
 

@@ -138,23 +138,13 @@ static int raw_create(struct dioh_image_layout *layout, struct dioh_error *err)
 	return 0;
 }
 
-/* Before a server is asked for holes it has to have what may be in our page cache still. */
-static int bring_to_server(struct dioh_image_layout *layout, struct dioh_error *err)
-{
-	const struct dioh_image *image = layout->image;
-
-	if (layout->region_count == 0 || image->kind != DIOH_IMAGE_REGULAR || !image->server_seeks)
-		return 0;
-	return dioh_image_sync(layout->image, err);
-}
-
 static int raw_open(struct dioh_image_layout *layout, uint32_t flags, struct dioh_error *err)
 {
 	uint64_t file_bytes;
 	int r = check_regions(layout, err);
 
-	if (r == 0)
-		r = bring_to_server(layout, err);
+	if (r == 0 && layout->region_count > 0)
+		r = dioh_image_prepare_seek(layout->image, err);
 	if (r == 0)
 		r = dioh_layout_file_bytes(layout, &file_bytes, err);
 	if (r < 0)
