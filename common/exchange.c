@@ -11,7 +11,7 @@
  * A connection that has failed once stays so: its error is kept and answered from then on. But events that came
  * before are handed out first: a COMPLETE may be the helper's last word.
  *
- * Called by client.c.
+ * Called by client.c and client_image.c.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE

@@ -87,6 +87,15 @@ static int get_stat(int fd, const struct dioh_place *place, const char *what, st
 	return 0;
 }
 
+/*
+ * FUSE hands SEEK_DATA on to its server, whatever pages of a mapping are dirty here: a guest's pages were taken for holes. These
+ * look at the page cache, too; of others that is not known.
+ */
+static bool sees_dirty_pages(unsigned long magic)
+{
+	return magic == TMPFS_MAGIC || magic == EXT4_SUPER_MAGIC || magic == XFS_SUPER_MAGIC || magic == BTRFS_SUPER_MAGIC;
+}
+
 /* ---- image ---- */
 
 static int check_image_fd(int fd, const char *what, uint32_t direction, struct stat *ret_st, int *ret_flags,
@@ -241,11 +250,17 @@ static int give_up_direct(struct dioh_image *image, struct dioh_error *err)
 	return 0;
 }
 
-static bool is_on(const struct dioh_image *image, unsigned long magic)
+/* Its file system; 0: not to be learnt. */
+static unsigned long magic_of(const struct dioh_image *image)
 {
 	struct statfs fs;
 
-	return fstatfs(image->page_fd, &fs) == 0 && (unsigned long)fs.f_type == magic;
+	return fstatfs(image->page_fd, &fs) == 0 ? (unsigned long)fs.f_type : 0;
+}
+
+static bool is_on(const struct dioh_image *image, unsigned long magic)
+{
+	return magic_of(image) == magic;
 }
 
 /*
@@ -396,6 +411,7 @@ int dioh_settle_image(const struct dioh_msg_attach_image *request, struct dioh_i
 		return r;
 	image->reads_present_only =
 		image->direct && image->direction == DIOH_DIRECTION_LOAD && is_on(image, BTRFS_SUPER_MAGIC);
+	image->server_seeks = !sees_dirty_pages(magic_of(image));
 	if (image->any_engine && !dioh_engine_suits(image->engine, image->direct))
 		image->engine = DIOH_ENGINE_SYNC;
 	return 0;
@@ -413,15 +429,6 @@ static int check_memory_access(const struct dioh_place *place, const char *what,
 		return dioh_error_set(err, EINVAL, place,
 		                      "%s: it was opened with O_APPEND, which would send every write to its end", what);
 	return 0;
-}
-
-/*
- * FUSE hands SEEK_DATA on to its server, whatever pages of a mapping are dirty here: a guest's pages were taken for holes. These
- * look at the page cache, too; of others that is not known.
- */
-static bool sees_dirty_pages(unsigned long magic)
-{
-	return magic == TMPFS_MAGIC || magic == EXT4_SUPER_MAGIC || magic == XFS_SUPER_MAGIC || magic == BTRFS_SUPER_MAGIC;
 }
 
 static int find_memory_kind(struct dioh_memory *memory, const struct dioh_place *place, const char *what,

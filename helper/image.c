@@ -276,6 +276,19 @@ int dioh_image_sync(struct dioh_image *image, struct dioh_error *err)
 	                        whole ? "fsync" : "fdatasync");
 }
 
+int dioh_image_prepare_seek(struct dioh_image *image, struct dioh_error *err)
+{
+	int r = 0;
+
+	if (image->kind == DIOH_IMAGE_REGULAR && image->server_seeks)
+		r = sync_fd(image, image->header_fd, false);
+	/* A file system that is only read may not know the call, and has nothing to sync. */
+	if (r == 0 || r == -EINVAL || r == -EROFS)
+		return 0;
+	return dioh_error_errno(err, r, PLACE(SYNC, DIOH_OFFSET_NONE),
+	                        "image: fdatasync failed, so where it has data is not known");
+}
+
 void dioh_image_drop_cache(struct dioh_image *image)
 {
 	if (!image->direct)

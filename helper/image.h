@@ -26,6 +26,7 @@ struct dioh_image {
 	bool lone_direct; /* header_fd has O_DIRECT: the header path turns it off for each of its writes and reads */
 	bool readable;      /* header_fd */
 	bool page_readable; /* page_fd */
+	bool server_seeks; /* SEEK_DATA may ask who has not been told yet what stands in our page cache */
 	bool reads_present_only; /* into memory that is not there yet it would read through the page cache: btrfs */
 	uint32_t notes;
 	uint32_t memory_alignment;
@@ -68,6 +69,9 @@ int dioh_image_resize(struct dioh_image *image, uint64_t bytes, struct dioh_erro
  * may wait for the allocation.
  */
 int dioh_image_extend(struct dioh_image *image, uint64_t start, uint64_t end, struct dioh_error *err);
+
+/* Before SEEK_DATA: a server that is asked gets what others have left in our page cache. */
+int dioh_image_prepare_seek(struct dioh_image *image, struct dioh_error *err);
 
 /* lseek(2). Nobody relies on the position that it leaves. */
 off_t dioh_image_seek(struct dioh_image *image, uint64_t offset, int whence);

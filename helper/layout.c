@@ -10,7 +10,6 @@
 #include "align.h"
 #include "clock.h"
 #include "layout_mapped_ram.h"
-#include "layout_record.h"
 #include "pages.h"
 
 #define PLACE(op, offset) DIOH_PLACE(op, IMAGE, 0, offset)
@@ -288,7 +287,7 @@ int dioh_layout_read_header(struct dioh_image_layout *layout, void *bytes, uint6
 	count = dioh_min(count, there);
 	r = dioh_image_pread(layout->image, bytes, count, dioh_layout_at(layout, layout->header_offset + offset), err);
 	if (r == 0)
-		r = dioh_record_check_unchanged(layout, err);
+		r = dioh_layout_check_unchanged(layout, err);
 	if (r == 0)
 		*ret_count = count;
 	return r;

@@ -325,10 +325,10 @@ static int check_setup(struct dioh_image_layout *layout, struct dioh_error *err)
 	return r;
 }
 
-/* A partial image's record is compared no further: its extents are not known. */
+/* A partial image's record is compared no further: its extents are not known, and its tables may not be there yet. */
 static int check_count(const struct dioh_image_layout *layout, unsigned count, struct dioh_error *err)
 {
-	if (layout->region_count == count)
+	if (layout->region_count == count || (layout->region_count == 0 && layout->state == DIOH_STATE_PARTIAL))
 		return 0;
 	return dioh_error_set(err, EBADMSG, PLACE(PARSE, layout->record_offset),
 	                      "image: the record is another image's: it has %u regions, QEMU's bytes have %u blocks",
@@ -357,7 +357,7 @@ static int open_ours(struct dioh_image_layout *layout, uint32_t flags, bool chos
 	layout->header_offset = 0;
 	layout->header_bytes = header_bytes;
 	if (r == 0 && chosen)
-		r = choose_again(layout, choice, count, !(flags & DIOH_OPEN_ALL_IN_STREAM), err);
+		r = choose_again(layout, choice, layout->region_count, !(flags & DIOH_OPEN_ALL_IN_STREAM), err);
 	return r;
 }
 

@@ -143,6 +143,8 @@ static int raw_open(struct dioh_image_layout *layout, uint32_t flags, struct dio
 	uint64_t file_bytes;
 	int r = check_regions(layout, err);
 
+	if (r == 0 && layout->region_count > 0)
+		r = dioh_image_prepare_seek(layout->image, err);
 	if (r == 0)
 		r = dioh_layout_file_bytes(layout, &file_bytes, err);
 	if (r < 0)

@@ -162,6 +162,8 @@ bool dioh_memory_may_map(const struct dioh_memory *memory)
 {
 	struct stat st;
 
+	if (memory->server_seeks) /* how much there is its server would have to be asked, too: nobody waits for that here */
+		return false;
 	if (dioh_memory_shows_holes(memory))
 		return true;
 	return fstat(memory->fd, &st) == 0 && (uint64_t)st.st_blocks * 512 >= (uint64_t)st.st_size;

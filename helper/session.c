@@ -126,11 +126,6 @@ static void refuse_and_end(struct dioh_session_state *session, const struct dioh
 	end_session(session);
 }
 
-static bool attaches(uint32_t type)
-{
-	return type == DIOH_MSG_ATTACH_IMAGE || type == DIOH_MSG_ATTACH_MEMORY || type == DIOH_MSG_ATTACH_STREAM;
-}
-
 static int check_form(const struct dioh_session_state *session, struct dioh_error *err)
 {
 	const struct dioh_message *message = &session->message;
@@ -143,7 +138,7 @@ static int check_form(const struct dioh_session_state *session, struct dioh_erro
 
 static void handle_request(struct dioh_session_state *session)
 {
-	const bool timed = !session->sealed && attaches(session->message.header.type);
+	const bool timed = !session->sealed && session->message.fd_count > 0;
 	struct dioh_message *message = &session->message;
 	const struct dioh_msg_header *header = &message->header;
 	const struct door_row *row;

@@ -52,9 +52,8 @@ static int check_complete(const struct dioh_session_state *session, struct dioh_
 
 	if (session->stage != IMAGE_READY)
 		return dioh_error_set(err, ENODATA, PLACE, "FINISH: there is no image yet");
-	if (sync_error) /* What is missing is missing because of that. EBADMSG is a malformed message's. */
-		return dioh_error_errno(err, sync_error == EBADMSG ? EIO : sync_error,
-		                        DIOH_PLACE(SYNC, IMAGE, 0, DIOH_OFFSET_NONE),
+	if (sync_error) /* what is missing is missing because of that */
+		return dioh_error_errno(err, sync_error, DIOH_PLACE(SYNC, IMAGE, 0, DIOH_OFFSET_NONE),
 		                        "FINISH: a sync has failed before, what was written may be lost");
 	r = check_regions(layout, err);
 	if (r == 0)

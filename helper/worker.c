@@ -176,8 +176,6 @@ static int settle_image_io(struct dioh_worker *worker, struct dioh_io *io)
 	} else if (io->result < 0) {
 		if (io->result == -ENODATA) /* the block layer's word for a bad medium; ours is for a read behind the end */
 			io->result = -EIO;
-		if (io->result == -ECANCELED) /* io_uring has no thread for it (RLIMIT_NPROC): nobody cancels an image's I/O */
-			io->result = -EAGAIN;
 		return 1;
 	} else if ((uint64_t)io->result >= io->bytes) {
 		io->result = 0;
@@ -211,15 +209,20 @@ static void count_cached(struct dioh_worker *worker, const struct dioh_io *io)
 		dioh_writeback_read(&worker->writeback, start, io->moved);
 }
 
+static bool is_over(struct dioh_worker *worker, struct dioh_io *io)
+{
+	if (io->result == -ECANCELED && !io->cancelled) {
+		io->result = -EAGAIN; /* io_uring has no thread for it (RLIMIT_NPROC): nobody has cancelled it */
+		return true;
+	}
+	if (io->stream)
+		return io->cancelled || (io->result != -EINTR && io->result != -EAGAIN);
+	return settle_image_io(worker, io) == 1;
+}
+
 static void take_back(struct dioh_worker *worker, struct dioh_io *io)
 {
-	bool over;
-
-	if (io->stream)
-		over = io->cancelled || (io->result != -EINTR && io->result != -EAGAIN);
-	else
-		over = settle_image_io(worker, io) == 1;
-	if (!over) {
+	if (!is_over(worker, io)) {
 		offer(worker, io);
 		return;
 	}

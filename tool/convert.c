@@ -197,9 +197,12 @@ static int check_container(const struct conversion *c, struct dioh_error *err)
 	return 0;
 }
 
-/* A page that was freed looks like zeros, and one machine's image like another's, but for these. */
-static int check_checksums(const struct conversion *c, struct dioh_error *err)
+/* A page that was freed looks like zeros, and one machine's image like another's, but for checksums. */
+static int check_consumable(const struct conversion *c, struct dioh_error *err)
 {
+	if (c->open.compatible_features) /* who does not know what they mean may not write to it, and would lose them */
+		return dioh_tool_error_set(err, EOPNOTSUPP, "cannot be freed behind the work (--consume): it has features that are "
+		                                            "not known here");
 	for (uint32_t i = 0; i < c->table.region_count; i++)
 		if (!(c->table.entries[i].flags & (DIOH_ENTRY_IN_STREAM | DIOH_ENTRY_CHECKSUMS)))
 			return dioh_tool_error_set(err, EOPNOTSUPP,
@@ -227,7 +230,7 @@ static int check_pair(const struct conversion *c, struct dioh_error *err)
 		                           "cannot be freed behind the work (--consume): %s would be read as a stream, which "
 		                           "has to be read from its start again after an interruption",
 		                           formats[c->from].name);
-	r = c->options->consume ? check_checksums(c, err) : 0;
+	r = c->options->consume ? check_consumable(c, err) : 0;
 	return r != 0 ? r : check_container(c, err);
 }
 

@@ -35,7 +35,10 @@ bool dioh_tool_has_name(int fd, const char *path)
 	return lstat(path, &named) == 0 && fstat(fd, &st) == 0 && named.st_dev == st.st_dev && named.st_ino == st.st_ino;
 }
 
-/* QEMU holds locks at these places of an image, one byte for each permission, as long as it has the image open. */
+/*
+ * QEMU holds locks at these places of an image, one byte for each permission, as long as it has the image open. One that begins
+ * before is none of these: NFS makes a lock of all bytes of another run's flock(2), for which dioh_tool_lock() waits.
+ */
 int dioh_tool_check_unused(int fd, struct dioh_error *err)
 {
 	static const off_t starts[] = { 100, 200 };
@@ -43,7 +46,7 @@ int dioh_tool_check_unused(int fd, struct dioh_error *err)
 	for (size_t i = 0; i < sizeof(starts) / sizeof(starts[0]); i++) {
 		struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = starts[i], .l_len = 4 };
 
-		if (fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK)
+		if (fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK && lock.l_start >= starts[0])
 			return dioh_tool_error_set(err, EBUSY,
 			                           "is locked by another program, as QEMU locks a disk that it uses");
 	}

@@ -145,7 +145,7 @@ bool dioh_tool_is_same_file(const struct stat *a, const struct stat *b);
 /* The file that is open, and no link to it, is what has the name. */
 bool dioh_tool_has_name(int fd, const char *path);
 
-/* What is about to be written to is no disk of a machine that runs (EBUSY). Before it is locked: see dioh_tool_lock(). */
+/* What is about to be written to is no disk of a machine that runs (EBUSY). */
 int dioh_tool_check_unused(int fd, struct dioh_error *err);
 
 /*

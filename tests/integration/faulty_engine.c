@@ -8,6 +8,7 @@
  *   odd      all is done, but 1000 bytes are told of
  *   eagain, eintr, eio    it is not done, and the engine says so
  *   ecanceled             the same: so io_uring says that it can have no thread, which RLIMIT_NPROC may be the reason for
+ *   stream                the same, but INDEX counts the I/O of streams
  *   nothing  it is not done, and the engine tells of 0 bytes
  *   reorder  from here on completions are kept until nothing else is under way, and come last one first
  *
@@ -58,11 +59,11 @@ const struct dioh_engine_ops *__real_dioh_engine_find(uint32_t id);
 
 #define PROBE_DEPTH_MAX 4
 
-static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "ecanceled", "nothing", "reorder",
+static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "ecanceled", "stream", "nothing", "reorder",
 	                             "writeback", "badmsg", "punch", "ring", "aio", "parts", "erase", "broken", "sync", "header",
 	                             "record" };
-enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, CANCELED, NOTHING, REORDER, WRITEBACK, BADMSG, PUNCH, RING, AIO, PARTS,
-	    ERASE, BROKEN, SYNC, HEADER, RECORD, KINDS };
+enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, CANCELED, STREAM, NOTHING, REORDER, WRITEBACK, BADMSG, PUNCH, RING,
+	    AIO, PARTS, ERASE, BROKEN, SYNC, HEADER, RECORD, KINDS };
 
 static struct {
 	enum kind kind;
@@ -72,7 +73,7 @@ static struct {
 struct faulty {
 	struct dioh_io_engine base;
 	struct dioh_io_engine *real;
-	unsigned long count; /* of the image's I/Os so far */
+	unsigned long count; /* of the image's I/Os so far, or the streams' */
 	struct dioh_io *cut; /* under way with less than it should */
 	size_t cut_bytes;    /* of its first part */
 	unsigned cut_count;
@@ -197,9 +198,10 @@ static void mend(struct faulty *f, struct dioh_io *io)
 static bool faulty_queue(struct dioh_io_engine *engine, struct dioh_io *io)
 {
 	static const int64_t results[KINDS] = { [AGAIN] = -EAGAIN, [INTERRUPTED] = -EINTR, [FAILED] = -EIO,
-		                                [CANCELED] = -ECANCELED, [NOTHING] = 0 };
+		                                [CANCELED] = -ECANCELED, [STREAM] = -ECANCELED, [NOTHING] = 0 };
 	struct faulty *f = (struct faulty *)engine;
-	const bool hit = fault.kind <= REORDER && !io->stream && f->count == fault.index;
+	const bool counts = io->stream == (fault.kind == STREAM);
+	const bool hit = fault.kind <= REORDER && counts && f->count == fault.index;
 
 	if (hit && fault.kind >= AGAIN && fault.kind <= NOTHING) {
 		f->count++;
@@ -216,7 +218,7 @@ static bool faulty_queue(struct dioh_io_engine *engine, struct dioh_io *io)
 		f->odd = io;
 	if (hit)
 		say_hit();
-	f->count += !io->stream;
+	f->count += counts;
 	f->under_way++;
 	return true;
 }

@@ -3,8 +3,9 @@
  * test_engine_faults.c - every single I/O of the image in a small save and a small load is answered once, in turn, in the
  * ways that no disk of ours can bring about, or that need none (faulty_engine.c): short, or with a number that no sector
  * has, EAGAIN, EINTR, EIO, nothing, in another order; in a save also each write of the header path and each sync, the
- * directory's too: EIO. For each layout and engine with O_DIRECT, and for io_uring without. What can be repeated is; the
- * rest is an error that says what and where. Nothing is complete that does not load bit for bit.
+ * directory's too: EIO. For each layout and engine with O_DIRECT, and for io_uring without. And each I/O of a stream:
+ * ECANCELED, which nobody has done. What can be repeated is; the rest is an error that says what and where. Nothing is
+ * complete that does not load bit for bit.
  */
 /* timeout: 240 */
 #include <setjmp.h>
@@ -187,12 +188,43 @@ static void mapped_ram(void **state)
 	every_one(DIOH_LAYOUT_MAPPED_RAM);
 }
 
+/* false: there are not so many I/Os. */
+static bool stream_fails(unsigned index, bool save)
+{
+	static const struct way way = { .layout = DIOH_LAYOUT_CONTAINER };
+	struct specimen s = specimen(&way);
+	bool ok, hit;
+
+	set_fault("stream", index);
+	ok = save ? specimen_save(&s) : specimen_load(&s, way.layout) == SPECIMEN_IS_NEW;
+	hit = was_hit();
+	assert_int_equal(ok, !hit);
+	if (hit && (s.err.code != EAGAIN || s.err.object != DIOH_OBJECT_STREAM ||
+	            s.err.operation != (save ? DIOH_OP_READ : DIOH_OP_WRITE)))
+		fail_msg("I/O %u: code %d, operation %u, object %u: %s", index, s.err.code, s.err.operation, s.err.object, s.err.text);
+	return hit;
+}
+
+static void streams(void **state)
+{
+	unsigned saves = 0, loads = 0;
+
+	(void)state;
+	while (stream_fails(saves, true))
+		saves++;
+	while (stream_fails(loads, false))
+		loads++;
+	alarm(0);
+	assert_true(saves > 0 && loads > 0);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(raw),
 		cmocka_unit_test(container),
 		cmocka_unit_test(mapped_ram),
+		cmocka_unit_test(streams),
 	};
 
 	(void)argc;

@@ -355,6 +355,46 @@ static void memory_that_its_server_has_not_seen(void **state)
 	fuse_file_stop(file);
 }
 
+/* OPEN_IMAGE of a raw image in which something is written once nobody opens it any more: that would tell its server. */
+static int open_raw_written_to(struct moves *m, int memory, uint8_t *bytes)
+{
+	moves_add_region(m, 0, 4 * MIB);
+	moves_start(m, DIOH_DIRECTION_LOAD);
+	moves_attach(m, 0, memory, -1);
+	memset(bytes, 0x55, MIB);
+	return moves_open(m, 0);
+}
+
+/* The same of a raw image, in which nothing but its holes tells what is absent. Where nothing can be synced, nothing need be. */
+static void raw_image_that_its_server_has_not_seen(void **state)
+{
+	static const struct fuse_file_options options = { .seek = true };
+	const struct sick_engine *engine = *state;
+	struct fuse_file *file = sick_file(&options);
+	int image = must_open(fuse_file_path(file), O_RDWR), copy = must_memfd("copy", 4 * MIB, 0);
+	struct moves m = MOVES(WAY_RAW, fuse_file_path(file)), failing = m;
+	uint8_t *map;
+
+	m.way.engine = engine->engine;
+	assert_int_equal(ftruncate(image, 4 * MIB), 0);
+	map = mmap(NULL, 4 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED, image, 0);
+	assert_true(map != MAP_FAILED);
+	fuse_file_fault(file, FUSE_FSYNC, .kind = FUSE_FAULT_ERROR, .value = EINVAL);
+	must(open_raw_written_to(&m, copy, map + MIB), &m.err);
+	must(moves_region(&m, 0, 0), &m.err);
+	assert_int_equal(m.complete.data_bytes, MIB);
+	moves_end(&m, 0);
+	assert_true(same_bytes(image, copy));
+	fuse_file_fault(file, FUSE_FSYNC, .kind = FUSE_FAULT_ERROR, .value = EIO);
+	assert_int_equal(open_raw_written_to(&failing, copy, map), -EIO);
+	moves_assert_error(&failing, EIO, SYNC, IMAGE, 0);
+	moves_end(&failing, 0);
+	munmap(map, 4 * MIB);
+	close(image);
+	close(copy);
+	fuse_file_stop(file);
+}
+
 /* ---- a stream's file ---- */
 
 static void save_stream(struct moves *m, const char *bytes)
@@ -458,6 +498,7 @@ int main(void)
 		CASE(saved_over_while_its_pages_are_read, sick_uring),
 		CASE(saved_over_while_its_pages_are_read, sick_sync),
 		CASE(memory_that_its_server_has_not_seen, sick_uring),
+		CASE(raw_image_that_its_server_has_not_seen, sick_uring),
 		CASE(closing_a_streams_file_fails, sick_uring),
 		CASE(closing_a_streams_file_fails, sick_sync),
 		CASE(nobody_may_with_allow_other, sick_uring),

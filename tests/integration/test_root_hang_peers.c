@@ -103,21 +103,18 @@ static void attach_ends(void **state)
 	close(fds[1]);
 }
 
-/* A descriptor that nobody needs is closed, which asks its server once more. The kernel keeps us there; then it is too late. */
-static void attach_ends_where_it_closes(void **state)
+/* The kernel keeps it there; then it is too late. */
+static void ends_where_it_closes(enum raw_stage stage, uint32_t type, const void *payload, size_t size)
 {
 	static const char *const args[] = { "--keep-uid", "--attach-timeout=1", NULL };
-	const struct fuse_file_options options = { .flush = true };
-	const struct dioh_msg_attach_stream taken = { .stream = RAW_STREAM };
-	int status, fd;
+	int fd, status;
 
-	(void)state;
-	alarm(HANG_S);
-	file = sick_file(&options);
-	fd = open_file(O_RDWR);
-	start(args, SAVE, RAW_STAGE_IMAGE);
+	start(args, SAVE, stage);
+	fd = open_file(O_RDWR); /* not before: exec(2) would close it, too */
 	fuse_file_fault(file, FUSE_FLUSH, .kind = FUSE_FAULT_HOLD);
-	(void)raw_request_fds(&m, DIOH_MSG_ATTACH_STREAM, &taken, sizeof(taken), &fd, 1);
+	(void)raw_request_fds(&m, type, payload, size, &fd, 1);
+	while (fuse_file_held(file) == 0)
+		(void)poll(NULL, 0, 1);
 	fuse_file_release_later(file, 2000);
 	status = raw_wait(&m);
 	running = false;
@@ -125,6 +122,20 @@ static void attach_ends_where_it_closes(void **state)
 	assert_int_equal(WTERMSIG(status), SIGALRM);
 	close(fd);
 	raw_hang_up(&m);
+}
+
+/* A descriptor that nobody needs is closed, which asks its server once more: one too many, or what is no pidfd. */
+static void attach_ends_where_it_closes(void **state)
+{
+	const struct fuse_file_options options = { .flush = true };
+	const struct dioh_msg_attach_stream taken = { .stream = RAW_STREAM };
+	uint8_t hello[DIOH_PAYLOAD_BYTES_MAX];
+
+	(void)state;
+	alarm(HANG_S);
+	file = sick_file(&options);
+	ends_where_it_closes(RAW_STAGE_IMAGE, DIOH_MSG_ATTACH_STREAM, &taken, sizeof(taken));
+	ends_where_it_closes(RAW_STAGE_START, DIOH_MSG_HELLO, hello, raw_sample(DIOH_MSG_HELLO, SAVE, hello));
 }
 
 /* A file system may answer what it likes: that is no malformed message, which would end the session. */
@@ -293,9 +304,10 @@ static void selection_hangs(void **state)
 }
 
 /* Nor does the session wait for what its server would have to be asked. */
-static void size_hangs(uint32_t direction, bool in_selection)
+static void size_hangs(uint32_t direction, bool in_selection, uint32_t advice)
 {
-	const struct dioh_msg_attach_memory memory = { .memory = MEMORY, .fds = in_selection ? 3 : DIOH_MEMORY_FD_MEMORY };
+	const struct dioh_msg_attach_memory memory = { .memory = MEMORY, .advice = advice,
+		                                       .fds = in_selection ? 3 : DIOH_MEMORY_FD_MEMORY };
 	const struct dioh_msg_memory_transfer what = { .memory = MEMORY, .region = RAW_REGION, .length = RAW_REGION_BYTES,
 		                                       .flags = in_selection ? DIOH_TRANSFER_SELECTION : 0 };
 	int fds[2] = { must_memfd("memory", FILE_BYTES, 0), open_file(O_RDWR) };
@@ -312,12 +324,14 @@ static void size_of_memory_hangs(void **state)
 {
 	(void)state;
 	open_disk();
-	size_hangs(SAVE, false);
+	size_hangs(SAVE, false, DIOH_MEMORY_ADVICE_NONE);
 	helper_goes("has not ended");
-	size_hangs(SAVE, true);
+	size_hangs(SAVE, false, DIOH_MEMORY_ADVICE_HUGEPAGE);
+	helper_goes("has not ended");
+	size_hangs(SAVE, true, DIOH_MEMORY_ADVICE_NONE);
 	helper_goes("has not ended");
 	raw_make_image(fixture_path("image"));
-	size_hangs(LOAD, false);
+	size_hangs(LOAD, false, DIOH_MEMORY_ADVICE_NONE);
 	helper_goes("leaving");
 }
 

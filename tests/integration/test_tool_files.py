@@ -27,6 +27,7 @@ import qemu_stream  # noqa: E402
 import test_tool_mapped_ram as images  # noqa: E402
 from manager import Entry, Session  # noqa: E402
 from qemu_stream import MIB  # noqa: E402
+from reader import crc32c  # noqa: E402
 from test_tool_mapped_ram import BUILD, HELPER, TOOL, check, check_equal, flip, has, inspect, verify  # noqa: E402
 
 BLOCKS = (images.RAM._replace(pages=images.RAM_PAGES), qemu_stream.with_zeros(images.VGA))
@@ -193,17 +194,21 @@ def test_disk_in_use(path):
     write(path + ".stream", WHOLE)
     write(path + ".disk", b"a disk")
     with open(path + ".disk", "r+b") as disk:
+        def lock(kind, place, count):
+            fcntl.fcntl(disk, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, place, count, 0))
+
         for place in (100, 203):
-            fcntl.fcntl(disk, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, place, 1, 0))
+            lock(fcntl.F_RDLCK, place, 1)
             for *arguments, words in (("ingest", path + ".disk", "as QEMU locks a disk"),
                                       ("ingest", "--or-raw", path + ".disk", "as QEMU locks a disk"),
                                       ("convert", "--force", "--to", "container", path, path + ".disk", "as QEMU locks a disk"),
                                       ("convert", "--to", "stream", "--force", path, path + ".disk", "as QEMU locks a disk")):
                 with open(path + ".stream", "rb") as stream:
                     has(tool(1, *arguments, stdin=stream), f"{path}.disk: is locked by another program", words)
-            fcntl.fcntl(disk, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
-    check_equal(read(path + ".disk"), b"a disk", "the disk")
-    tool(0, "convert", "--force", "--to", "container", path, path + ".disk")
+            lock(fcntl.F_UNLCK, 0, 0)
+        check_equal(read(path + ".disk"), b"a disk", "the disk")
+        lock(fcntl.F_WRLCK, 0, 0)  # so another run's lock shows on NFS
+        tool(0, "convert", "--force", "--to", "container", path, path + ".disk")
 
 
 def test_name_not_durable(path):
@@ -392,6 +397,18 @@ def test_consume_region_end(path):
     check_equal((verify(0, out)[0]["result"], os.path.exists(out + ".consume")), ("ok", False), "OUT, and the state")
 
 
+def test_consume_features(path):
+    """IN has a feature that is not known here: who only reads it may ignore that, but nothing of it is freed."""
+    container(path, [MIB], [b"state"])
+    whole = bytearray(read(path))
+    struct.pack_into("<Q", whole, 32, 1 << 40)
+    struct.pack_into("<I", whole, 4092, crc32c(whole[:4092]))
+    write(path, whole)
+    has(tool(1, "convert", "--consume", "--to", "container", path, path + ".out"), "it has features that are not known here")
+    check_equal((read(path), os.path.exists(path + ".out")), (bytes(whole), False), "IN, and OUT")
+    tool(0, "convert", "--to", "container", path, path + ".out")
+
+
 def test_saved_over_between(path):
     """An image gets another region between the look at it and its load: no half of it is converted, or called ok."""
     container(path + ".one", [MIB], [])
@@ -506,8 +523,8 @@ def test_listen_name(path):
 TESTS = (test_stream_is_image, test_closed_descriptors, test_stdout_is_in, test_partial, test_another_run,
          test_disk_in_use, test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_helper_killed,
          test_out_helper_ends_badly, test_directory_unreadable, test_long_name, test_consume_another_out,
-         test_consume_goes_on, test_consume_region_end, test_saved_over_between, test_many_streams, test_consume_names,
-         test_consume_twice, test_listen_ended, test_listen_name)
+         test_consume_goes_on, test_consume_region_end, test_consume_features, test_saved_over_between, test_many_streams,
+         test_consume_names, test_consume_twice, test_listen_ended, test_listen_name)
 
 
 if __name__ == "__main__":

@@ -106,10 +106,7 @@ static void several_workers(void **state)
 	lose(3);
 }
 
-/*
- * What the file system says may be what a malformed message is called, which ends a session: FINISH is refused by another
- * name, and answered.
- */
+/* What the file system says may be what a malformed message is called, which ends a session: this does not. */
 static void a_damaged_file_system(void **state)
 {
 	struct moves m;
@@ -122,8 +119,8 @@ static void a_damaged_file_system(void **state)
 	assert_int_equal(moves_region(&m, LARGE, 0), -EBADMSG);
 	moves_assert_error(&m, EBADMSG, SYNC, IMAGE, 0);
 	for (int i = 0; i < 2; i++) {
-		assert_int_equal(moves_finish(&m, DIOH_FINISH_DURABLE), -EIO);
-		moves_assert_error(&m, EIO, SYNC, IMAGE, 0);
+		assert_int_equal(moves_finish(&m, DIOH_FINISH_DURABLE), -EBADMSG);
+		moves_assert_error(&m, EBADMSG, SYNC, IMAGE, 0);
 		moves_assert_alive(&m);
 	}
 	moves_end(&m, 1);
