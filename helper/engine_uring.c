@@ -26,6 +26,7 @@ struct uring_engine {
 	unsigned room; /* I/Os that may still be taken */
 	int fds[DIOH_SLOTS_MAX];
 	bool blocked[DIOH_SLOTS_MAX]; /* O_NONBLOCK was cleared by us: others may have the same open file */
+	bool fixed_cancels; /* have to have FIXED_FILE; else must not */
 	bool wake_armed;
 	uint64_t wake_value;
 };
@@ -66,11 +67,30 @@ static int uring_probe(void)
 	return r;
 }
 
+/* Whether a cancel may have FIXED_FILE, which means nothing there: Linux before 6.0 answers EINVAL, others ENOENT. */
+static bool cancels_with_fixed_file(void)
+{
+	struct io_uring ring;
+	struct io_uring_sqe *sqe;
+	struct io_uring_cqe *cqe;
+	bool with = false;
+
+	if (io_uring_queue_init(1, &ring, 0) < 0)
+		return false;
+	sqe = io_uring_get_sqe(&ring);
+	io_uring_prep_cancel(sqe, &tag_cancel, 0);
+	sqe->flags |= IOSQE_FIXED_FILE;
+	if (io_uring_submit_and_wait(&ring, 1) == 1 && io_uring_peek_cqe(&ring, &cqe) == 0)
+		with = cqe->res == -ENOENT;
+	io_uring_queue_exit(&ring);
+	return with;
+}
+
 /*
- * Nothing but reads, writes and cancels, and those on the file table only: what can't be reached by a system call any more
- * is not to be had through the ring either. By the system call, as below.
+ * Nothing but reads, writes and cancels, and those on the file table only, where cancels can do with that: what can't be
+ * reached by a system call any more is not to be had through the ring either. By the system call, as below.
  */
-static bool restrict_ring(struct io_uring *ring)
+static bool restrict_ring(struct io_uring *ring, bool table_only)
 {
 	struct io_uring_restriction rules[] = {
 		{ .opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_READV },
@@ -78,7 +98,7 @@ static bool restrict_ring(struct io_uring *ring)
 		{ .opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_READ },
 		{ .opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_ASYNC_CANCEL },
 		{ .opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED, .sqe_flags = IOSQE_FIXED_FILE },
-		{ .opcode = IORING_RESTRICTION_SQE_FLAGS_REQUIRED, .sqe_flags = IOSQE_FIXED_FILE },
+		{ .opcode = IORING_RESTRICTION_SQE_FLAGS_REQUIRED, .sqe_flags = table_only ? IOSQE_FIXED_FILE : 0 },
 		{ .opcode = IORING_RESTRICTION_REGISTER_OP, .register_op = IORING_REGISTER_ENABLE_RINGS },
 		{ .opcode = IORING_RESTRICTION_REGISTER_OP, .register_op = IORING_REGISTER_FILES_UPDATE },
 	};
@@ -109,7 +129,8 @@ static int uring_open(const struct dioh_engine_config *config, struct dioh_io_en
 		free(engine);
 		return dioh_error_errno(err, r, PLACE(SEAL), "helper: io_uring_register of the descriptors failed");
 	}
-	engine->base.restricted = restrict_ring(&engine->ring);
+	engine->fixed_cancels = cancels_with_fixed_file();
+	engine->base.restricted = restrict_ring(&engine->ring, engine->fixed_cancels);
 	*ret_engine = &engine->base;
 	return 0;
 }
@@ -242,7 +263,8 @@ static void uring_cancel(struct dioh_io_engine *base, struct dioh_io *io)
 	/* Nobody would ask again. There is an entry even while the kernel takes none. */
 	assert(sqe);
 	io_uring_prep_cancel(sqe, io, 0);
-	sqe->flags |= IOSQE_FIXED_FILE; /* of no meaning here, but the ring permits nothing without */
+	if (engine->fixed_cancels)
+		sqe->flags |= IOSQE_FIXED_FILE; /* of no meaning here, but the ring permits nothing without */
 	io_uring_sqe_set_data(sqe, &tag_cancel);
 	(void)io_uring_submit(&engine->ring);
 }

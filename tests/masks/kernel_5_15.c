@@ -39,11 +39,12 @@
 
 #define RWF_OF_NO_KERNEL 0x40000000
 
-enum hidden { HIDDEN_RING_FLAGS, HIDDEN_STATX, HIDDEN_LANDLOCK, HIDDEN_RWF, HIDDEN_COUNT };
+enum hidden { HIDDEN_RING_FLAGS, HIDDEN_FIXED_CANCEL, HIDDEN_STATX, HIDDEN_LANDLOCK, HIDDEN_RWF, HIDDEN_COUNT };
 
 static void say(enum hidden what)
 {
-	static const char *const texts[] = { "masked: flags of io_uring_setup\n", "masked: fields of statx\n",
+	static const char *const texts[] = { "masked: flags of io_uring_setup\n",
+		                             "masked: a cancel with FIXED_FILE\n", "masked: fields of statx\n",
 		                             "masked: Landlock's ABI\n", "masked: flags of a read or write\n" };
 	static atomic_bool said[HIDDEN_COUNT];
 
@@ -114,6 +115,10 @@ static void mask_queued(struct io_uring *ring)
 
 		if (sqe->opcode == IORING_OP_READV || sqe->opcode == IORING_OP_WRITEV)
 			sqe->rw_flags = hide_rwf(sqe->rw_flags);
+		if (sqe->opcode == IORING_OP_ASYNC_CANCEL && sqe->flags & IOSQE_FIXED_FILE) {
+			say(HIDDEN_FIXED_CANCEL);
+			sqe->off = 1; /* -EINVAL, as it was until 6.0 */
+		}
 	}
 }
 
