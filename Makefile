@@ -131,7 +131,8 @@ MASK_TESTS := $(call named,mask,$(INTEGRATION_TESTS))
 PLAIN_TESTS := $(filter-out $(ROOT_TESTS) $(QEMU_TESTS) $(LIBVIRT_TESTS) $(FS_TESTS) $(MASK_TESTS),$(INTEGRATION_TESTS))
 # What is run again on an older kernel's features: where the helper moves bytes.
 MASKED_TESTS := $(addprefix $(BUILD)/tests/integration/,test_session test_transfers test_memory test_stream \
-	test_mapped_ram test_degraded test_pairwise test_stream_peers test_hangup)
+	test_mapped_ram test_degraded test_pairwise test_stream_peers test_hangup \
+	test_requests)
 
 # ---- how ----------------------------------------------------------------------------------------------------------------
 
@@ -374,8 +375,7 @@ check-asan: | $(FIRST) ## `make check` in a build with AddressSanitizer and Unde
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-asan check
 
 # What has threads, moves bytes, and does not look at calls or signals that a sanitizer makes itself.
-TSAN_TESTS = $(UNIT_SRC:%.c=build-tsan/%) build-tsan/tests/fuzz/fuzz_session $(MASKED_TESTS:$(BUILD)/%=build-tsan/%) \
-	build-tsan/tests/integration/test_requests
+TSAN_TESTS = $(UNIT_SRC:%.c=build-tsan/%) build-tsan/tests/fuzz/fuzz_session $(MASKED_TESTS:$(BUILD)/%=build-tsan/%)
 .PHONY: check-tsan
 check-tsan: | $(FIRST) ## unit tests, and those that move bytes, in a build with ThreadSanitizer
 	@$(MAKE) --no-print-directory SANITIZE=thread BUILD=build-tsan TESTS='$(TSAN_TESTS)' check

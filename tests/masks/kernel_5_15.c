@@ -3,11 +3,13 @@
  * kernel_5_15.c - makes the kernel look like Linux 5.15 to a helper: linked to the helper's own objects, which are those
  * of the product, as diohelper-5.15. What a system call shows in its registers is refused by a filter; what stands in
  * memory is changed on the way: a flag that 5.15 had not becomes one that no kernel has, so the answer is the kernel's own.
+ * Of that time's libcap-ng (0.7) it has that it needs /proc.
  *
  * With DIOH_MASK_SAYS in its environment it says on standard error what it has hidden, each once.
  */
-/* LDFLAGS: -Wl,--wrap=statx,--wrap=syscall,--wrap=preadv64v2,--wrap=pwritev64v2,--wrap=preadv2,--wrap=pwritev2,--wrap=io_submit,--wrap=io_uring_queue_init_params,--wrap=io_uring_submit,--wrap=io_uring_submit_and_wait,--wrap=io_uring_submit_and_get_events */
+/* LDFLAGS: -Wl,--wrap=statx,--wrap=syscall,--wrap=preadv64v2,--wrap=pwritev64v2,--wrap=preadv2,--wrap=pwritev2,--wrap=io_submit,--wrap=io_uring_queue_init_params,--wrap=io_uring_submit,--wrap=io_uring_submit_and_wait,--wrap=io_uring_submit_and_get_events,--wrap=capng_get_caps_process */
 #include <errno.h>
+#include <fcntl.h>
 #include <libaio.h>
 #include <liburing.h>
 #include <linux/audit.h>
@@ -144,6 +146,20 @@ int __wrap_io_uring_submit_and_get_events(struct io_uring *ring)
 {
 	mask_queued(ring);
 	return __real_io_uring_submit_and_get_events(ring);
+}
+
+/* ---- libcap-ng ---- */
+
+int __real_capng_get_caps_process(void);
+int __wrap_capng_get_caps_process(void);
+int __wrap_capng_get_caps_process(void)
+{
+	const int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC); /* the bounding set is in it */
+
+	if (fd < 0)
+		return -1;
+	close(fd);
+	return __real_capng_get_caps_process();
 }
 
 /* ---- libaio, and plain reads and writes ---- */
