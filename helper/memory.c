@@ -22,30 +22,12 @@
 
 #define HUGE_PAGE_BYTES (UINT64_C(2) << 20) /* of the machines there are; with others the advice has no effect */
 
-int dioh_memory_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, struct dioh_error *err)
+/* Of it or its selection. May wait for who else has the file. */
+static int file_bytes(const struct dioh_memory *memory, int fd, const char *what, uint64_t *ret_bytes,
+                      struct dioh_error *err)
 {
 	struct stat st;
 
-	if (TEMP_FAILURE_RETRY(fstat(memory->fd, &st)) < 0)
-		return dioh_error_errno(err, errno, PLACE(SEEK, DIOH_OFFSET_NONE), "memory %" PRIu32 ": fstat failed",
-		                        memory->number);
-	*ret_bytes = (uint64_t)st.st_size;
-	if (memory->limit_bytes && memory->limit_bytes < *ret_bytes)
-		*ret_bytes = memory->limit_bytes;
-	return 0;
-}
-
-static int known_bytes(const struct dioh_memory *memory, int fd, const char *what, uint64_t *ret_bytes,
-                       struct dioh_error *err)
-{
-	struct statx stx;
-	struct stat st;
-
-	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_SIZE, &stx) == 0) {
-		*ret_bytes = stx.stx_size;
-		return 0;
-	}
-	/* A container's filter may not know the call. */
 	if (TEMP_FAILURE_RETRY(fstat(fd, &st)) < 0)
 		return dioh_error_errno(err, errno, PLACE(SEEK, DIOH_OFFSET_NONE), "memory %" PRIu32 ": fstat%s failed",
 		                        memory->number, what);
@@ -53,12 +35,38 @@ static int known_bytes(const struct dioh_memory *memory, int fd, const char *wha
 	return 0;
 }
 
+static int known_bytes(const struct dioh_memory *memory, int fd, const char *what, uint64_t *ret_bytes,
+                       struct dioh_error *err)
+{
+	struct statx stx;
+
+	/* A container's filter may not know the call. */
+	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_SIZE, &stx) < 0)
+		return file_bytes(memory, fd, what, ret_bytes, err);
+	*ret_bytes = stx.stx_size;
+	return 0;
+}
+
+static uint64_t usable(const struct dioh_memory *memory, uint64_t bytes)
+{
+	return memory->limit_bytes ? dioh_min(memory->limit_bytes, bytes) : bytes;
+}
+
+int dioh_memory_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, struct dioh_error *err)
+{
+	int r = file_bytes(memory, memory->fd, "", ret_bytes, err);
+
+	if (r == 0)
+		*ret_bytes = usable(memory, *ret_bytes);
+	return r;
+}
+
 int dioh_memory_known_bytes(const struct dioh_memory *memory, uint64_t *ret_bytes, struct dioh_error *err)
 {
 	int r = known_bytes(memory, memory->fd, "", ret_bytes, err);
 
-	if (r == 0 && memory->limit_bytes && memory->limit_bytes < *ret_bytes)
-		*ret_bytes = memory->limit_bytes;
+	if (r == 0)
+		*ret_bytes = usable(memory, *ret_bytes);
 	return r;
 }
 
