@@ -234,23 +234,35 @@ static void save_well(const char *const *args)
 	sick_end(&disk, 0);
 }
 
-static void page_read_fails(void **state)
+static void save_and_begin_load(void)
 {
-	const struct dioh_msg_memory_transfer what = { .region = SICK_REGION, .length = SICK_MEMORY_BYTES };
-	struct dioh_event event;
+	const int copy = must_memfd("copy", SICK_MEMORY_BYTES, 0);
 	struct dioh_error err;
-	uint32_t transfer;
-	int copy;
 
-	open_disk(state);
 	save_well(keep_uid);
-	copy = must_memfd("copy", SICK_MEMORY_BYTES, 0);
 	must(sick_begin_load(&disk, copy, keep_uid, &err), &err);
 	close(copy);
+}
+
+static uint32_t load_memory(uint32_t flags)
+{
+	const struct dioh_msg_memory_transfer what = { .region = SICK_REGION, .length = SICK_MEMORY_BYTES, .flags = flags };
+	struct dioh_error err;
+	uint32_t transfer;
+
+	must(dioh_load_memory(disk.session, &what, &transfer, &err), &err);
+	return transfer;
+}
+
+static void page_read_fails(void **state)
+{
+	struct dioh_event event;
+
+	open_disk(state);
+	save_and_begin_load();
 	fuse_file_fault(disk.file, FUSE_READ, .kind = FUSE_FAULT_ERROR, .value = EIO,
 	                .handles = FUSE_HANDLES_DIRECT, .after = 5, .times = 1);
-	must(dioh_load_memory(disk.session, &what, &transfer, &err), &err);
-	sick_complete(&disk, transfer, SOON_MS, &event);
+	sick_complete(&disk, load_memory(0), SOON_MS, &event);
 	/* One read may have become several requests. */
 	assert_int_equal(event.error.code, EIO);
 	assert_int_equal(event.error.operation, DIOH_OP_READ);
@@ -264,11 +276,7 @@ static void page_read_fails(void **state)
 /* ENODATA is the block layer's word for a bad medium. It is no image that ends there, nor is a write a read. */
 static void bad_medium_is_no_end(void **state)
 {
-	const struct dioh_msg_memory_transfer what = { .region = SICK_REGION, .length = SICK_MEMORY_BYTES };
 	struct dioh_event event;
-	struct dioh_error err;
-	uint32_t transfer;
-	int copy;
 
 	open_disk(state);
 	sick_begin_save(&disk, keep_uid);
@@ -278,38 +286,28 @@ static void bad_medium_is_no_end(void **state)
 	expect_error(&event, EIO, DIOH_OP_WRITE, fuse_file_hit_offset(disk.file, FUSE_WRITE));
 	fuse_file_release(disk.file, 0);
 	sick_end(&disk, 1);
-	save_well(keep_uid);
-	copy = must_memfd("copy", SICK_MEMORY_BYTES, 0);
-	must(sick_begin_load(&disk, copy, keep_uid, &err), &err);
+	save_and_begin_load();
 	fuse_file_fault(disk.file, FUSE_READ, .kind = FUSE_FAULT_ERROR, .value = ENODATA, .handles = FUSE_HANDLES_DIRECT,
 	                .times = 1);
-	must(dioh_load_memory(disk.session, &what, &transfer, &err), &err);
-	sick_complete(&disk, transfer, SOON_MS, &event);
+	sick_complete(&disk, load_memory(0), SOON_MS, &event);
 	assert_int_equal(event.error.code, EIO);
 	assert_int_equal(event.error.operation, DIOH_OP_READ);
 	assert_int_equal(event.error.object, DIOH_OBJECT_IMAGE);
 	sick_end(&disk, 0);
-	close(copy);
 }
 
 /* The disk answers late, and the image is another one by then: without checksums nothing else tells. */
 static void saved_over_while_its_pages_are_read(void **state)
 {
-	const struct dioh_msg_memory_transfer what = {
-		.region = SICK_REGION, .length = SICK_MEMORY_BYTES, .flags = DIOH_TRANSFER_NO_CHECKSUM
-	};
 	static const uint8_t zeros[512];
 	struct dioh_event event;
-	struct dioh_error err;
 	uint32_t transfer;
-	int copy, image;
+	int image;
 
 	open_disk(state);
-	save_well(keep_uid);
-	copy = must_memfd("copy", SICK_MEMORY_BYTES, 0);
-	must(sick_begin_load(&disk, copy, keep_uid, &err), &err);
+	save_and_begin_load();
 	fuse_file_fault(disk.file, FUSE_READ, .kind = FUSE_FAULT_HOLD, .handles = FUSE_HANDLES_DIRECT, .after = 4);
-	must(dioh_load_memory(disk.session, &what, &transfer, &err), &err);
+	transfer = load_memory(DIOH_TRANSFER_NO_CHECKSUM);
 	sick_wait_held(&disk, 1, SOON_MS);
 	image = must_open(fuse_file_path(disk.file), O_WRONLY);
 	assert_int_equal(pwrite(image, zeros, sizeof(zeros), 0), sizeof(zeros)); /* as a save does it first of all */
@@ -319,7 +317,6 @@ static void saved_over_while_its_pages_are_read(void **state)
 	assert_int_equal(event.error.operation, DIOH_OP_PARSE);
 	assert_int_equal(event.error.object, DIOH_OBJECT_IMAGE);
 	sick_end(&disk, 0);
-	close(copy);
 }
 
 /* ---- memory on it ---- */
