@@ -135,8 +135,13 @@ void inside_request(struct inside *s, uint32_t type, const void *payload, size_t
 	inside_send(s, bytes, sizeof(header) + size, fds, fd_count);
 }
 
-static bool is_event(uint32_t type)
+/* With flag ERROR it refuses a message of the type before, which nobody knows. */
+static bool is_event(const struct dioh_msg_header *header)
 {
+	const uint32_t type = header->type;
+
+	if (header->flags & DIOH_MSG_ERROR)
+		return false;
 	return type == DIOH_MSG_PROGRESS || type == DIOH_MSG_COMPLETE || type == DIOH_MSG_STUCK || type == DIOH_MSG_BROKEN;
 }
 
@@ -223,7 +228,7 @@ static bool read_until(struct inside *s, int timeout_ms, bool (*wanted)(struct i
 			return false;
 		}
 		INSIDE_MUST(r == 0 && message.fd_count == 0);
-		if (is_event(message.header.type))
+		if (is_event(&message.header))
 			take_event(s, &message);
 		else
 			replied = take_reply(s, &message) || replied;
