@@ -16,10 +16,10 @@
 #include "seal.h"
 
 #include <cap-ng.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <linux/close_range.h>
 #include <linux/securebits.h>
 #include <malloc.h>
 #include <pwd.h>
@@ -86,34 +86,38 @@ static int fill_stdio(struct dioh_error *err)
 	return 0;
 }
 
-static int close_range_or_loop(unsigned first, unsigned last)
+static bool close_range_but(unsigned keep)
 {
-	if (first > last)
-		return 0;
-	if (syscall(SYS_close_range, first, last, 0) == 0)
-		return 0;
-	if (errno != ENOSYS && errno != EPERM)
-		return -errno;
-	/* Before Linux 5.9, or where a container's filter does not know the call. */
-	for (unsigned fd = first; fd <= last && fd < (unsigned)sysconf(_SC_OPEN_MAX); fd++)
-		close((int)fd);
-	return 0;
+	return (keep <= STDERR_FILENO + 1 || syscall(SYS_close_range, STDERR_FILENO + 1, keep - 1, 0) == 0) &&
+	       syscall(SYS_close_range, keep + 1, ~0u, 0) == 0;
+}
+
+/* Before Linux 5.9, or where a container's filter does not know the call. Limits say nothing of what is open already. */
+static bool close_listed_but(unsigned keep)
+{
+	DIR *open_ones = opendir("/proc/self/fd");
+	const struct dirent *entry;
+
+	if (!open_ones)
+		return false;
+	while ((entry = readdir(open_ones)) != NULL) {
+		const int fd = atoi(entry->d_name); /* 0 for "." and ".." */
+
+		if (fd > STDERR_FILENO && (unsigned)fd != keep && fd != dirfd(open_ones))
+			close(fd);
+	}
+	closedir(open_ones);
+	return true;
 }
 
 static int close_strays(int keep_fd, struct dioh_error *err)
 {
-	int r;
+	const unsigned keep = keep_fd > STDERR_FILENO ? (unsigned)keep_fd : STDERR_FILENO;
 
-	if (keep_fd < 0) {
-		r = close_range_or_loop(STDERR_FILENO + 1, ~0u);
-	} else {
-		unsigned keep = (unsigned)keep_fd;
-
-		r = keep > STDERR_FILENO ? close_range_or_loop(STDERR_FILENO + 1, keep - 1) : 0;
-		if (r == 0)
-			r = close_range_or_loop(keep > STDERR_FILENO ? keep + 1 : STDERR_FILENO + 1, ~0u);
-	}
-	return r < 0 ? dioh_error_errno(err, r, PLACE, "helper: closing stray descriptors failed") : 0;
+	if (close_range_but(keep) || close_listed_but(keep))
+		return 0;
+	return dioh_error_errno(err, errno, PLACE,
+	                        "helper: stray descriptors cannot be closed: close_range(2) is refused, and /proc/self/fd");
 }
 
 static void arrange_signals(void)
@@ -271,12 +275,9 @@ int dioh_seal_privileges(const struct dioh_identity *identity, uint32_t *ret_lay
 	*ret_layers = layers_that_hold();
 	if (!(*ret_layers & DIOH_LAYER_NO_CAPABILITIES))
 		return dioh_error_set(err, EPERM, PLACE, "helper: capabilities are left after dropping them all");
-	r = limit_descriptors(err);
-	if (r < 0)
-		return r;
-	if (dioh_sandbox_landlock())
+	if (dioh_sandbox_landlock()) /* takes a descriptor for a moment */
 		*ret_layers |= DIOH_LAYER_LANDLOCK;
-	return 0;
+	return limit_descriptors(err);
 }
 
 uint32_t dioh_seal_layers_available(void)

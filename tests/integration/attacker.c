@@ -92,6 +92,13 @@ static int try_o_path(void)
 	return open("/etc/passwd", O_PATH);
 }
 
+static int try_stat(void)
+{
+	struct stat st;
+
+	return (int)syscall(SYS_newfstatat, AT_FDCWD, "/etc/passwd", &st, 0);
+}
+
 static int try_own_memory(void)
 {
 	static const char constant[] = "constant";
@@ -387,6 +394,7 @@ static const struct {
 	{ "open a secret", try_open_secret },
 	{ "openat2", try_openat2 },
 	{ "open O_PATH", try_o_path },
+	{ "stat", try_stat },
 	{ "write /proc/self/mem", try_own_memory },
 	{ "socket AF_INET", try_inet },
 	{ "connect TCP", try_tcp },

@@ -44,6 +44,7 @@ static const struct environment environments[] = {
 	{ "sync", RAW_OPTIONS_INIT, DIOH_ENGINE_SYNC, 0 },
 	{ "io_uring disabled", { .fd_number = 3, .no_io_uring = true }, DIOH_ENGINE_ANY, 0 },
 	{ "no Landlock", { .fd_number = 3, .no_landlock = true }, DIOH_ENGINE_ANY, DIOH_LAYER_LANDLOCK },
+	{ "no close_range", { .fd_number = 3, .no_close_range = true }, DIOH_ENGINE_ANY, 0 },
 	{ "no seccomp", { .fd_number = 3, .no_seccomp = true }, DIOH_ENGINE_ANY, DIOH_LAYER_SECCOMP },
 	{ "no ring restrictions", { .fd_number = 3, .no_restrictions = true }, DIOH_ENGINE_ANY,
 	  DIOH_LAYER_RING_RESTRICTIONS },

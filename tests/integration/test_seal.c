@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -221,6 +222,28 @@ static void sealed_helper_becomes_whom_it_is_told(void **state)
 	assert_int_equal(reply.gid, getuid() == 0 ? 23456 : getgid());
 }
 
+/* More than it keeps a limit of descriptors for. */
+static void sealed_helper_with_many_memories(void **state)
+{
+	const uint32_t required = layers_here(geteuid() == 0, geteuid() != 0) & ~DEPENDS;
+	struct raw_manager m;
+
+	(void)state;
+	raw_reach(&m, NULL, fixture_path("image"), SAVE, RAW_STAGE_IMAGE);
+	for (uint32_t i = 0; i < 100; i++) {
+		const struct dioh_msg_attach_memory memory = { .memory = 100 + i, .fds = DIOH_MEMORY_FD_MEMORY };
+		int memfd = memfd_create("memory", MFD_CLOEXEC);
+
+		assert_int_equal(ftruncate(memfd, 4096), 0);
+		raw_reply(&m, DIOH_MSG_ATTACH_MEMORY,
+		          raw_request_fds(&m, DIOH_MSG_ATTACH_MEMORY, &memory, sizeof(memory), &memfd, 1), NULL, 0);
+		close(memfd);
+	}
+	(void)seal(&m, required);
+	raw_hang_up(&m);
+	raw_ends(&m, 0);
+}
+
 static void expect_content(const char *path, const char *content)
 {
 	char bytes[256] = "";
@@ -401,22 +424,31 @@ static void nobody_of_the_same_user_traces_it(void **state)
 
 /* ---- the start ---- */
 
+/* One below and one above what the helper could open. */
 static void strays_are_closed(void **state)
 {
-	struct pollfd reader;
-	struct raw_manager m;
-	int ends[2];
+	struct raw_options options = { .fd_number = 3, .descriptors_max = 256 };
 
 	(void)state;
-	assert_int_equal(pipe(ends), 0); /* inherited */
-	raw_reach(&m, NULL, NULL, SAVE, RAW_STAGE_ATTACH);
-	close(ends[1]);
-	reader = (struct pollfd){ ends[0], POLLIN, 0 };
-	assert_int_equal(poll(&reader, 1, 5000), 1);
-	assert_true(reader.revents & POLLHUP);
-	raw_hang_up(&m);
-	raw_ends(&m, 0);
-	close(ends[0]);
+	for (int i = 0; i < 4; i++) {
+		struct pollfd reader;
+		struct raw_manager m;
+		int ends[2], inherited;
+
+		assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+		inherited = fcntl(ends[1], F_DUPFD, i & 1 ? 500 : 5);
+		assert_true(inherited >= 5);
+		close(ends[1]);
+		options.no_close_range = i & 2;
+		raw_reach(&m, &options, NULL, SAVE, RAW_STAGE_ATTACH);
+		close(inherited);
+		reader = (struct pollfd){ ends[0], POLLIN, 0 };
+		assert_int_equal(poll(&reader, 1, 5000), 1);
+		assert_true(reader.revents & POLLHUP);
+		raw_hang_up(&m);
+		raw_ends(&m, 0);
+		close(ends[0]);
+	}
 }
 
 /* Whatever number the control socket has, messages for people go neither into it nor into what is attached. */
@@ -470,6 +502,7 @@ int main(void)
 		cmocka_unit_test(sealed_helper_has_nothing_left),
 		cmocka_unit_test(sealed_helper_keeps_its_uid),
 		cmocka_unit_test(sealed_helper_becomes_whom_it_is_told),
+		cmocka_unit_test(sealed_helper_with_many_memories),
 		cmocka_unit_test(every_layer_may_be_required),
 		cmocka_unit_test(missing_one_of_many_is_named),
 		cmocka_unit_test(unknown_layer_is_only_refused),

@@ -73,6 +73,8 @@ void raw_refuse_calls(const struct raw_options *options)
 		refuse_call(SYS_landlock_create_ruleset, 0, -1, ENOSYS);
 	if (options->no_restrictions)
 		refuse_call(SYS_io_uring_register, 1, IORING_REGISTER_RESTRICTIONS, EINVAL);
+	if (options->no_close_range)
+		refuse_call(SYS_close_range, 0, -1, EPERM);
 	if (options->no_seccomp) { /* last, since it takes the call that it refuses */
 		refuse_call(SYS_seccomp, 0, -1, EPERM);
 		refuse_call(SYS_prctl, 0, PR_SET_SECCOMP, EPERM);

@@ -29,6 +29,7 @@ struct raw_options {
 	bool no_io_uring;        /* filters, as of a container: io_uring_setup(2) answers EPERM, */
 	bool no_landlock;        /* landlock_create_ruleset(2) ENOSYS, */
 	bool no_restrictions;    /* io_uring_register(2) for those EINVAL, */
+	bool no_close_range;     /* close_range(2) EPERM, */
 	bool no_seccomp;         /* seccomp(2) and the prctl(2) that does the same EPERM */
 	bool alarm_blocked;      /* SIGALRM blocked and ignored, as a careless manager leaves it */
 };
