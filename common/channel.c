@@ -44,6 +44,19 @@ static int peer_gone(struct dioh_error *err)
 
 /* ---- sending --------------------------------------------------------------------------------- */
 
+#define SNDBUF_BYTES (2 * (int)DIOH_PAYLOAD_BYTES_MAX)
+
+void dioh_channel_make_room(int fd)
+{
+	int bytes = 0;
+	socklen_t size = sizeof(bytes);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, &size) < 0 || bytes >= SNDBUF_BYTES)
+		return;
+	bytes = SNDBUF_BYTES;
+	(void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)); /* if it did not help, sending will tell */
+}
+
 union send_control {
 	struct cmsghdr align;
 	char bytes[CMSG_SPACE(DIOH_FDS_MAX * sizeof(int))];

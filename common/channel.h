@@ -18,6 +18,9 @@ struct dioh_message {
 	};
 };
 
+/* Each end does so for itself: the longest message must fit, whatever net.core.wmem_default says. */
+void dioh_channel_make_room(int fd);
+
 /*
  * Sends header, payload and descriptors as one packet. Returns 0; -EAGAIN (with err untouched): the socket is full
  * and `flags` had MSG_DONTWAIT; -EPIPE: the peer is gone. Never raises SIGPIPE. The descriptors stay the caller's.

@@ -44,6 +44,7 @@ int dioh_session_new(int fd, pid_t pid, struct dioh_session **ret_session, struc
 	session->fd = fd;
 	session->pid = pid;
 	session->deadline = -1;
+	dioh_channel_make_room(fd);
 	*ret_session = session;
 	return 0;
 }

@@ -36,10 +36,10 @@
 #define CONTROL_ARGUMENT "--fd=3"
 #define DUPLICATES_MIN 10 /* above the numbers that are about to be given out */
 #define EXIT_NOT_STARTED 127
+#define KERNEL_SIGSET_BYTES ((_NSIG - 1 + 7) / 8)
 #define END_WITHOUT_HELLO_MS 1000
 #define END_AFTER_KILL_MS 1000
 #define WAIT_STEP_MS 5 /* where there is no pidfd */
-#define SNDBUF_BYTES (2 * (int)DIOH_PAYLOAD_BYTES_MAX)
 
 #define PLACE DIOH_PLACE(SPAWN, SESSION, 0, DIOH_OFFSET_NONE)
 
@@ -112,18 +112,6 @@ static void place_fd(int fd, int number, int report_fd)
 		give_up(report_fd, STAGE_DESCRIPTORS);
 }
 
-/* The longest message must fit, whatever net.core.wmem_default says; if it does not, sending will tell. */
-static void make_room(int fd)
-{
-	int bytes = 0;
-	socklen_t size = sizeof(bytes);
-
-	if (getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, &size) < 0 || bytes >= SNDBUF_BYTES)
-		return;
-	bytes = SNDBUF_BYTES;
-	(void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
-}
-
 /*
  * The connection is made here, and one end handed back. So the helper's end never exists in the caller's process, where
  * whatever another thread forks would keep a copy of it, and would hide that the helper has gone.
@@ -135,8 +123,6 @@ static int make_connection(int report_fd)
 
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
 		give_up(report_fd, STAGE_DESCRIPTORS);
-	make_room(pair[0]);
-	make_room(pair[1]);
 	if (send_report(report_fd, &report, pair[0]) < 0)
 		give_up(report_fd, STAGE_DESCRIPTORS);
 	close(pair[0]);
@@ -168,14 +154,23 @@ static void arrange_fds(struct launch *launch)
 	place_fd(control_fd, CONTROL_FD, launch->report_fd);
 }
 
-/* Handlers end with exec, but what is ignored stays so, and a blocked SIGALRM would disarm the attach timer. */
+/* What rt_sigaction(2) reads, which sigaction(3) hides; large enough for each architecture's. */
+struct kernel_sigaction {
+	unsigned long words[8];
+};
+
+/*
+ * Handlers end with exec, but what is ignored stays so, and a blocked SIGALRM would disarm the attach timer. Not by
+ * sigaction(3): since glibc 2.41 it waits for a lock where the signal is SIGABRT, and the copy that clone3(2) made of it
+ * may be held by a thread that does not exist here.
+ */
 static void reset_signals(void)
 {
-	struct sigaction action = { .sa_handler = SIG_DFL };
+	const struct kernel_sigaction action = { .words = { 0 } }; /* SIG_DFL, no flags */
 	sigset_t none;
 
-	for (int number = 1; number < _NSIG; number++)
-		(void)sigaction(number, &action, NULL); /* refused for some, which are as they should be */
+	for (int number = 1; number < _NSIG; number++) /* refused for some, which are as they should be */
+		(void)syscall(SYS_rt_sigaction, number, &action, NULL, KERNEL_SIGSET_BYTES);
 	sigemptyset(&none);
 	(void)pthread_sigmask(SIG_SETMASK, &none, NULL);
 }

@@ -332,6 +332,7 @@ int dioh_session_run(const struct dioh_options *options)
 		return 1;
 	}
 	left = session;
+	dioh_channel_make_room(session->fd);
 	while (!over(session)) {
 		wait_and_handle(session);
 		dioh_session_tick(session);

@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <linux/sockios.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -22,11 +23,14 @@ void dioh_session_flush(struct dioh_session_state *session)
 {
 	while (session->out) {
 		struct dioh_out *out = session->out;
-		int r = dioh_channel_send(session->fd, &out->header, out->payload, NULL, 0, MSG_DONTWAIT, NULL);
+		struct dioh_error err;
+		int r = dioh_channel_send(session->fd, &out->header, out->payload, NULL, 0, MSG_DONTWAIT, &err);
 
 		if (r == -EAGAIN)
 			return;
 		if (r < 0) {
+			if (r != -EPIPE)
+				fprintf(stderr, "diohelper: %s\n", err.text);
 			dioh_session_hang_up(session);
 			return;
 		}

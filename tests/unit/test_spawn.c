@@ -4,7 +4,7 @@
  * `serve --fd=3 SCRIPT [ARGUMENT]`. Scripts are as in tests/lib/fake_helper.h. What stands between the library and the
  * kernel forks in between, as another thread would, or keeps the child from its work.
  */
-/* LDFLAGS: -Wl,--wrap=fork,--wrap=kill,--wrap=socketpair,--wrap=poll,--wrap=clock_gettime */
+/* LDFLAGS: -Wl,--wrap=fork,--wrap=kill,--wrap=socketpair,--wrap=poll,--wrap=clock_gettime,--wrap=sigaction */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -51,6 +51,8 @@ pid_t __wrap_fork(void);
 pid_t __real_fork(void);
 int __wrap_kill(pid_t pid, int number);
 int __real_kill(pid_t pid, int number);
+int __wrap_sigaction(int number, const struct sigaction *action, struct sigaction *ret_before);
+int __real_sigaction(int number, const struct sigaction *action, struct sigaction *ret_before);
 
 /* Somebody who has nothing to do with it, and a copy of everything that is open now. */
 static pid_t fork_bystander(void)
@@ -97,6 +99,14 @@ int __wrap_socketpair(int domain, int type, int protocol, int pair[2])
 	for (int i = 0; i < 2 && r == 0 && world.lacks_room; i++)
 		r = setsockopt(pair[i], SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)); /* as few as there can be */
 	return r;
+}
+
+/* As glibc's since 2.41, where another thread was just starting a process of its own. */
+int __wrap_sigaction(int number, const struct sigaction *action, struct sigaction *ret_before)
+{
+	while (world.manager && getpid() != world.manager)
+		pause();
+	return __real_sigaction(number, action, ret_before);
 }
 
 int __wrap_kill(pid_t pid, int number)
@@ -243,6 +253,7 @@ static int child_main(int argc, char **argv)
 	static struct fake fake = { .fd = 3 };
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	dioh_channel_make_room(fake.fd);
 	if (argc < 4 || strcmp(argv[2], "--fd=3") != 0)
 		return 90;
 	child_argument = argc > 4 ? argv[4] : NULL;
