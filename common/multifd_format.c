@@ -27,7 +27,7 @@ struct packet {
 	uint32_t pages_room; /* 0 in packets of QEMU 9.1 and later that only sync */
 	uint32_t data_pages;
 	uint32_t data_bytes; /* an older value in packets without pages */
-	uint64_t number;
+	uint64_t number; /* of all channels' packets, from 0 on */
 	uint32_t zero_pages; /* reserved, and 0, before QEMU 9.0 */
 	uint32_t reserved32;
 	uint64_t reserved64[3];
@@ -156,6 +156,7 @@ int dioh_multifd_get_packet(const uint8_t bytes[DIOH_MULTIFD_PACKET_BYTES], uint
 	if (r < 0)
 		return r;
 	answer.sync = be32toh(packet.flags) & FLAG_SYNC;
+	answer.number = be64toh(packet.number);
 	answer.data_pages = be32toh(packet.data_pages);
 	answer.zero_pages = be32toh(packet.zero_pages);
 	if (answer.data_pages + answer.zero_pages > 0)

@@ -28,6 +28,7 @@ struct dioh_multifd_init {
 
 struct dioh_multifd_packet {
 	bool sync;
+	uint64_t number; /* in the order in which they were begun, over all channels, from 0 on */
 	unsigned block; /* index in the setup; with pages only */
 	unsigned data_pages;
 	unsigned zero_pages;

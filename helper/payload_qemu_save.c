@@ -322,7 +322,7 @@ static int check_whole(struct qemu_save *t, struct dioh_error *err)
 		return dioh_error_set(err, EBADMSG, &place,
 		                      "stream %" PRIu32 ": no page that is not zero has come: is it a multifd migration's, without "
 		                      "its channels?", t->params.stream);
-	return 0;
+	return t->channels ? dioh_channels_check_whole(t->channels, err) : 0;
 }
 
 static enum dioh_step end_step(struct qemu_save *t)

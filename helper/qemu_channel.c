@@ -148,6 +148,8 @@ static int take_head(struct dioh_qemu_channel *channel, struct dioh_error *err)
 
 	if (r == 0 && packet->data_pages + packet->zero_pages > 0)
 		r = dioh_mapped_ram_check_in_stream(channel->sink->layout, packet->block, channel->port.number, at, err);
+	channel->packets++;
+	channel->highest = dioh_max(channel->highest, packet->number);
 	channel->state = DIOH_CHANNEL_PAGES;
 	channel->have = 0;
 	channel->placed = channel->received = channel->zeroed = 0;
@@ -216,6 +218,22 @@ void dioh_channel_go_on(struct dioh_qemu_channel *channel)
 {
 	if (channel->state == DIOH_CHANNEL_SYNCED)
 		channel->state = DIOH_CHANNEL_HEAD;
+}
+
+int dioh_channels_check_whole(const struct dioh_qemu_channel *all, struct dioh_error *err)
+{
+	uint64_t packets = 0, highest = 0;
+
+	for (const struct dioh_qemu_channel *channel = all; channel < all + all->count; channel++) {
+		packets += channel->packets;
+		highest = dioh_max(highest, channel->highest);
+	}
+	if (packets > highest) /* more of them: QEMU before 9.0 may give a number twice, in place of another */
+		return 0;
+	return dioh_error_set(err, EBADMSG, DIOH_PLACE(PARSE, STREAM, all->port.number, all->offset),
+	                      "stream %" PRIu32 " and the other multifd channels: %" PRIu64 " packets have come, and one calls "
+	                      "itself number %" PRIu64 ": were all of QEMU's channels attached (multifd-channels)?",
+	                      all->port.number, packets, highest);
 }
 
 void dioh_channel_open(struct dioh_qemu_channel *all, unsigned index, struct dioh_page_sink *sink,

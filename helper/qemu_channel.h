@@ -33,6 +33,8 @@ struct dioh_qemu_channel {
 	unsigned count;
 	enum dioh_channel_state state;
 	uint64_t offset; /* bytes that have come */
+	uint64_t packets;
+	uint64_t highest; /* of the packets' numbers */
 	struct dioh_multifd_init init;
 	struct dioh_multifd_packet packet;
 	unsigned placed;   /* of its data pages: have a place */
@@ -52,5 +54,10 @@ void dioh_channel_open(struct dioh_qemu_channel *all, unsigned index, struct dio
 void dioh_channel_step(struct dioh_qemu_channel *channel);
 /* Its siblings and the main stream are synced, too. */
 void dioh_channel_go_on(struct dioh_qemu_channel *channel);
+/*
+ * All have ended. -EBADMSG: the migration had more channels than these: QEMU numbers the packets of all of them from 0 on, and
+ * some are missing. (At each sync point every channel has one, so the missing ones are not the last.)
+ */
+int dioh_channels_check_whole(const struct dioh_qemu_channel *all, struct dioh_error *err);
 
 #endif

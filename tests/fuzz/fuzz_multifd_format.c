@@ -38,7 +38,7 @@ static void check_packet(const struct dioh_multifd_packet *packet)
 	CHECK(packet->block < setup.block_count);
 	for (unsigned i = 0; i < count; i++)
 		CHECK(packet->pages[i] < blocks[packet->block].bytes / DIOH_PAGE_BYTES);
-	multifd_put_packet(bytes, &setup, packet, 0);
+	multifd_put_packet(bytes, &setup, packet);
 	CHECK(dioh_multifd_get_packet(bytes, 0, &setup, &again, NULL) == 0);
 	CHECK(memcmp(&again, packet, sizeof(again)) == 0);
 }

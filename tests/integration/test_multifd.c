@@ -36,6 +36,7 @@ struct channel {
 struct migration {
 	struct guest g; /* its stream is the main one, as an older QEMU sends it: each end of records is a sync point */
 	struct channel channels[CHANNELS];
+	uint64_t packets;
 	uint8_t *flushing; /* the same stream as a newer QEMU sends it */
 	size_t flushing_count;
 	size_t flushes_at[2 * ROUNDS + 4];
@@ -69,7 +70,8 @@ static void put_packet(struct migration *mig, struct channel *channel, bool sync
 	const unsigned data = packet->data_pages;
 
 	packet->sync = sync;
-	multifd_put_packet(extend(channel, DIOH_MULTIFD_PACKET_BYTES), &mig->g.q.setup, packet, 0);
+	packet->number = mig->packets++;
+	multifd_put_packet(extend(channel, DIOH_MULTIFD_PACKET_BYTES), &mig->g.q.setup, packet);
 	for (unsigned i = 0; i < data; i++)
 		memcpy(extend(channel, PAGE), mig->g.q.memory[packet->block] + packet->pages[i] * PAGE, PAGE);
 	memset(packet, 0, sizeof(*packet));
@@ -346,6 +348,33 @@ static void other_channels(void **state)
 	}
 }
 
+/* Those that are there are whole, and call themselves 0 and 1; of QEMU's third one nobody was told. */
+static void one_channel_too_few(void **state)
+{
+	struct moves m = MOVES(WAY_MAPPED_RAM, fixture_path("image"));
+	struct qemu_feeder feeders[CHANNELS];
+	struct migration mig;
+
+	(void)state;
+	make_migration(&mig, false);
+	moves_add_stream(&m, GUEST_ENTRY, 0);
+	moves_start(&m, DIOH_DIRECTION_SAVE);
+	m.channels = 2;
+	moves_attach_stream(&m, 0, qemu_feed(&feeders[0], mig.g.q.bytes, mig.g.q.count, 0));
+	for (unsigned i = 1; i < CHANNELS; i++)
+		moves_attach_stream(&m, i, qemu_feed(&feeders[i], mig.channels[(i + 1) % CHANNELS].bytes,
+		                                     mig.channels[(i + 1) % CHANNELS].count, 0));
+	must(moves_create(&m), &m.err);
+	assert_int_equal(moves_wait(&m, moves_begin_stream(&m, 0, GUEST_ENTRY, 0)), -EBADMSG);
+	assert_non_null(strstr(m.err.text, "were all of QEMU's channels attached"));
+	assert_int_equal(m.err.operation, DIOH_OP_PARSE);
+	moves_end(&m, 1);
+	for (unsigned i = 0; i < CHANNELS; i++)
+		qemu_feeder_join(&feeders[i]);
+	guest_expect_open(&mig.g, m.path, 0, ENODATA);
+	free_migration(&mig);
+}
+
 /* Nothing is touched when channels are named that are not there. */
 static void channels_that_were_not_attached(void **state)
 {
@@ -401,6 +430,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(pages_by_channels),
 		cmocka_unit_test(other_channels),
+		cmocka_unit_test(one_channel_too_few),
 		cmocka_unit_test(channels_that_were_not_attached),
 		cmocka_unit_test(a_channel_that_hangs),
 	};

@@ -25,7 +25,7 @@ void multifd_put_init(uint8_t to[DIOH_MULTIFD_INIT_BYTES], const struct dioh_mul
 }
 
 void multifd_put_packet(uint8_t to[DIOH_MULTIFD_PACKET_BYTES], const struct dioh_qemu_setup *setup,
-                        const struct dioh_multifd_packet *packet, uint64_t number)
+                        const struct dioh_multifd_packet *packet)
 {
 	const unsigned count = packet->data_pages + packet->zero_pages;
 	const size_t name_bytes = sizeof(setup->blocks[0].name);
@@ -37,7 +37,7 @@ void multifd_put_packet(uint8_t to[DIOH_MULTIFD_PACKET_BYTES], const struct dioh
 	to = put_be(to, count ? DIOH_MULTIFD_PAGES_MAX : 0, 4);
 	to = put_be(to, packet->data_pages, 4);
 	to = put_be(to, packet->data_pages * DIOH_PAGE_BYTES, 4);
-	to = put_be(to, number, 8);
+	to = put_be(to, packet->number, 8);
 	to = put_be(to, packet->zero_pages, 4);
 	to += 4 + 3 * 8; /* reserved */
 	if (count)

@@ -7,6 +7,6 @@
 
 void multifd_put_init(uint8_t to[DIOH_MULTIFD_INIT_BYTES], const struct dioh_multifd_init *init);
 void multifd_put_packet(uint8_t to[DIOH_MULTIFD_PACKET_BYTES], const struct dioh_qemu_setup *setup,
-                        const struct dioh_multifd_packet *packet, uint64_t number);
+                        const struct dioh_multifd_packet *packet);
 
 #endif

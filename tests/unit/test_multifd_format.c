@@ -54,12 +54,15 @@ static void test_inits(void **state)
 
 static void test_packets(void **state)
 {
-	struct dioh_multifd_packet packet = { .block = 1, .data_pages = 2, .zero_pages = 1, .pages = { 2, 0, 1 } }, read;
+	struct dioh_multifd_packet packet = {
+		.number = 5, .block = 1, .data_pages = 2, .zero_pages = 1, .pages = { 2, 0, 1 }
+	};
+	struct dioh_multifd_packet read;
 	uint8_t bytes[DIOH_MULTIFD_PACKET_BYTES];
 	struct dioh_error err = { 0 };
 
 	(void)state;
-	multifd_put_packet(bytes, &setup, &packet, 5);
+	multifd_put_packet(bytes, &setup, &packet);
 	assert_memory_equal(bytes + AT_DATA, "\0\0\0\2\0\0\x20\0\0\0\0\0\0\0\0\5\0\0\0\1", 20);
 	assert_memory_equal(bytes + AT_BLOCK, "pc.ram2", 8);
 	assert_memory_equal(bytes + AT_OFFSETS, "\0\0\0\0\0\0\x20\0", 8);
@@ -70,13 +73,13 @@ static void test_packets(void **state)
 	packet = (struct dioh_multifd_packet){ .sync = true, .data_pages = 100, .zero_pages = 28 };
 	for (unsigned i = 0; i < DIOH_MULTIFD_PAGES_MAX; i++)
 		packet.pages[i] = 999 - i;
-	multifd_put_packet(bytes, &setup, &packet, 0);
+	multifd_put_packet(bytes, &setup, &packet);
 	assert_int_equal(dioh_multifd_get_packet(bytes, 0, &setup, &read, &err), 0);
 	assert_memory_equal(&read, &packet, sizeof(packet));
 
 	/* Nothing but a sync: QEMU leaves the size of an earlier packet in it. */
 	packet = (struct dioh_multifd_packet){ .sync = true };
-	multifd_put_packet(bytes, &setup, &packet, 0);
+	multifd_put_packet(bytes, &setup, &packet);
 	bytes[AT_BYTES + 1] = 8;
 	assert_int_equal(dioh_multifd_get_packet(bytes, 0, &setup, &read, &err), 0);
 	assert_memory_equal(&read, &packet, sizeof(packet));
@@ -122,7 +125,7 @@ static void test_refused_packets(void **state)
 		struct dioh_error err = { 0 };
 		char byte[40];
 
-		multifd_put_packet(bytes, &setup, &packet, 0);
+		multifd_put_packet(bytes, &setup, &packet);
 		memcpy(bytes + refusals[i].at, refusals[i].bytes, refusals[i].count);
 		assert_int_equal(dioh_multifd_get_packet(bytes, 1000, &setup, &read, &err), -refusals[i].code);
 		snprintf(byte, sizeof(byte), "(byte %u)", at);
@@ -143,7 +146,7 @@ static void test_a_name_without_an_end(void **state)
 
 	(void)state;
 	memset(blocks[1].name, 'x', sizeof(blocks[1].name) - 1);
-	multifd_put_packet(bytes, &setup, &packet, 0);
+	multifd_put_packet(bytes, &setup, &packet);
 	memset(bytes + AT_BLOCK, 'x', 256);
 	assert_int_equal(dioh_multifd_get_packet(bytes, 0, &setup, &read, &err), -EBADMSG);
 	bytes[AT_BLOCK + 255] = 0;
