@@ -12,6 +12,9 @@
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "diohelper speaks little-endian structs and has not been ported to big-endian hosts"
 #endif
+#if __SIZEOF_LONG__ != 8
+#error "diohelper maps guests' memory and counts in 64 bits, and has not been ported to hosts of 32"
+#endif
 
 /* Names for people: "SAVE_MEMORY", "io_uring", "container", ...; "unknown" for what is not known. Never NULL. */
 const char *dioh_msg_name(uint32_t type);

@@ -438,13 +438,8 @@ static int sync_destination(const struct dropin *d, struct dioh_error *err)
 
 	if (fd < 0)
 		return 0;
-	do
-		r = fdatasync(fd);
-	while (r < 0 && errno == EINTR);
-	/* What cannot be synced has nothing to sync: a pipe, a read-only file. */
-	if (r < 0 && errno != EINVAL && errno != EROFS)
-		return dioh_error_errno(err, errno, PLACE(SYNC), "Unable to sync %s", d->save ? d->name : "standard output");
-	return 0;
+	r = dioh_sync_if_known(fd);
+	return r < 0 ? dioh_error_errno(err, r, PLACE(SYNC), "Unable to sync %s", d->save ? d->name : "standard output") : 0;
 }
 
 static int finish(struct dropin *d, struct dioh_error *err)

@@ -254,14 +254,23 @@ uint64_t dioh_image_free_bytes(struct dioh_image *image)
 	return (uint64_t)vfs.f_bavail * vfs.f_frsize + (uint64_t)st.st_blocks * 512;
 }
 
+/* Never a second time, not for EINTR either: that a write was lost is told once, and may have been called so by a server. */
 static int sync_fd(struct dioh_image *image, int fd, bool whole)
 {
-	int r;
+	return timed(image, whole ? fsync(fd) : fdatasync(fd)) < 0 ? -errno : 0;
+}
 
-	do
-		r = timed(image, whole ? fsync(fd) : fdatasync(fd));
-	while (r < 0 && errno == EINTR);
-	return r < 0 ? -errno : 0;
+/* Who knows no fdatasync(2) says so each time; that a write was lost is told once. */
+int dioh_sync_if_known(int fd)
+{
+	int error;
+
+	if (fdatasync(fd) == 0)
+		return 0;
+	error = errno;
+	if ((error == EINVAL || error == EROFS) && fdatasync(fd) < 0 && errno == error)
+		return 0;
+	return -error;
 }
 
 int dioh_image_sync(struct dioh_image *image, struct dioh_error *err)
@@ -281,9 +290,8 @@ int dioh_image_prepare_seek(struct dioh_image *image, struct dioh_error *err)
 	int r = 0;
 
 	if (image->kind == DIOH_IMAGE_REGULAR && image->server_seeks)
-		r = sync_fd(image, image->header_fd, false);
-	/* A file system that is only read may not know the call, and has nothing to sync. */
-	if (r == 0 || r == -EINVAL || r == -EROFS)
+		r = timed(image, dioh_sync_if_known(image->header_fd));
+	if (r == 0)
 		return 0;
 	return dioh_error_errno(err, r, PLACE(SYNC, DIOH_OFFSET_NONE),
 	                        "image: fdatasync failed, so where it has data is not known");

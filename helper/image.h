@@ -70,6 +70,12 @@ int dioh_image_resize(struct dioh_image *image, uint64_t bytes, struct dioh_erro
  */
 int dioh_image_extend(struct dioh_image *image, uint64_t start, uint64_t end, struct dioh_error *err);
 
+/*
+ * fdatasync(2), of what may have nothing to sync: a pipe, a file system that is only read. 0 there, too (EINVAL and EROFS
+ * time and again); else -errno.
+ */
+int dioh_sync_if_known(int fd);
+
 /* Before SEEK_DATA: a server that is asked gets what others have left in our page cache. */
 int dioh_image_prepare_seek(struct dioh_image *image, struct dioh_error *err);
 

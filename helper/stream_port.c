@@ -118,7 +118,7 @@ void dioh_port_close(struct dioh_stream_port *port)
 	struct dioh_error err;
 
 	engine->ops->close_slot(engine, port->slot);
-	if (close(port->fd) == 0 || !port->write || errno == EINTR)
+	if (close(port->fd) == 0 || !port->write)
 		return;
 	dioh_error_errno(&err, errno, DIOH_PLACE(WRITE, STREAM, port->number, moved),
 	                 "stream %" PRIu32 ": closing it after %" PRIu64 " bytes failed, what was written may be lost",

@@ -497,6 +497,7 @@ int dioh_worker_open(struct dioh_worker *worker, const struct dioh_worker_config
 	worker->write_behind = !config->direct && config->cache == DIOH_CACHE_KEEP;
 	worker->writeback = (struct dioh_writeback){
 		.fd = config->slots.fds[DIOH_SLOT_PAGE],
+		.known = dioh_writeback_known(config->slots.fds[DIOH_SLOT_PAGE]),
 		.drop = config->cache == DIOH_CACHE_NONE,
 		.control = &config->control->mailbox,
 		.worker = &worker->mailbox,

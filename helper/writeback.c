@@ -13,23 +13,27 @@ static void written(struct dioh_job *job) /* worker thread */
 	dioh_container_of(job, struct dioh_writeback, job)->running = false;
 }
 
+/* Without flags the call does nothing, and tells of no write-back's error. */
+bool dioh_writeback_known(int fd)
+{
+	return sync_file_range(fd, 0, 0, 0) == 0;
+}
+
 /*
- * sync_file_range(2). Its errors are the file's write-back errors, whoever wrote the bytes, and having been told here they
- * are not told to fdatasync(2) on the same descriptor: all workers and FINISH must know. Where the file system knows no
- * such call, nothing is lost but the even pace.
+ * sync_file_range(2). Its errors are the file's write-back errors, whoever wrote the bytes and whatever they are called, and
+ * having been told here they are not told to fdatasync(2) on the same descriptor, nor to who asks once more: all workers and
+ * FINISH must know.
  */
 static void sync_window(struct dioh_writeback *writeback, const struct dioh_writeback_window *window, unsigned flags)
 {
 	int none = 0, r;
 
-	if (window->start == window->end) /* none yet; to the system call it would be all of the file */
+	if (!writeback->known || window->start == window->end) /* none yet; to the system call it would be all of the file */
 		return;
 	dioh_clock_start(writeback->waits_since_ns);
-	do
-		r = sync_file_range(writeback->fd, (off_t)window->start, (off_t)(window->end - window->start), flags);
-	while (r < 0 && errno == EINTR);
+	r = sync_file_range(writeback->fd, (off_t)window->start, (off_t)(window->end - window->start), flags);
 	dioh_clock_stop(writeback->waits_since_ns);
-	if (r < 0 && errno != ENOSYS && errno != EINVAL && errno != ESPIPE && errno != EOPNOTSUPP)
+	if (r < 0)
 		(void)atomic_compare_exchange_strong(writeback->sync_error, &none, errno);
 }
 

@@ -22,6 +22,7 @@ struct dioh_writeback_window { /* the range of the file that its writes have tou
 
 struct dioh_writeback {
 	int fd;
+	bool known; /* sync_file_range(2), here; without it nothing is lost but the even pace */
 	bool drop; /* what is clean leaves the cache */
 	struct dioh_mailbox *control;
 	struct dioh_mailbox *worker;
@@ -35,6 +36,9 @@ struct dioh_writeback {
 	bool running;
 	struct dioh_job job;
 };
+
+/* Whether the kernel, and what filters its calls, let sync_file_range(2) through for this descriptor. */
+bool dioh_writeback_known(int fd);
 
 /* Counts a write that has completed; sends a full window off. */
 void dioh_writeback_wrote(struct dioh_writeback *writeback, uint64_t offset, uint64_t bytes);

@@ -15,7 +15,6 @@
  * Or what the kernel may answer beside it:
  *
  *   writeback  sync_file_range(2) number INDEX tells of ENOSPC; that the bytes are gone nobody is told again
- *   badmsg     the same, of EBADMSG: so file systems call it when a checksum of their own does not match
  *   punch      fallocate(2) can make no holes in files
  *   ring       there is no memory for io_uring number INDEX, nor for any behind it; a probe's is smaller
  *   aio        the same, and the kernel has not so many I/Os left for libaio either
@@ -23,10 +22,11 @@
  *   erase      of memory no more than INDEX bytes can be erased at once
  *   parts      there is no memory for a memory transfer's part number INDEX, of all that are asked for
  *
- *   sync       fsync(2) or fdatasync(2) number INDEX, of the image or its directory, tells of EIO
+ *   sync       fsync(2) or fdatasync(2) number INDEX, of the image or its directory, tells of EIO, and only that one
  *   header     the header path's write number INDEX does
  *
- * That it came to that is said on standard error. Or nothing is wrong, and there stands what a save tells its disk:
+ * KIND:INDEX:ERRNO, a number: writeback, sync and header tell of that. That it came to that is said on standard error. Or
+ * nothing is wrong, and there stands what a save tells its disk:
  *
  *   record     each struct fuse_step, and what was written: I/Os when they are done, syncs before they begin
  */
@@ -60,14 +60,15 @@ const struct dioh_engine_ops *__real_dioh_engine_find(uint32_t id);
 #define PROBE_DEPTH_MAX 4
 
 static const char *const kinds[] = { "short", "odd", "eagain", "eintr", "eio", "ecanceled", "stream", "nothing", "reorder",
-	                             "writeback", "badmsg", "punch", "ring", "aio", "parts", "erase", "broken", "sync", "header",
+	                             "writeback", "punch", "ring", "aio", "parts", "erase", "broken", "sync", "header",
 	                             "record" };
-enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, CANCELED, STREAM, NOTHING, REORDER, WRITEBACK, BADMSG, PUNCH, RING,
+enum kind { SHORT, ODD, AGAIN, INTERRUPTED, FAILED, CANCELED, STREAM, NOTHING, REORDER, WRITEBACK, PUNCH, RING,
 	    AIO, PARTS, ERASE, BROKEN, SYNC, HEADER, RECORD, KINDS };
 
 static struct {
 	enum kind kind;
 	unsigned long index;
+	int error; /* 0: the kind's own */
 } fault = { .kind = KINDS };
 
 struct faulty {
@@ -102,6 +103,8 @@ static void read_fault(void)
 		if (strlen(kinds[i]) == (size_t)(colon - wish) && strncmp(wish, kinds[i], strlen(kinds[i])) == 0)
 			fault.kind = i;
 	fault.index = colon ? strtoul(colon + 1, NULL, 10) : 0;
+	colon = colon ? strchr(colon + 1, ':') : NULL;
+	fault.error = colon ? atoi(colon + 1) : 0;
 }
 
 /* ---- the record ---- */
@@ -324,10 +327,10 @@ int __wrap_sync_file_range(int fd, off64_t offset, off64_t bytes, unsigned flags
 {
 	static unsigned long calls; /* by one thread, the control-I/O thread */
 
-	if ((fault.kind != WRITEBACK && fault.kind != BADMSG) || calls++ != fault.index)
+	if (flags == 0 || fault.kind != WRITEBACK || calls++ != fault.index)
 		return __real_sync_file_range(fd, offset, bytes, flags);
 	say_hit();
-	errno = fault.kind == BADMSG ? EBADMSG : ENOSPC;
+	errno = fault.error ? fault.error : ENOSPC;
 	return -1;
 }
 
@@ -397,7 +400,7 @@ static bool fails(enum kind kind)
 	if (fault.kind != kind || atomic_fetch_add(&calls, 1) != fault.index)
 		return false;
 	say_hit();
-	errno = EIO;
+	errno = fault.error ? fault.error : EIO;
 	return true;
 }
 

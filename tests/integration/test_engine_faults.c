@@ -34,6 +34,7 @@ static const struct {
 	{ "short", 0, 0 }, { "odd", 0, 0 }, { "eagain", 0, 0 }, { "eintr", 0, 0 }, { "eio", EIO, 0 }, { "nothing", -1, 0 },
 	{ "ecanceled", EAGAIN, 0 }, /* nobody has cancelled anything */
 	{ "reorder", 0, 0 }, { "header", EIO, DIOH_OP_WRITE }, { "sync", EIO, DIOH_OP_SYNC },
+	{ "sync", EINTR, DIOH_OP_SYNC }, /* so a server may call it that it has lost a write; told once, like any other */
 };
 
 #define KINDS (sizeof(kinds) / sizeof(kinds[0]))
@@ -42,13 +43,13 @@ static char faulty[512], healthy[512], image[512];
 static int messages = -1;
 
 /* The helper's next life has this fault in it. NULL: it is the real one. */
-static void set_fault(const char *kind, unsigned index)
+static void set_fault(const char *kind, unsigned index, int error)
 {
 	char fault[64];
 
 	alarm(HANG_S);
 	setenv("DIOHELPER", kind ? faulty : healthy, 1);
-	(void)snprintf(fault, sizeof(fault), "%s:%u", kind ? kind : "none", index);
+	(void)snprintf(fault, sizeof(fault), "%s:%u:%d", kind ? kind : "none", index, error);
 	setenv("DIOH_FAULT", fault, 1);
 	if (ftruncate(messages, 0) < 0 || lseek(messages, 0, SEEK_SET) < 0)
 		fail_msg("ftruncate: %s", strerror(errno));
@@ -100,11 +101,11 @@ static bool save_with(const struct way *way, unsigned kind, unsigned index)
 	bool ok, hit;
 
 	(void)unlink(image);
-	set_fault(kinds[kind].name, index);
+	set_fault(kinds[kind].name, index, kinds[kind].code);
 	ok = specimen_save(&s);
 	hit = was_hit();
 	expect(&s, kind, index, true, hit, ok);
-	set_fault(NULL, 0);
+	set_fault(NULL, 0, 0);
 	again.way.engine = DIOH_ENGINE_SYNC;
 	verdict = specimen_load(&again, DIOH_LAYOUT_DETECT);
 	/* Behind the mark a sync that fails leaves what may be whole: only COMPLETE counts. */
@@ -121,7 +122,7 @@ static bool load_with(const struct way *way, unsigned kind, unsigned index)
 	enum specimen_verdict verdict;
 	bool hit;
 
-	set_fault(kinds[kind].name, index);
+	set_fault(kinds[kind].name, index, kinds[kind].code);
 	verdict = specimen_load(&s, way->layout);
 	hit = was_hit();
 	expect(&s, kind, index, false, hit, verdict == SPECIMEN_IS_NEW);
@@ -162,7 +163,7 @@ static void every_one(uint32_t layout)
 			continue;
 		saves += each(&way, true, save_with);
 		(void)unlink(image);
-		set_fault(NULL, 0);
+		set_fault(NULL, 0, 0);
 		assert_true(specimen_save(&s));
 		loads += each(&way, false, load_with);
 	}
@@ -195,7 +196,7 @@ static bool stream_fails(unsigned index, bool save)
 	struct specimen s = specimen(&way);
 	bool ok, hit;
 
-	set_fault("stream", index);
+	set_fault("stream", index, 0);
 	ok = save ? specimen_save(&s) : specimen_load(&s, way.layout) == SPECIMEN_IS_NEW;
 	hit = was_hit();
 	assert_int_equal(ok, !hit);

@@ -369,7 +369,7 @@ static void raw_image_that_its_server_has_not_seen(void **state)
 	const struct sick_engine *engine = *state;
 	struct fuse_file *file = sick_file(&options);
 	int image = must_open(fuse_file_path(file), O_RDWR), copy = must_memfd("copy", 4 * MIB, 0);
-	struct moves m = MOVES(WAY_RAW, fuse_file_path(file)), failing = m;
+	struct moves m = MOVES(WAY_RAW, fuse_file_path(file)), failing = m, lost = m;
 	uint8_t *map;
 
 	m.way.engine = engine->engine;
@@ -386,6 +386,12 @@ static void raw_image_that_its_server_has_not_seen(void **state)
 	assert_int_equal(open_raw_written_to(&failing, copy, map), -EIO);
 	moves_assert_error(&failing, EIO, SYNC, IMAGE, 0);
 	moves_end(&failing, 0);
+	/* What stood there is lost, and that is told once, by a name that "cannot be synced" has, too. */
+	fuse_file_fault(file, FUSE_FSYNC, .kind = FUSE_FAULT_NONE);
+	fuse_file_fault(file, FUSE_WRITE, .kind = FUSE_FAULT_ERROR, .value = EINVAL);
+	assert_int_equal(open_raw_written_to(&lost, copy, map), -EINVAL);
+	moves_assert_error(&lost, EINVAL, SYNC, IMAGE, 0);
+	moves_end(&lost, 0);
 	munmap(map, 4 * MIB);
 	close(image);
 	close(copy);
