@@ -8,6 +8,7 @@
 #define DIOH_ERRAND_H
 
 #include "error.h"
+#include "layout.h"
 #include "worker.h"
 
 struct dioh_errand {
@@ -16,9 +17,12 @@ struct dioh_errand {
 	bool runs;
 	int result; /* set by the work; negative: `error` becomes the transfer's */
 	struct dioh_error error;
+	struct dioh_image_layout *layout; /* of dioh_errand_ask_unchanged() */
 };
 
 void dioh_errand_ask(struct dioh_errand *errand, void (*work)(struct dioh_job *job));
+/* A load's last look, when all has been read: is it still the image that was opened? */
+void dioh_errand_ask_unchanged(struct dioh_errand *errand, struct dioh_image_layout *layout);
 /* The work's last call. */
 void dioh_errand_answer(struct dioh_errand *errand);
 

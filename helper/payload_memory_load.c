@@ -309,14 +309,6 @@ static void skip_absent(struct memory_transfer *t, struct span *span, unsigned c
 	finish_span(span);
 }
 
-static void look_again(struct dioh_job *job) /* control-I/O thread */
-{
-	struct memory_transfer *t = dioh_container_of(job, struct memory_transfer, last_look.job);
-
-	t->last_look.result = dioh_layout_check_unchanged(t->params.layout, &t->last_look.error);
-	dioh_errand_answer(&t->last_look);
-}
-
 static enum dioh_step end_step(struct memory_transfer *t)
 {
 	flush_erase(t);
@@ -325,7 +317,7 @@ static enum dioh_step end_step(struct memory_transfer *t)
 	if (t->looked)
 		return dioh_memory_done(t);
 	t->looked = true;
-	dioh_errand_ask(&t->last_look, look_again);
+	dioh_errand_ask_unchanged(&t->last_look, t->params.layout);
 	return DIOH_STEP_WAIT;
 }
 

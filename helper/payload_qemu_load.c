@@ -272,15 +272,6 @@ static void tail_step(struct qemu_load *t)
 
 /* ---- the transfer ---- */
 
-/* Is it still the image that was opened? */
-static void look_again(struct dioh_job *job) /* control-I/O thread */
-{
-	struct qemu_load *t = dioh_container_of(job, struct qemu_load, errand.job);
-
-	t->errand.result = dioh_layout_check_unchanged(t->params.layout, &t->errand.error);
-	dioh_errand_answer(&t->errand);
-}
-
 static void write_done(struct dioh_io *io)
 {
 	struct qemu_load *t = io->owner;
@@ -319,7 +310,7 @@ static void produce(struct qemu_load *t)
 		tail_step(t);
 		break;
 	case STAGE_LAST_LOOK:
-		dioh_errand_ask(&t->errand, look_again);
+		dioh_errand_ask_unchanged(&t->errand, t->params.layout);
 		t->stage = STAGE_END;
 		break;
 	case STAGE_END:

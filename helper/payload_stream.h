@@ -59,7 +59,8 @@ struct stream_transfer {
 	struct dioh_record_extent extent; /* a copy: the table is the control-I/O thread's */
 	uint64_t extent_used;
 	uint32_t *checksums; /* of its chunks: one 4 KiB page */
-	bool closed;         /* save: the last extent has been stored; load: it has been seen that it is still the same image */
+	bool closed;         /* save: the last extent has been stored */
+	bool looked;         /* load: it has been seen, or is being looked, whether it is still the same image */
 	bool no_room;        /* save: no further extent is to be had: the stream must end here */
 	struct dioh_error room_error;
 	uint8_t probe;

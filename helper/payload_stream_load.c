@@ -100,22 +100,14 @@ static void drain(struct stream_transfer *t)
 	dioh_port_move(&t->port, buffer->data + buffer->drained, buffer->bytes - buffer->drained, write_done);
 }
 
-static void look_again(struct dioh_job *job) /* control-I/O thread */
-{
-	struct stream_transfer *t = dioh_container_of(job, struct stream_transfer, errand.job);
-
-	t->errand.result = dioh_layout_check_unchanged(t->params.layout, &t->errand.error);
-	dioh_errand_answer(&t->errand);
-}
-
 static enum dioh_step end_step(struct stream_transfer *t)
 {
 	if (t->base.outstanding > 0 || t->buffers[t->drain_next].state != BUFFER_FREE)
 		return DIOH_STEP_WAIT;
-	if (t->closed)
+	if (t->looked)
 		return DIOH_STEP_DONE;
-	t->closed = true;
-	dioh_errand_ask(&t->errand, look_again);
+	t->looked = true;
+	dioh_errand_ask_unchanged(&t->errand, t->params.layout);
 	return DIOH_STEP_WAIT;
 }
 

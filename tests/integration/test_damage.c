@@ -579,16 +579,14 @@ static void must_take_mark(const char *path)
 }
 
 /* The reader of the stream takes his time meanwhile. */
-static void saved_over_while_read(void **state)
+static void save_over_while_read(uint64_t bytes)
 {
-	const uint64_t bytes = 24 * MIB;
 	struct moves m = MOVES(WAY_CONTAINER, fixture_path("long")), l = m;
 	int source = must_open(fixture_path("source"), O_RDWR | O_CREAT | O_TRUNC);
 	int ends[2];
 	uint8_t byte;
 	uint32_t id;
 
-	(void)state;
 	must_write_pattern(source, 0, bytes, 5);
 	moves_add_stream(&m, STREAM, 0);
 	moves_start(&m, SAVE);
@@ -610,6 +608,14 @@ static void saved_over_while_read(void **state)
 	moves_assert_error(&l, EBADMSG, PARSE, IMAGE, 0);
 	moves_end(&l, 0);
 	close(ends[0]);
+}
+
+/* Of several extents, or of one, so that nothing of the image is looked at behind it but its head. */
+static void saved_over_while_read(void **state)
+{
+	(void)state;
+	save_over_while_read(24 * MIB);
+	save_over_while_read(3 * MIB);
 }
 
 /* Another save came between, and has ended: its image is not called ours, nor touched. */

@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "align.h"
@@ -504,6 +505,58 @@ static void saved_over_while_open(void **state)
 	restore();
 }
 
+static void must_read(int fd, uint64_t bytes)
+{
+	uint8_t some[65536];
+
+	while (bytes > 0) {
+		const ssize_t n = read(fd, some, bytes < sizeof(some) ? bytes : sizeof(some));
+
+		assert_true(n > 0);
+		bytes -= (uint64_t)n;
+	}
+}
+
+/* Until nothing more has come for a while. */
+static void let_it_fill(int pipe_end)
+{
+	int before = -1, now = 0;
+
+	while (now != before) {
+		before = now;
+		usleep(50000);
+		assert_int_equal(ioctl(pipe_end, FIONREAD, &now), 0);
+	}
+}
+
+/* When all has been read from it, and the last of that stands in the way to who wants the stream: only the last look tells. */
+static void saved_over_while_its_stream_is_read(void **state)
+{
+	static const uint8_t zeros[512];
+	struct moves l = MOVES(WAY_MAPPED_RAM, image.path);
+	struct dioh_msg_entry table[GUEST_BLOCKS + 1];
+	uint32_t count, id;
+	int ends[2];
+
+	(void)state;
+	assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+	moves_start(&l, DIOH_DIRECTION_LOAD);
+	moves_attach_stream(&l, 0, ends[1]);
+	must(moves_open(&l, 0), &l.err);
+	must(dioh_get_table(l.session, 0, GUEST_BLOCKS + 1, table, &count, &l.err), &l.err);
+	id = moves_begin_stream(&l, 0, table[count - 1].number, 0);
+	must_read(ends[0], table[count - 1].bytes - (uint64_t)fcntl(ends[0], F_GETPIPE_SZ) - PAGE);
+	let_it_fill(ends[0]);
+	put(0, zeros, sizeof(zeros));
+	while (read(ends[0], (uint8_t[65536]){ 0 }, 65536) > 0)
+		continue;
+	assert_int_equal(moves_wait(&l, id), -EBADMSG);
+	moves_assert_error(&l, EBADMSG, PARSE, IMAGE, 0);
+	moves_end(&l, 0);
+	close(ends[0]);
+	restore();
+}
+
 static void written_but_never_synced(void **state)
 {
 	struct moves m = MOVES(WAY_MAPPED_RAM, fixture_path("written"));
@@ -915,6 +968,7 @@ int main(void)
 		cmocka_unit_test(partial),
 		cmocka_unit_test(without_magic),
 		cmocka_unit_test(saved_over_while_open),
+		cmocka_unit_test(saved_over_while_its_stream_is_read),
 		cmocka_unit_test(written_but_never_synced),
 		cmocka_unit_test(as_qemu_writes_it),
 		cmocka_unit_test(ours_without_a_record),
