@@ -676,6 +676,22 @@ static void test_write_header(void **state)
 	free(header);
 }
 
+/* A socket may come with less room than the longest message takes. */
+static void test_write_header_with_little_room(void **state)
+{
+	const int little = 32768; /* the kernel doubles it */
+	struct client *f = *state;
+	uint8_t *header = make_header();
+	int fd = client_start_fake(f, script_write_header);
+
+	assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &little, sizeof(little)), 0);
+	assert_int_equal(dioh_connect(fd, 0, &f->session, &f->err), 0);
+	assert_int_equal(dioh_write_header(f->session, 1000, header, HEADER_BYTES, &f->err), 0);
+	client_ask_status(f);
+	client_disconnect(f);
+	free(header);
+}
+
 static void script_open(struct fake *fake)
 {
 	const struct dioh_msg_open_image *open = (const void *)fake->in.payload;
@@ -1003,6 +1019,7 @@ int main(void)
 		TEST(test_create_image),
 		TEST(test_create_image_fails),
 		TEST(test_write_header),
+		TEST(test_write_header_with_little_room),
 		TEST(test_open_image),
 		TEST(test_get_table),
 		TEST(test_get_table_beside),
