@@ -251,6 +251,8 @@ static void do_put_table(struct dioh_job *job)
 	struct dioh_image_layout *layout = &session->layout;
 	int r = check_stream_lengths(session, entries, message->count, &request->error);
 
+	if (r == 0)
+		r = dioh_proto_check_places(layout->ops->id, entries, message->count, &request->error);
 	if (r == 0 && message->first != layout->regions_put + layout->streams_put)
 		r = dioh_error_set(&request->error, EINVAL, PLACE,
 		                   "PUT_TABLE: it starts at entry %" PRIu32 ", and entry %u comes next", message->first,

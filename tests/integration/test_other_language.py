@@ -485,6 +485,11 @@ def test_states(directory):
         opened = opener.session.open_image(flags=manager.ACCEPT_WRITTEN | manager.INSPECT)
         check_equal(opened.compatible_features, 1 << 40, "compatible features")
         refused(EPROTO, opener.session.load_memory, 0, 7, MIB)
+    with Opener(path) as opener:  # a FINISH that was killed when it had written the tables
+        region = writer.RegionSource(7, b"ram", MIB, {0: b"\x11" * PAGE})
+        opener.put(writer.Writer(b"", [region], []).build(writer.as_diohelper, state=reader.PARTIAL))
+        opener.session.open_image(flags=manager.INSPECT)
+        check_equal([entry.present_bytes for entry in opener.session.get_table()], [0], "what a partial image has")
 
 
 def test_damage(directory):

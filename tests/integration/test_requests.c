@@ -393,6 +393,82 @@ static void tables_that_are_refused(void **state)
 	leave(&m, 1);
 }
 
+/* In every layout but raw the places are the helper's to choose. */
+static void places_that_are_refused(void **state)
+{
+	static const struct {
+		uint32_t direction, layout;
+	} rows[] = {
+		{ SAVE, DIOH_LAYOUT_CONTAINER }, { SAVE, DIOH_LAYOUT_MAPPED_RAM }, { LOAD, DIOH_LAYOUT_MAPPED_RAM },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(rows); i++) {
+		const struct dioh_msg_create_image create = { .layout = rows[i].layout, .region_count = 1, .stream_count = 1 };
+		const struct dioh_msg_open_image open_it = { .layout = rows[i].layout, .region_count = 1 };
+		struct put put = { { .count = 1 }, { region_entry(1, "a", MIB) } };
+		struct raw_manager m;
+
+		reach(&m, rows[i].direction, RAW_STAGE_SEALED);
+		if (rows[i].direction == SAVE)
+			raw_call(&m, DIOH_MSG_CREATE_IMAGE, &create, sizeof(create), NULL, 0);
+		else
+			raw_call(&m, DIOH_MSG_OPEN_IMAGE, &open_it, sizeof(open_it), NULL, 0);
+		put.entries[0].image_offset = MIB;
+		refuse_put(&m, &put, EINVAL, "region 1: image_offset");
+		put.entries[0] = stream_entry(1, "a");
+		put.entries[0].image_offset = 77;
+		refuse_put(&m, &put, EINVAL, "stream 1: image_offset");
+		leave(&m, rows[i].direction == SAVE);
+	}
+}
+
+static void places_in_layout_raw(void **state)
+{
+	const struct dioh_msg_create_image create = { .layout = DIOH_LAYOUT_RAW, .region_count = 1, .stream_count = 1 };
+	struct put put = { { .count = 2 }, { region_entry(1, "a", MIB), stream_entry(1, "a") } };
+	struct dioh_msg_image_reply reply;
+	struct raw_manager m;
+
+	(void)state;
+	put.entries[0].image_offset = MIB;
+	put.entries[1].image_offset = 77;
+	reach(&m, SAVE, RAW_STAGE_SEALED);
+	raw_call(&m, DIOH_MSG_CREATE_IMAGE, &create, sizeof(create), NULL, 0);
+	raw_call(&m, DIOH_MSG_PUT_TABLE, &put, sizeof(put.table) + 2 * sizeof(put.entries[0]), &reply, sizeof(reply));
+	assert_int_equal(reply.ready, 1);
+	leave(&m, 1);
+}
+
+static void expect_stream_bytes(struct raw_manager *m, uint64_t bytes)
+{
+	const struct dioh_msg_get_table get = { .count = 2 };
+	struct {
+		struct dioh_msg_get_table_reply table;
+		struct dioh_msg_entry entries[2];
+	} got;
+
+	raw_call(m, DIOH_MSG_GET_TABLE, &get, sizeof(get), &got, sizeof(got));
+	assert_int_equal(got.entries[1].kind, DIOH_ENTRY_STREAM);
+	assert_int_equal(got.entries[1].bytes, bytes);
+	assert_int_equal(got.entries[0].present_bytes, 0);
+	assert_int_equal(got.entries[1].present_bytes, 0);
+}
+
+/* What a stream has brought is told once it has come; what is present in an image, once that is complete. */
+static void tables_while_saving(void **state)
+{
+	struct raw_manager m;
+
+	(void)state;
+	reach(&m, SAVE, RAW_STAGE_READY);
+	expect_stream_bytes(&m, 0);
+	leave(&m, 1);
+	reach(&m, SAVE, RAW_STAGE_SAVED);
+	expect_stream_bytes(&m, RAW_STREAM_BYTES);
+	leave(&m, 1);
+}
+
 static void images_that_are_refused(void **state)
 {
 	struct dioh_msg_create_image create = { .layout = DIOH_LAYOUT_MAPPED_RAM, .stream = DIOH_STREAMS_MAX - 1 };
@@ -637,6 +713,9 @@ int main(void)
 		cmocka_unit_test(no_more_than_64_transfers),
 		cmocka_unit_test(streams_are_used_once),
 		cmocka_unit_test(tables_that_are_refused),
+		cmocka_unit_test(places_that_are_refused),
+		cmocka_unit_test(places_in_layout_raw),
+		cmocka_unit_test(tables_while_saving),
 		cmocka_unit_test(images_that_are_refused),
 		cmocka_unit_test(headers_that_are_refused),
 		cmocka_unit_test(finish_names_what_is_missing),

@@ -635,6 +635,10 @@ static void test_create_image_fails(void **state)
 	entries[ENTRIES - 1].bytes = 4097; /* in another message than the first */
 	assert_int_equal(dioh_create_image(f->session, &options, &info, &f->err), -EINVAL);
 	entries[ENTRIES - 1].bytes = 4096;
+	entries[ENTRIES - 1].image_offset = 4096; /* for layout raw */
+	assert_int_equal(dioh_create_image(f->session, &options, &info, &f->err), -EINVAL);
+	assert_non_null(strstr(f->err.text, "image_offset"));
+	entries[ENTRIES - 1].image_offset = 0;
 	entries[ENTRIES - 1].number = 7;
 	assert_int_equal(dioh_create_image(f->session, &options, &info, &f->err), -EEXIST);
 	entries[ENTRIES - 1].number = ENTRIES - 1;
