@@ -42,8 +42,7 @@ static int check_ready(const struct dioh_session_state *session, const struct di
 	const char *name = dioh_msg_name(message->header.type);
 
 	if (session->stage != IMAGE_READY)
-		return dioh_error_set(err, EPROTO, PLACE, "%s is not permitted: the image is not %s", name,
-		                      session->stage == IMAGE_BROKEN ? "usable, creating it failed" : "ready yet");
+		return dioh_wrong_stage(session, message, err);
 	if (session->layout.inspect_only)
 		return dioh_error_set(err, EPROTO, PLACE, "%s is not permitted: the image was opened for inspection only",
 		                      name);

@@ -193,7 +193,8 @@ struct dioh_create_options {
 	 */
 	const struct dioh_msg_entry *entries;
 	uint64_t header_bytes;                /* size of the caller's own header */
-	const void *header;                   /* its bytes, borrowed; NULL: dioh_write_header() brings them before FINISH */
+	/* Its bytes, borrowed. NULL: dioh_write_header() brings them: before FINISH; with layout raw before anything else. */
+	const void *header;
 	uint32_t stream;                      /* mapped-ram: the attached stream with the device state */
 	uint32_t flags;                       /* enum dioh_create_flag */
 	uint32_t channels;                    /* mapped-ram: so many streams, numbered stream + 1 and on, are multifd's */
@@ -207,6 +208,9 @@ struct dioh_create_options {
  * was touched. May block as long as the disk does. Entries that no image could have (EINVAL; EEXIST: a number or name twice)
  * are refused before anything is sent. After another error the description cannot be given again: dioh_close(), and begin
  * anew, unless it is the stream's, below.
+ *
+ * raw: the image is ready once its header has come. With `header_bytes` and without `header`, `ready` of `ret_info` is
+ * therefore 0, and until dioh_write_header() has brought the last byte other calls answer -EPROTO (dioh_finish(): -ENODATA).
  *
  * mapped-ram: waits until the stream has brought QEMU's RAM setup, so QEMU's migration must have been started. Blocks that
  * the entries do not name are in the stream: dioh_get_table() lists them behind this, with DIOH_ENTRY_IN_STREAM and numbers

@@ -298,6 +298,15 @@ static void no_more_than_64_transfers(void **state)
 			close(writers[i]);
 }
 
+static void save_chunk(struct raw_manager *m, uint64_t first, uint64_t length)
+{
+	uint32_t id = ask_memory(m, DIOH_MSG_SAVE_MEMORY,
+	                         TRANSFER(.length = length, .memory_offset = first, .region_offset = first));
+
+	raw_reply(m, DIOH_MSG_SAVE_MEMORY, id, NULL, 0);
+	assert_int_equal(raw_complete(m, id, NULL), 0);
+}
+
 /* ---- streams ---- */
 
 static uint32_t ask_stream(struct raw_manager *m, uint32_t type, uint32_t stream, uint32_t entry)
@@ -440,6 +449,41 @@ static void places_in_layout_raw(void **state)
 	leave(&m, 1);
 }
 
+static void refuse_early(struct raw_manager *m, uint32_t type)
+{
+	uint8_t bytes[512];
+	const size_t size = raw_sample(type, SAVE, bytes);
+	const struct dioh_msg_error error = raw_call_refused(m, type, bytes, size, EPROTO, NULL);
+
+	assert_non_null(strstr(error.text, "is not permitted: a raw image's header comes first"));
+}
+
+/* The header is what says that the image is not what it was: nothing is written before it. */
+static void raw_waits_for_its_header(void **state)
+{
+	static const uint32_t early[] = { DIOH_MSG_SAVE_MEMORY, DIOH_MSG_SAVE_STREAM, DIOH_MSG_KEEP_REGION,
+		                          DIOH_MSG_GET_TABLE };
+	const struct dioh_msg_create_image create = { .layout = DIOH_LAYOUT_RAW, .region_count = 1,
+		                                      .header_bytes = RAW_HEADER_BYTES };
+	struct put put = { { .count = 1 }, { region_entry(RAW_REGION, "a", FOUR_MIB) } };
+	struct dioh_msg_image_reply reply;
+	struct raw_manager m;
+	uint8_t bytes[64];
+
+	(void)state;
+	put.entries[0].image_offset = MIB;
+	reach(&m, SAVE, RAW_STAGE_SEALED);
+	raw_call(&m, DIOH_MSG_CREATE_IMAGE, &create, sizeof(create), NULL, 0);
+	raw_call(&m, DIOH_MSG_PUT_TABLE, &put, sizeof(put.table) + sizeof(put.entries[0]), &reply, sizeof(reply));
+	assert_int_equal(reply.ready, 0);
+	for (size_t i = 0; i < COUNT(early); i++)
+		refuse_early(&m, early[i]);
+	raw_call(&m, DIOH_MSG_WRITE_HEADER, bytes, raw_sample(DIOH_MSG_WRITE_HEADER, SAVE, bytes), &reply, sizeof(reply));
+	assert_int_equal(reply.ready, 1);
+	save_chunk(&m, 0, FOUR_MIB);
+	leave(&m, 1);
+}
+
 static void expect_stream_bytes(struct raw_manager *m, uint64_t bytes)
 {
 	const struct dioh_msg_get_table get = { .count = 2 };
@@ -530,15 +574,6 @@ static void headers_that_are_refused(void **state)
 static struct dioh_msg_error refuse_finish(struct raw_manager *m, int code, const char *text)
 {
 	return raw_refused(m, DIOH_MSG_FINISH, ask_finish(m), code, text);
-}
-
-static void save_chunk(struct raw_manager *m, uint64_t first, uint64_t length)
-{
-	uint32_t id = ask_memory(m, DIOH_MSG_SAVE_MEMORY,
-	                         TRANSFER(.length = length, .memory_offset = first, .region_offset = first));
-
-	raw_reply(m, DIOH_MSG_SAVE_MEMORY, id, NULL, 0);
-	assert_int_equal(raw_complete(m, id, NULL), 0);
 }
 
 static void finish_names_what_is_missing(void **state)
@@ -715,6 +750,7 @@ int main(void)
 		cmocka_unit_test(tables_that_are_refused),
 		cmocka_unit_test(places_that_are_refused),
 		cmocka_unit_test(places_in_layout_raw),
+		cmocka_unit_test(raw_waits_for_its_header),
 		cmocka_unit_test(tables_while_saving),
 		cmocka_unit_test(images_that_are_refused),
 		cmocka_unit_test(headers_that_are_refused),
