@@ -290,6 +290,7 @@ static void check_finish(struct exam *x)
 	fits(x, sizeof(finish), finish.patch_bytes, 1);
 	within(x, "mode", finish.mode, DIOH_FINISH_DURABLE, DIOH_FINISH_WRITTEN);
 	within(x, "patch_bytes", finish.patch_bytes, 0, DIOH_HEADER_PATCH_BYTES_MAX);
+	zero_unless(x, "patch_offset", finish.patch_offset, finish.patch_bytes > 0, "there is a patch");
 	below_end(x, "patch_offset", finish.patch_offset, finish.patch_bytes,
 	          DIOH_HEADER_BYTES_MAX);
 }

@@ -297,9 +297,9 @@ int dioh_load_stream(struct dioh_session *session, const struct dioh_msg_stream_
 
 /*
  * Begins to make the image complete: `mode` is an enum dioh_finish_mode; `patch` (borrowed, may be NULL) is written
- * into the caller's header at `patch_offset` (mapped-ram: last of all, when everything else is durable). Only its
- * DIOH_EVENT_COMPLETE without error says that the image is complete. Refused at once with ENODATA, naming what is
- * missing, unless completed transfers cover every entry. On a load session it just ends the session in good order.
+ * into the caller's header at `patch_offset` (0 without a patch; mapped-ram: last of all, when everything else is
+ * durable). Only its DIOH_EVENT_COMPLETE without error says that the image is complete. Refused at once with ENODATA, naming
+ * what is missing, unless completed transfers cover every entry. On a load session it just ends the session in good order.
  */
 int dioh_finish(struct dioh_session *session, uint32_t mode, uint64_t patch_offset, const void *patch,
                 uint32_t patch_bytes, uint32_t *ret_transfer, struct dioh_error *err);

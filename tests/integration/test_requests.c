@@ -627,6 +627,9 @@ static void patches_that_are_refused(void **state)
 	reach(&m, LOAD, RAW_STAGE_READY);
 	finish.finish.mode = 0;
 	raw_call_refused(&m, DIOH_MSG_FINISH, &finish, sizeof(finish), EINVAL, "patch");
+	finish.finish.patch_bytes = 0; /* a place and nothing to put there: whatever the header's size is */
+	finish.finish.patch_offset = 1;
+	raw_call_refused(&m, DIOH_MSG_FINISH, &finish, sizeof(finish.finish), EINVAL, "patch_offset");
 	leave(&m, 0);
 }
 
