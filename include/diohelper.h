@@ -37,6 +37,8 @@
  *    connection would be closed in the parent, too.
  *  - A call that waits for a slow disk (dioh_create_image, dioh_open_image) can be left early: shutdown(2) of
  *    dioh_session_fd(), from any thread or a signal handler, makes it return -EPIPE and cancels the session.
+ *  - Structures of options that hold descriptors begin as their DIOH_..._INIT, since 0 is a descriptor; all others as zeros
+ *    (a designated initializer's). What is not set then has its default.
  *  - All sizes and offsets are bytes.
  *
  * Sources: docs/protocol.md in this project; unix(7), cmsg(3), seqpacket semantics in socket(2).
@@ -252,10 +254,10 @@ int dioh_open_image(struct dioh_session *session, const struct dioh_open_options
                     struct dioh_msg_open_image_reply *ret_info, struct dioh_error *err);
 
 /*
- * Fills up to `count` entries from index `first` (regions, then streams); `ret_count`: how many; 0 behind the end. A
- * mapped-ram image may have more regions than dioh_create_image() or dioh_open_image() named. `present_bytes` and flag
- * DIOH_ENTRY_CHECKSUMS are what a load finds. Of a mapped-ram image's stream `bytes` is the length of what dioh_load_stream()
- * gives.
+ * Fills up to `count` entries from index `first` (regions, then streams); `ret_count`: how many; 0 behind the end (-EINVAL
+ * where `first` is above DIOH_REGIONS_MAX + DIOH_STREAMS_MAX, which no table reaches). A mapped-ram image may have more
+ * regions than dioh_create_image() or dioh_open_image() named. `present_bytes` and flag DIOH_ENTRY_CHECKSUMS are what a load
+ * finds. Of a mapped-ram image's stream `bytes` is the length of what dioh_load_stream() gives.
  */
 int dioh_get_table(struct dioh_session *session, uint32_t first, uint32_t count, struct dioh_msg_entry *ret_entries,
                    uint32_t *ret_count, struct dioh_error *err);
@@ -274,7 +276,9 @@ int dioh_read_bitmap(struct dioh_session *session, uint32_t region, uint64_t off
 
 /*
  * In an image that was created with DIOH_CREATE_CONTINUE: these chunks stay as they stand there, and count as saved. That
- * they were saved, with the same regions, and are durable, the caller vouches for.
+ * they were saved, with the same regions, and are durable, the caller vouches for. EINVAL: no DIOH_CREATE_CONTINUE, a region
+ * that is in the stream, not whole chunks; ENOENT: no such region; ERANGE: outside it; EBUSY: overlaps a running transfer, or
+ * DIOH_TRANSFERS_MAX run or have an event that has not been taken; ENOBUFS: too many separate pieces.
  */
 int dioh_keep_region(struct dioh_session *session, uint32_t region, uint64_t offset, uint64_t length,
                      struct dioh_error *err);

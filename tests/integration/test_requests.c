@@ -196,6 +196,7 @@ static void transfers_that_overlap(void **state)
 static void ids_are_not_used_twice(void **state)
 {
 	const struct dioh_msg_memory_transfer what = TRANSFER(.length = FOUR_MIB);
+	const struct dioh_msg_keep_region keep = { .region = RAW_REGION, .length = FOUR_MIB };
 	struct raw_manager m;
 	uint32_t stream_id, reused;
 
@@ -206,6 +207,8 @@ static void ids_are_not_used_twice(void **state)
 	reused = raw_request(&m, DIOH_MSG_SAVE_MEMORY, &what, sizeof(what));
 	assert_int_equal(reused, stream_id);
 	raw_refused(&m, DIOH_MSG_SAVE_MEMORY, reused, EEXIST, "SAVE_MEMORY");
+	m.last_id = stream_id - 1;
+	raw_call_refused(&m, DIOH_MSG_KEEP_REGION, &keep, sizeof(keep), EEXIST, "KEEP_REGION"); /* though it begins none */
 	close(m.pipe_fd);
 	m.pipe_fd = -1;
 	assert_int_equal(raw_complete(&m, stream_id, NULL), 0);
@@ -268,6 +271,7 @@ static void create_many(struct raw_manager *m)
 
 static void no_more_than_64_transfers(void **state)
 {
+	const struct dioh_msg_keep_region keep = { .region = RAW_REGION, .length = FOUR_MIB };
 	struct dioh_msg_status_reply status;
 	int writers[DIOH_STREAMS_MAX];
 	uint32_t ids[DIOH_STREAMS_MAX], id;
@@ -287,6 +291,7 @@ static void no_more_than_64_transfers(void **state)
 	assert_int_equal(status.transfers, DIOH_TRANSFERS_MAX);
 	id = ask_memory(&m, DIOH_MSG_SAVE_MEMORY, TRANSFER(.length = FOUR_MIB));
 	raw_refused(&m, DIOH_MSG_SAVE_MEMORY, id, EBUSY, "64");
+	raw_call_refused(&m, DIOH_MSG_KEEP_REGION, &keep, sizeof(keep), EBUSY, "KEEP_REGION: 64");
 	close(writers[17]); /* one ends, one may begin */
 	assert_int_equal(raw_complete(&m, ids[17], NULL), 0);
 	id = ask_memory(&m, DIOH_MSG_SAVE_MEMORY, TRANSFER(.length = FOUR_MIB));

@@ -812,6 +812,10 @@ static void test_get_table(void **state)
 	assert_int_equal(dioh_get_table(f->session, 0, 0, entries, &count, &f->err), 0);
 	assert_int_equal(count, 0);
 	client_assert_untouched(f);
+	count = 4711;
+	assert_int_equal(dioh_get_table(f->session, DIOH_REGIONS_MAX + DIOH_STREAMS_MAX + 1, 1, entries, &count, &f->err),
+	                 -EINVAL);
+	assert_int_equal(count, 4711);
 	client_ask_status(f);
 	client_disconnect(f);
 	free(entries);
