@@ -277,7 +277,8 @@ int dioh_read_bitmap(struct dioh_session *session, uint32_t region, uint64_t off
 /*
  * In an image that was created with DIOH_CREATE_CONTINUE: these chunks stay as they stand there, and count as saved. That
  * they were saved, with the same regions, and are durable, the caller vouches for. EINVAL: no DIOH_CREATE_CONTINUE, a region
- * that is in the stream, not whole chunks; ENOENT: no such region; ERANGE: outside it; EBUSY: overlaps a running transfer, or
+ * that is in the stream, not whole chunks, or chunks that a save of this session has begun to replace and not completed: these
+ * are to be saved again; ENOENT: no such region; ERANGE: outside it; EBUSY: overlaps a running transfer, or
  * DIOH_TRANSFERS_MAX run or have an event that has not been taken; ENOBUFS: too many separate pieces.
  */
 int dioh_keep_region(struct dioh_session *session, uint32_t region, uint64_t offset, uint64_t length,
