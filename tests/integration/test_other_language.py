@@ -1091,6 +1091,8 @@ def create_refused(path, stream, region, errno):
 
 # As BREAKS, for the rules that are others in this layout; the head stands where it does.
 MAPPED_BREAKS = (
+    (1, "head", 0, "<B", 0x65),
+    (1, "head", 0, "16s", bytes(16)),
     (2, "raw", 4092, "<I", 0),
     (5, "head", 40, "<I", 2),
     (9, "head", 52, "<I", 0),
@@ -1134,6 +1136,9 @@ def test_mapped_ram_rules(directory):
         check_damaged_setup(opener, good, image)
         opener.put(good)
         opener.session.open_image()
+    with Opener(path + "-without") as opener:  # nothing but zeros where the head stands: as QEMU would have left it
+        opener.put(good[:at] + bytes(PAGE) + good[at + PAGE:])
+        check_equal(opener.session.open_image().state, manager.UNKNOWN, "the state of an image without a record")
 
 
 def check_mapped_refused(opener, broken, number):
