@@ -13,6 +13,7 @@
 
 #include "align.h"
 #include "exchange.h"
+#include "proto.h"
 
 #define HEADER_PIECE_BYTES (DIOH_PAYLOAD_BYTES_MAX - sizeof(struct dioh_msg_write_header))
 
@@ -70,8 +71,8 @@ static int check_unique(const struct dioh_msg_entry *entries, uint32_t count, st
 }
 
 /* Before anything is sent: a table refused half-way would leave an image that is neither created nor not. */
-static int check_entries(struct dioh_session *session, const struct dioh_msg_entry *entries, uint32_t count,
-                         uint32_t *ret_regions, uint32_t *ret_streams, struct dioh_error *err)
+static int check_entries(struct dioh_session *session, uint32_t layout, const struct dioh_msg_entry *entries,
+                         uint32_t count, uint32_t *ret_regions, uint32_t *ret_streams, struct dioh_error *err)
 {
 	int r = count_entries(entries, count, ret_regions, ret_streams, err);
 
@@ -80,6 +81,8 @@ static int check_entries(struct dioh_session *session, const struct dioh_msg_ent
 
 		r = dioh_exchange_check(&request, err);
 	}
+	if (r == 0)
+		r = dioh_proto_check_places(layout, entries, count, err);
 	return r < 0 ? r : check_unique(entries, count, err);
 }
 
@@ -167,7 +170,7 @@ int dioh_create_image(struct dioh_session *session, const struct dioh_create_opt
 	};
 	int r;
 
-	r = check_entries(session, options->entries, options->entry_count, &create.region_count,
+	r = check_entries(session, options->layout, options->entries, options->entry_count, &create.region_count,
 	                  &create.stream_count, err);
 	if (r < 0)
 		return r;
@@ -208,7 +211,7 @@ int dioh_open_image(struct dioh_session *session, const struct dioh_open_options
 	struct dioh_msg_image_reply reply;
 	int r;
 
-	r = check_entries(session, options->entries, options->entry_count, &open.region_count,
+	r = check_entries(session, options->layout, options->entries, options->entry_count, &open.region_count,
 	                  &open.stream_count, err);
 	if (r < 0)
 		return r;

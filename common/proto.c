@@ -157,6 +157,16 @@ static void check_put_table(struct exam *x)
 		each_entry(x, table.count, check_put_entry);
 }
 
+int dioh_proto_check_places(uint32_t layout, const struct dioh_msg_entry *entries, uint32_t count, struct dioh_error *err)
+{
+	for (uint32_t i = 0; i < count && layout != DIOH_LAYOUT_RAW; i++)
+		if (entries[i].image_offset != 0)
+			return dioh_error_set(err, EINVAL, DIOH_PLACE(PROTOCOL, SESSION, 0, DIOH_OFFSET_NONE),
+			                      "PUT_TABLE: %s %" PRIu32 ": image_offset is not zero, which it is unless layout is raw",
+			                      entries[i].kind == DIOH_ENTRY_REGION ? "region" : "stream", entries[i].number);
+	return 0;
+}
+
 static void check_write_header(struct exam *x)
 {
 	struct dioh_msg_write_header header;
@@ -280,6 +290,7 @@ static void check_finish(struct exam *x)
 	fits(x, sizeof(finish), finish.patch_bytes, 1);
 	within(x, "mode", finish.mode, DIOH_FINISH_DURABLE, DIOH_FINISH_WRITTEN);
 	within(x, "patch_bytes", finish.patch_bytes, 0, DIOH_HEADER_PATCH_BYTES_MAX);
+	zero_unless(x, "patch_offset", finish.patch_offset, finish.patch_bytes > 0, "there is a patch");
 	below_end(x, "patch_offset", finish.patch_offset, finish.patch_bytes,
 	          DIOH_HEADER_BYTES_MAX);
 }

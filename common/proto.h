@@ -40,4 +40,7 @@ int dioh_proto_check_reply(const struct dioh_msg_header *header, const void *pay
 int dioh_proto_check_event(const struct dioh_msg_header *header, const void *payload, unsigned fd_count,
                            struct dioh_error *err);
 
+/* What PUT_TABLE does not show by itself: only in layout raw does the manager choose places. -EINVAL names the entry. */
+int dioh_proto_check_places(uint32_t layout, const struct dioh_msg_entry *entries, uint32_t count, struct dioh_error *err);
+
 #endif

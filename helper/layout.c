@@ -251,6 +251,8 @@ bool dioh_layout_get(const struct dioh_image_layout *layout, unsigned index, str
 		get_stream(&layout->streams[index - layout->regions_put], ret_entry);
 	else
 		return false;
+	if (layout->image->direction == DIOH_DIRECTION_SAVE || layout->state == DIOH_STATE_PARTIAL)
+		ret_entry->present_bytes = 0; /* not known before FINISH has counted */
 	return true;
 }
 

@@ -22,7 +22,8 @@
 #define PIECE_BYTES (64u * 1024)
 #define XML_BYTES_MAX (1u << 20) /* looked at for the domain's name */
 #define QEMU_MAGIC_BYTES 4u
-#define LIBVIRT_DATA_BYTES_AT 20u /* the field, in libvirt's header */
+#define LIBVIRT_VERSION_AT 16u /* fields in libvirt's header */
+#define LIBVIRT_DATA_BYTES_AT 20u
 
 static const uint8_t qemu_magic[QEMU_MAGIC_BYTES] = "QEVM";
 /* Ours, before its commit: the magic is missing, the version behind it is there. */
@@ -67,6 +68,11 @@ static int read_libvirt_header(struct dioh_image_layout *layout, const uint8_t *
 
 	if (r < 0)
 		return r;
+	/* QEMU's bitmaps are of its host's longs, and nothing in QEMU's own bytes says of which. */
+	if (header.swapped && header.format == DIOH_LIBVIRT_SPARSE)
+		return dioh_error_set(err, EOPNOTSUPP, PLACE(PARSE, LIBVIRT_VERSION_AT),
+		                      "image: a libvirt save image of format sparse, saved on a host of the other byte order: its "
+		                      "bitmaps mean other pages here");
 	info->kind = DIOH_HEADER_LIBVIRT;
 	info->format = header.format;
 	info->flags = (header.complete ? DIOH_HEADER_COMPLETE : 0) | (header.was_running ? DIOH_HEADER_WAS_RUNNING : 0);

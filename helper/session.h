@@ -169,6 +169,9 @@ dioh_handler dioh_on_create_image, dioh_on_put_table, dioh_on_write_header, dioh
 dioh_handler dioh_on_memory_transfer, dioh_on_keep_region, dioh_on_stream_transfer, dioh_on_status, dioh_on_cancel;
 dioh_handler dioh_on_finish;
 
+/* EPROTO: what would have to come, or should have come, before. */
+int dioh_wrong_stage(const struct dioh_session_state *session, const struct dioh_message *message,
+                     struct dioh_error *err);
 void dioh_session_cancel_all(struct dioh_session_state *session);
 /* The manager is gone, or cannot be reached: what runs is cancelled, nothing is sent any more. */
 void dioh_session_hang_up(struct dioh_session_state *session);

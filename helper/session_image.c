@@ -251,6 +251,8 @@ static void do_put_table(struct dioh_job *job)
 	struct dioh_image_layout *layout = &session->layout;
 	int r = check_stream_lengths(session, entries, message->count, &request->error);
 
+	if (r == 0)
+		r = dioh_proto_check_places(layout->ops->id, entries, message->count, &request->error);
 	if (r == 0 && message->first != layout->regions_put + layout->streams_put)
 		r = dioh_error_set(&request->error, EINVAL, PLACE,
 		                   "PUT_TABLE: it starts at entry %" PRIu32 ", and entry %u comes next", message->first,
@@ -343,8 +345,8 @@ static void do_read_bitmap(struct dioh_job *job)
 
 /* ---- handlers ---- */
 
-static int wrong_stage(const struct dioh_session_state *session, const struct dioh_message *message,
-                       struct dioh_error *err)
+int dioh_wrong_stage(const struct dioh_session_state *session, const struct dioh_message *message,
+                     struct dioh_error *err)
 {
 	const char *name = dioh_msg_name(message->header.type);
 	const char *why = "CREATE_IMAGE or OPEN_IMAGE comes first";
@@ -384,7 +386,7 @@ int dioh_on_create_image(struct dioh_session_state *session, struct dioh_message
 	const bool as_it_is = session->stage == IMAGE_REFUSED && create_image->layout == DIOH_LAYOUT_RAW;
 
 	if (session->stage != IMAGE_NONE && !as_it_is)
-		return wrong_stage(session, message, err);
+		return dioh_wrong_stage(session, message, err);
 	if (create_image->layout == DIOH_LAYOUT_MAPPED_RAM) {
 		int r = check_streams(session, create_image, err);
 
@@ -400,32 +402,32 @@ int dioh_on_create_image(struct dioh_session_state *session, struct dioh_message
 
 int dioh_on_open_image(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
 {
-	return session->stage == IMAGE_NONE ? ask(session, message, do_open) : wrong_stage(session, message, err);
+	return session->stage == IMAGE_NONE ? ask(session, message, do_open) : dioh_wrong_stage(session, message, err);
 }
 
 int dioh_on_put_table(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
 {
-	return session->stage == IMAGE_TABLE ? ask(session, message, do_put_table) : wrong_stage(session, message, err);
+	return session->stage == IMAGE_TABLE ? ask(session, message, do_put_table) : dioh_wrong_stage(session, message, err);
 }
 
 int dioh_on_write_header(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
 {
 	if (session->stage != IMAGE_HEADER && session->stage != IMAGE_READY)
-		return wrong_stage(session, message, err);
+		return dioh_wrong_stage(session, message, err);
 	return ask(session, message, do_write_header);
 }
 
 int dioh_on_get_table(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
 {
-	return session->stage == IMAGE_READY ? ask(session, message, do_get_table) : wrong_stage(session, message, err);
+	return session->stage == IMAGE_READY ? ask(session, message, do_get_table) : dioh_wrong_stage(session, message, err);
 }
 
 int dioh_on_read_header(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
 {
-	return session->stage == IMAGE_READY ? ask(session, message, do_read_header) : wrong_stage(session, message, err);
+	return session->stage == IMAGE_READY ? ask(session, message, do_read_header) : dioh_wrong_stage(session, message, err);
 }
 
 int dioh_on_read_bitmap(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)
 {
-	return session->stage == IMAGE_READY ? ask(session, message, do_read_bitmap) : wrong_stage(session, message, err);
+	return session->stage == IMAGE_READY ? ask(session, message, do_read_bitmap) : dioh_wrong_stage(session, message, err);
 }

@@ -42,8 +42,7 @@ static int check_ready(const struct dioh_session_state *session, const struct di
 	const char *name = dioh_msg_name(message->header.type);
 
 	if (session->stage != IMAGE_READY)
-		return dioh_error_set(err, EPROTO, PLACE, "%s is not permitted: the image is not %s", name,
-		                      session->stage == IMAGE_BROKEN ? "usable, creating it failed" : "ready yet");
+		return dioh_wrong_stage(session, message, err);
 	if (session->layout.inspect_only)
 		return dioh_error_set(err, EPROTO, PLACE, "%s is not permitted: the image was opened for inspection only",
 		                      name);
@@ -331,6 +330,25 @@ int dioh_on_memory_transfer(struct dioh_session_state *session, struct dioh_mess
 
 /* ---- KEEP_REGION ---- */
 
+/* What a save that failed has begun to replace is neither what stood there nor what should. */
+static int check_not_mixed(const struct dioh_running *mine, struct dioh_error *err)
+{
+	const struct dioh_region *region = mine->region;
+	const uint64_t first = mine->region_first / DIOH_CHUNK_BYTES, end = chunk_end(mine->region_end);
+
+	for (unsigned i = 0; i < region->touched.count; i++) {
+		const uint64_t from = dioh_max(region->touched.at[i].first, first);
+		const uint64_t gap = dioh_intervals_first_gap(&region->covered, from);
+
+		if (gap < dioh_min(region->touched.at[i].end, end))
+			return dioh_error_set(err, EINVAL, DIOH_PLACE(PROTOCOL, REGION, region->record.number, gap * DIOH_CHUNK_BYTES),
+			                      "region %" PRIu32 ": from byte %" PRIu64 " on a save of this session has failed or was "
+			                      "cancelled half-way: save that again, it cannot be kept", region->record.number,
+			                      gap * DIOH_CHUNK_BYTES);
+	}
+	return 0;
+}
+
 static int check_kept(const struct dioh_session_state *session, const struct dioh_region *region,
                       const struct dioh_msg_keep_region *what, struct dioh_error *err)
 {
@@ -345,7 +363,9 @@ static int check_kept(const struct dioh_session_state *session, const struct dio
 	r = check_region_source(session, region, err);
 	if (r == 0)
 		r = check_region_range(region, &as_save, err);
-	return r < 0 ? r : check_no_overlap(session, &mine, err);
+	if (r == 0)
+		r = check_no_overlap(session, &mine, err);
+	return r < 0 ? r : check_not_mixed(&mine, err);
 }
 
 int dioh_on_keep_region(struct dioh_session_state *session, struct dioh_message *message, struct dioh_error *err)

@@ -37,6 +37,8 @@
  *    connection would be closed in the parent, too.
  *  - A call that waits for a slow disk (dioh_create_image, dioh_open_image) can be left early: shutdown(2) of
  *    dioh_session_fd(), from any thread or a signal handler, makes it return -EPIPE and cancels the session.
+ *  - Structures of options that hold descriptors begin as their DIOH_..._INIT, since 0 is a descriptor; all others as zeros
+ *    (a designated initializer's). What is not set then has its default.
  *  - All sizes and offsets are bytes.
  *
  * Sources: docs/protocol.md in this project; unix(7), cmsg(3), seqpacket semantics in socket(2).
@@ -193,7 +195,8 @@ struct dioh_create_options {
 	 */
 	const struct dioh_msg_entry *entries;
 	uint64_t header_bytes;                /* size of the caller's own header */
-	const void *header;                   /* its bytes, borrowed; NULL: dioh_write_header() brings them before FINISH */
+	/* Its bytes, borrowed. NULL: dioh_write_header() brings them: before FINISH; with layout raw before anything else. */
+	const void *header;
 	uint32_t stream;                      /* mapped-ram: the attached stream with the device state */
 	uint32_t flags;                       /* enum dioh_create_flag */
 	uint32_t channels;                    /* mapped-ram: so many streams, numbered stream + 1 and on, are multifd's */
@@ -207,6 +210,9 @@ struct dioh_create_options {
  * was touched. May block as long as the disk does. Entries that no image could have (EINVAL; EEXIST: a number or name twice)
  * are refused before anything is sent. After another error the description cannot be given again: dioh_close(), and begin
  * anew, unless it is the stream's, below.
+ *
+ * raw: the image is ready once its header has come. With `header_bytes` and without `header`, `ready` of `ret_info` is
+ * therefore 0, and until dioh_write_header() has brought the last byte other calls answer -EPROTO (dioh_finish(): -ENODATA).
  *
  * mapped-ram: waits until the stream has brought QEMU's RAM setup, so QEMU's migration must have been started. Blocks that
  * the entries do not name are in the stream: dioh_get_table() lists them behind this, with DIOH_ENTRY_IN_STREAM and numbers
@@ -248,10 +254,10 @@ int dioh_open_image(struct dioh_session *session, const struct dioh_open_options
                     struct dioh_msg_open_image_reply *ret_info, struct dioh_error *err);
 
 /*
- * Fills up to `count` entries from index `first` (regions, then streams); `ret_count`: how many; 0 behind the end. A
- * mapped-ram image may have more regions than dioh_create_image() or dioh_open_image() named. `present_bytes` and flag
- * DIOH_ENTRY_CHECKSUMS are what a load finds. Of a mapped-ram image's stream `bytes` is the length of what dioh_load_stream()
- * gives.
+ * Fills up to `count` entries from index `first` (regions, then streams); `ret_count`: how many; 0 behind the end (-EINVAL
+ * where `first` is above DIOH_REGIONS_MAX + DIOH_STREAMS_MAX, which no table reaches). A mapped-ram image may have more
+ * regions than dioh_create_image() or dioh_open_image() named. `present_bytes` and flag DIOH_ENTRY_CHECKSUMS are what a load
+ * finds. Of a mapped-ram image's stream `bytes` is the length of what dioh_load_stream() gives.
  */
 int dioh_get_table(struct dioh_session *session, uint32_t first, uint32_t count, struct dioh_msg_entry *ret_entries,
                    uint32_t *ret_count, struct dioh_error *err);
@@ -270,7 +276,10 @@ int dioh_read_bitmap(struct dioh_session *session, uint32_t region, uint64_t off
 
 /*
  * In an image that was created with DIOH_CREATE_CONTINUE: these chunks stay as they stand there, and count as saved. That
- * they were saved, with the same regions, and are durable, the caller vouches for.
+ * they were saved, with the same regions, and are durable, the caller vouches for. EINVAL: no DIOH_CREATE_CONTINUE, a region
+ * that is in the stream, not whole chunks, or chunks that a save of this session has begun to replace and not completed: these
+ * are to be saved again; ENOENT: no such region; ERANGE: outside it; EBUSY: overlaps a running transfer, or
+ * DIOH_TRANSFERS_MAX run or have an event that has not been taken; ENOBUFS: too many separate pieces.
  */
 int dioh_keep_region(struct dioh_session *session, uint32_t region, uint64_t offset, uint64_t length,
                      struct dioh_error *err);
@@ -293,9 +302,9 @@ int dioh_load_stream(struct dioh_session *session, const struct dioh_msg_stream_
 
 /*
  * Begins to make the image complete: `mode` is an enum dioh_finish_mode; `patch` (borrowed, may be NULL) is written
- * into the caller's header at `patch_offset` (mapped-ram: last of all, when everything else is durable). Only its
- * DIOH_EVENT_COMPLETE without error says that the image is complete. Refused at once with ENODATA, naming what is
- * missing, unless completed transfers cover every entry. On a load session it just ends the session in good order.
+ * into the caller's header at `patch_offset` (0 without a patch; mapped-ram: last of all, when everything else is
+ * durable). Only its DIOH_EVENT_COMPLETE without error says that the image is complete. Refused at once with ENODATA, naming
+ * what is missing, unless completed transfers cover every entry. On a load session it just ends the session in good order.
  */
 int dioh_finish(struct dioh_session *session, uint32_t mode, uint64_t patch_offset, const void *patch,
                 uint32_t patch_bytes, uint32_t *ret_transfer, struct dioh_error *err);

@@ -220,6 +220,7 @@ class Session:
 
     def __init__(self, helper, *options, patience=30):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * PAYLOAD_MAX)  # room for the longest message
         self._stderr = tempfile.TemporaryFile()
         with theirs:  # our copy of the helper's end: while it is open we would not notice that the helper is gone
             self.process = subprocess.Popen(

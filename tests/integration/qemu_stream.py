@@ -156,12 +156,13 @@ XML = """<domain type='kvm'>
 """
 
 
-def libvirt_header(form="sparse", complete=True, was_running=True, domain="guest", memory=64 * MIB, size=4096):
-    """92 bytes, XML, padding up to `size` altogether."""
+def libvirt_header(form="sparse", complete=True, was_running=True, domain="guest", memory=64 * MIB, size=4096,
+                   order="<"):
+    """92 bytes, XML, padding up to `size` altogether; `order`: of the host's bytes, as in struct."""
     xml = (XML % (domain, memory // 1024)).encode() + b"\0"
     data = xml.ljust(size - 92, b"\0")
     magic = b"LibvirtQemudSave" if complete else b"LibvirtQemudPart"
-    return magic + struct.pack("<IIIII", 2, len(data), was_running, FORMATS.index(form), 0) + bytes(56) + data
+    return magic + struct.pack(order + "IIIII", 2, len(data), was_running, FORMATS.index(form), 0) + bytes(56) + data
 
 
 def example_blocks(arguments):

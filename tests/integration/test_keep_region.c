@@ -13,6 +13,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -23,6 +25,7 @@
 
 static const uint64_t bytes[REGIONS] = { 4 * MIB, 3 * MIB + 5 * PAGE };
 static int memories[REGIONS];
+static char healthy[512], faulty[512]; /* helpers; faulty_engine.c */
 
 /* A session that has created the image, or been refused. The image's layout is the container's. */
 static int begin(struct moves *m, uint32_t flags, uint64_t bytes_1)
@@ -176,6 +179,42 @@ static void what_is_not_there_is_refused(void **state)
 	moves_end(&m, 1);
 }
 
+/* Some of region 0's new chunks stand there, and some old ones. */
+static void what_a_save_has_half_replaced_is_refused(void **state)
+{
+	struct moves m;
+
+	(void)state;
+	interrupted();
+	must_fill_mixed(memories[0], bytes[0], 1, 30, 815);
+	setenv("DIOHELPER", faulty, 1);
+	setenv("DIOH_FAULT", "eio:2", 1);
+	must(begin(&m, DIOH_CREATE_CONTINUE, bytes[1]), &m.err);
+	setenv("DIOHELPER", healthy, 1);
+	unsetenv("DIOH_FAULT");
+	must(keep(&m, 0, 0, bytes[0]), &m.err);
+	assert_int_equal(save(&m, 0, MIB, bytes[0]), -EIO);
+	for (uint64_t from = 0; from <= MIB; from += MIB) {
+		assert_int_equal(keep(&m, 0, from, bytes[0]), -EINVAL);
+		moves_assert_error(&m, EINVAL, PROTOCOL, REGION, 0);
+		assert_int_equal(m.err.offset, MIB);
+		assert_non_null(strstr(m.err.text, "save that again"));
+	}
+	expect_missing(&m, 0, MIB);
+	must(keep(&m, 0, 0, MIB), &m.err); /* once more: it was not touched */
+	must(save(&m, 0, MIB, 2 * MIB), &m.err);
+	must(keep(&m, 0, 0, 2 * MIB), &m.err);
+	assert_int_equal(keep(&m, 0, 3 * MIB, bytes[0]), -EINVAL);
+	assert_int_equal(m.err.offset, 3 * MIB);
+	must(save(&m, 0, 0, bytes[0]), &m.err);
+	must(keep(&m, 0, 0, bytes[0]), &m.err);
+	must(keep(&m, 1, 0, 2 * MIB), &m.err);
+	must(save(&m, 1, 2 * MIB, bytes[1]), &m.err);
+	must(moves_finish(&m, DIOH_FINISH_DURABLE), &m.err);
+	moves_end(&m, 0);
+	expect_whole();
+}
+
 static void another_image_is_left_alone(void **state)
 {
 	const char *path = fixture_path("image");
@@ -202,16 +241,20 @@ static void another_image_is_left_alone(void **state)
 	moves_end(&m, 1);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_kept_counts),
 		cmocka_unit_test(what_is_saved_again_replaces),
 		cmocka_unit_test(what_is_continued_is_partial),
 		cmocka_unit_test(what_is_not_there_is_refused),
+		cmocka_unit_test(what_a_save_has_half_replaced_is_refused),
 		cmocka_unit_test(another_image_is_left_alone),
 	};
 
+	(void)argc;
+	(void)snprintf(healthy, sizeof(healthy), "%s", fixture_helper());
+	(void)snprintf(faulty, sizeof(faulty), "%.*s/faulty_engine", (int)(strrchr(argv[0], '/') - argv[0]), argv[0]);
 	for (uint32_t i = 0; i < REGIONS; i++)
 		memories[i] = must_memfd("memory", bytes[i], 0);
 	return cmocka_run_group_tests(tests, NULL, NULL);

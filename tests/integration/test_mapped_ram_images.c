@@ -850,6 +850,18 @@ static void make_libvirt(uint8_t *header, const char *magic, uint32_t format, ui
 	memcpy(header + DIOH_LIBVIRT_HEADER_BYTES, xml, sizeof(xml));
 }
 
+/* As a host of the other byte order writes it. */
+static void swap_libvirt(uint8_t *header)
+{
+	for (uint8_t *field = header + 16; field < header + 36; field += 4) {
+		uint32_t value;
+
+		memcpy(&value, field, sizeof(value));
+		value = __builtin_bswap32(value);
+		memcpy(field, &value, sizeof(value));
+	}
+}
+
 static void behind_libvirts_header(void **state)
 {
 	uint8_t header[LIBVIRT_BYTES];
@@ -902,14 +914,18 @@ static void as_libvirt_writes_it(void **state)
 		uint32_t format, version;
 		int code; /* of an open */
 		int inspect_code;
+		bool swapped;
 	} cases[] = {
-		{ DIOH_LIBVIRT_MAGIC_COMPLETE, DIOH_LIBVIRT_SPARSE, 2, 0, 0 },
-		{ DIOH_LIBVIRT_MAGIC_PARTIAL, DIOH_LIBVIRT_SPARSE, 2, ENODATA, 0 },
-		{ DIOH_LIBVIRT_MAGIC_COMPLETE, DIOH_LIBVIRT_RAW, 2, EOPNOTSUPP, 0 },
-		{ DIOH_LIBVIRT_MAGIC_COMPLETE, DIOH_LIBVIRT_ZSTD, 2, EOPNOTSUPP, 0 },
-		{ DIOH_LIBVIRT_MAGIC_PARTIAL, DIOH_LIBVIRT_ZSTD, 2, EOPNOTSUPP, 0 },
-		{ DIOH_LIBVIRT_MAGIC_COMPLETE, DIOH_LIBVIRT_SPARSE, 9, EOPNOTSUPP, EOPNOTSUPP },
-		{ DIOH_LIBVIRT_MAGIC_COMPLETE, 7, 2, EOPNOTSUPP, EOPNOTSUPP },
+		{ DIOH_LIBVIRT_MAGIC_COMPLETE, DIOH_LIBVIRT_SPARSE, 2, 0, 0, false },
+		{ DIOH_LIBVIRT_MAGIC_COMPLETE, DIOH_LIBVIRT_SPARSE, 2, EOPNOTSUPP, EOPNOTSUPP, true },
+		{ DIOH_LIBVIRT_MAGIC_PARTIAL, DIOH_LIBVIRT_SPARSE, 2, EOPNOTSUPP, EOPNOTSUPP, true },
+		{ DIOH_LIBVIRT_MAGIC_COMPLETE, DIOH_LIBVIRT_RAW, 2, EOPNOTSUPP, 0, true }, /* streams have no bitmaps */
+		{ DIOH_LIBVIRT_MAGIC_PARTIAL, DIOH_LIBVIRT_SPARSE, 2, ENODATA, 0, false },
+		{ DIOH_LIBVIRT_MAGIC_COMPLETE, DIOH_LIBVIRT_RAW, 2, EOPNOTSUPP, 0, false },
+		{ DIOH_LIBVIRT_MAGIC_COMPLETE, DIOH_LIBVIRT_ZSTD, 2, EOPNOTSUPP, 0, false },
+		{ DIOH_LIBVIRT_MAGIC_PARTIAL, DIOH_LIBVIRT_ZSTD, 2, EOPNOTSUPP, 0, false },
+		{ DIOH_LIBVIRT_MAGIC_COMPLETE, DIOH_LIBVIRT_SPARSE, 9, EOPNOTSUPP, EOPNOTSUPP, false },
+		{ DIOH_LIBVIRT_MAGIC_COMPLETE, 7, 2, EOPNOTSUPP, EOPNOTSUPP, false },
 	};
 	struct guest g;
 	char path[512];
@@ -920,6 +936,8 @@ static void as_libvirt_writes_it(void **state)
 		uint8_t header[LIBVIRT_BYTES];
 
 		make_libvirt(header, cases[i].magic, cases[i].format, cases[i].version);
+		if (cases[i].swapped)
+			swap_libvirt(header);
 		close(libvirt_file(&g, header, path));
 		guest_expect_open(&g, path, 0, cases[i].code);
 		guest_expect_open(&g, path, DIOH_OPEN_INSPECT, cases[i].inspect_code);

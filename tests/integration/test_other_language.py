@@ -13,11 +13,13 @@ import random
 import select
 import shutil
 import signal
+import socket
 import struct
 import sys
 import tempfile
 import threading
 import traceback
+from unittest import mock
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 HELPER = os.path.abspath(os.environ.get("DIOHELPER") or os.path.join(HERE, "../../build/diohelper"))
@@ -483,6 +485,11 @@ def test_states(directory):
         opened = opener.session.open_image(flags=manager.ACCEPT_WRITTEN | manager.INSPECT)
         check_equal(opened.compatible_features, 1 << 40, "compatible features")
         refused(EPROTO, opener.session.load_memory, 0, 7, MIB)
+    with Opener(path) as opener:  # a FINISH that was killed when it had written the tables
+        region = writer.RegionSource(7, b"ram", MIB, {0: b"\x11" * PAGE})
+        opener.put(writer.Writer(b"", [region], []).build(writer.as_diohelper, state=reader.PARTIAL))
+        opener.session.open_image(flags=manager.INSPECT)
+        check_equal([entry.present_bytes for entry in opener.session.get_table()], [0], "what a partial image has")
 
 
 def test_damage(directory):
@@ -783,6 +790,41 @@ def test_sigbus(directory):
             check("SIGBUS" in session.complaint(), f"why it has ended: {session.complaint()}")
 
 
+def narrow_pair(*arguments):
+    """A socket pair as where net.core.wmem_default is 65536: the longest message does not fit."""
+    pair = REAL_PAIR(*arguments)
+    for end in pair:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)  # the kernel doubles it
+    return pair
+
+
+REAL_PAIR = socket.socketpair
+
+
+def test_little_room(directory):
+    """The longest messages come through, however little the socket pair had room for when either side got it."""
+    path, header = os.path.join(directory, "little-room"), DICE.randbytes(3 * manager.PAYLOAD_MAX)
+    regions = [Entry(manager.REGION, number, b"region %d" % number, PAGE) for number in range(450)]
+    piece = manager.PAYLOAD_MAX - 8
+    with mock.patch.object(socket, "socketpair", narrow_pair):
+        with ImageFile(path, True, False) as image, Session(HELPER) as session:
+            session.hello()
+            attach(session, image, manager.SAVE)
+            session.seal()
+            session.create_image(manager.CONTAINER, len(regions), 0, len(header))
+            session.put_table(regions)
+            for offset in range(0, len(header), piece):
+                session.write_header(offset, header[offset:offset + piece])
+            session.hang_up()
+        with ImageFile(path, False, False) as image, Session(HELPER) as session:
+            session.hello()
+            attach(session, image, manager.LOAD)
+            session.seal()
+            session.open_image(flags=manager.INSPECT)
+            check(session.read_header(len(header)) == header, "the header, 65536 bytes at a time")
+            check_equal([entry.name for entry in session.get_table()], [entry.name for entry in regions], "the table")
+
+
 def test_features_and_versions(_):
     """HELLO is refused for a feature or a version that is not to be had, and the session ends."""
     unknown = 1 << 40
@@ -1049,6 +1091,8 @@ def create_refused(path, stream, region, errno):
 
 # As BREAKS, for the rules that are others in this layout; the head stands where it does.
 MAPPED_BREAKS = (
+    (1, "head", 0, "<B", 0x65),
+    (1, "head", 0, "16s", bytes(16)),
     (2, "raw", 4092, "<I", 0),
     (5, "head", 40, "<I", 2),
     (9, "head", 52, "<I", 0),
@@ -1092,6 +1136,9 @@ def test_mapped_ram_rules(directory):
         check_damaged_setup(opener, good, image)
         opener.put(good)
         opener.session.open_image()
+    with Opener(path + "-without") as opener:  # nothing but zeros where the head stands: as QEMU would have left it
+        opener.put(good[:at] + bytes(PAGE) + good[at + PAGE:])
+        check_equal(opener.session.open_image().state, manager.UNKNOWN, "the state of an image without a record")
 
 
 def check_mapped_refused(opener, broken, number):
@@ -1190,7 +1237,8 @@ def check_partial(fd):
 TESTS = (test_worked_example, test_hello_bytes, test_broken, test_features_and_versions, test_refusals, test_container,
          test_python_image, test_mapped_ram, test_mapped_ram_of_qemu, test_mapped_ram_saved_over,
          test_mapped_ram_refusals, test_mapped_ram_rules, test_states, test_damage, test_rules, test_raw,
-         test_written_selection, test_cancel, test_late_request, test_refused_attachment, test_sigbus)
+         test_written_selection, test_cancel, test_late_request, test_little_room, test_refused_attachment,
+         test_sigbus)
 
 
 def run(directory):

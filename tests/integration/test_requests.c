@@ -196,6 +196,7 @@ static void transfers_that_overlap(void **state)
 static void ids_are_not_used_twice(void **state)
 {
 	const struct dioh_msg_memory_transfer what = TRANSFER(.length = FOUR_MIB);
+	const struct dioh_msg_keep_region keep = { .region = RAW_REGION, .length = FOUR_MIB };
 	struct raw_manager m;
 	uint32_t stream_id, reused;
 
@@ -206,6 +207,8 @@ static void ids_are_not_used_twice(void **state)
 	reused = raw_request(&m, DIOH_MSG_SAVE_MEMORY, &what, sizeof(what));
 	assert_int_equal(reused, stream_id);
 	raw_refused(&m, DIOH_MSG_SAVE_MEMORY, reused, EEXIST, "SAVE_MEMORY");
+	m.last_id = stream_id - 1;
+	raw_call_refused(&m, DIOH_MSG_KEEP_REGION, &keep, sizeof(keep), EEXIST, "KEEP_REGION"); /* though it begins none */
 	close(m.pipe_fd);
 	m.pipe_fd = -1;
 	assert_int_equal(raw_complete(&m, stream_id, NULL), 0);
@@ -268,6 +271,7 @@ static void create_many(struct raw_manager *m)
 
 static void no_more_than_64_transfers(void **state)
 {
+	const struct dioh_msg_keep_region keep = { .region = RAW_REGION, .length = FOUR_MIB };
 	struct dioh_msg_status_reply status;
 	int writers[DIOH_STREAMS_MAX];
 	uint32_t ids[DIOH_STREAMS_MAX], id;
@@ -287,6 +291,7 @@ static void no_more_than_64_transfers(void **state)
 	assert_int_equal(status.transfers, DIOH_TRANSFERS_MAX);
 	id = ask_memory(&m, DIOH_MSG_SAVE_MEMORY, TRANSFER(.length = FOUR_MIB));
 	raw_refused(&m, DIOH_MSG_SAVE_MEMORY, id, EBUSY, "64");
+	raw_call_refused(&m, DIOH_MSG_KEEP_REGION, &keep, sizeof(keep), EBUSY, "KEEP_REGION: 64");
 	close(writers[17]); /* one ends, one may begin */
 	assert_int_equal(raw_complete(&m, ids[17], NULL), 0);
 	id = ask_memory(&m, DIOH_MSG_SAVE_MEMORY, TRANSFER(.length = FOUR_MIB));
@@ -296,6 +301,15 @@ static void no_more_than_64_transfers(void **state)
 	for (uint32_t i = 0; i < DIOH_STREAMS_MAX; i++)
 		if (i != 17)
 			close(writers[i]);
+}
+
+static void save_chunk(struct raw_manager *m, uint64_t first, uint64_t length)
+{
+	uint32_t id = ask_memory(m, DIOH_MSG_SAVE_MEMORY,
+	                         TRANSFER(.length = length, .memory_offset = first, .region_offset = first));
+
+	raw_reply(m, DIOH_MSG_SAVE_MEMORY, id, NULL, 0);
+	assert_int_equal(raw_complete(m, id, NULL), 0);
 }
 
 /* ---- streams ---- */
@@ -393,6 +407,117 @@ static void tables_that_are_refused(void **state)
 	leave(&m, 1);
 }
 
+/* In every layout but raw the places are the helper's to choose. */
+static void places_that_are_refused(void **state)
+{
+	static const struct {
+		uint32_t direction, layout;
+	} rows[] = {
+		{ SAVE, DIOH_LAYOUT_CONTAINER }, { SAVE, DIOH_LAYOUT_MAPPED_RAM }, { LOAD, DIOH_LAYOUT_MAPPED_RAM },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(rows); i++) {
+		const struct dioh_msg_create_image create = { .layout = rows[i].layout, .region_count = 1, .stream_count = 1 };
+		const struct dioh_msg_open_image open_it = { .layout = rows[i].layout, .region_count = 1 };
+		struct put put = { { .count = 1 }, { region_entry(1, "a", MIB) } };
+		struct raw_manager m;
+
+		reach(&m, rows[i].direction, RAW_STAGE_SEALED);
+		if (rows[i].direction == SAVE)
+			raw_call(&m, DIOH_MSG_CREATE_IMAGE, &create, sizeof(create), NULL, 0);
+		else
+			raw_call(&m, DIOH_MSG_OPEN_IMAGE, &open_it, sizeof(open_it), NULL, 0);
+		put.entries[0].image_offset = MIB;
+		refuse_put(&m, &put, EINVAL, "region 1: image_offset");
+		put.entries[0] = stream_entry(1, "a");
+		put.entries[0].image_offset = 77;
+		refuse_put(&m, &put, EINVAL, "stream 1: image_offset");
+		leave(&m, rows[i].direction == SAVE);
+	}
+}
+
+static void places_in_layout_raw(void **state)
+{
+	const struct dioh_msg_create_image create = { .layout = DIOH_LAYOUT_RAW, .region_count = 1, .stream_count = 1 };
+	struct put put = { { .count = 2 }, { region_entry(1, "a", MIB), stream_entry(1, "a") } };
+	struct dioh_msg_image_reply reply;
+	struct raw_manager m;
+
+	(void)state;
+	put.entries[0].image_offset = MIB;
+	put.entries[1].image_offset = 77;
+	reach(&m, SAVE, RAW_STAGE_SEALED);
+	raw_call(&m, DIOH_MSG_CREATE_IMAGE, &create, sizeof(create), NULL, 0);
+	raw_call(&m, DIOH_MSG_PUT_TABLE, &put, sizeof(put.table) + 2 * sizeof(put.entries[0]), &reply, sizeof(reply));
+	assert_int_equal(reply.ready, 1);
+	leave(&m, 1);
+}
+
+static void refuse_early(struct raw_manager *m, uint32_t type)
+{
+	uint8_t bytes[512];
+	const size_t size = raw_sample(type, SAVE, bytes);
+	const struct dioh_msg_error error = raw_call_refused(m, type, bytes, size, EPROTO, NULL);
+
+	assert_non_null(strstr(error.text, "is not permitted: a raw image's header comes first"));
+}
+
+/* The header is what says that the image is not what it was: nothing is written before it. */
+static void raw_waits_for_its_header(void **state)
+{
+	static const uint32_t early[] = { DIOH_MSG_SAVE_MEMORY, DIOH_MSG_SAVE_STREAM, DIOH_MSG_KEEP_REGION,
+		                          DIOH_MSG_GET_TABLE };
+	const struct dioh_msg_create_image create = { .layout = DIOH_LAYOUT_RAW, .region_count = 1,
+		                                      .header_bytes = RAW_HEADER_BYTES };
+	struct put put = { { .count = 1 }, { region_entry(RAW_REGION, "a", FOUR_MIB) } };
+	struct dioh_msg_image_reply reply;
+	struct raw_manager m;
+	uint8_t bytes[64];
+
+	(void)state;
+	put.entries[0].image_offset = MIB;
+	reach(&m, SAVE, RAW_STAGE_SEALED);
+	raw_call(&m, DIOH_MSG_CREATE_IMAGE, &create, sizeof(create), NULL, 0);
+	raw_call(&m, DIOH_MSG_PUT_TABLE, &put, sizeof(put.table) + sizeof(put.entries[0]), &reply, sizeof(reply));
+	assert_int_equal(reply.ready, 0);
+	for (size_t i = 0; i < COUNT(early); i++)
+		refuse_early(&m, early[i]);
+	raw_call(&m, DIOH_MSG_WRITE_HEADER, bytes, raw_sample(DIOH_MSG_WRITE_HEADER, SAVE, bytes), &reply, sizeof(reply));
+	assert_int_equal(reply.ready, 1);
+	save_chunk(&m, 0, FOUR_MIB);
+	leave(&m, 1);
+}
+
+static void expect_stream_bytes(struct raw_manager *m, uint64_t bytes)
+{
+	const struct dioh_msg_get_table get = { .count = 2 };
+	struct {
+		struct dioh_msg_get_table_reply table;
+		struct dioh_msg_entry entries[2];
+	} got;
+
+	raw_call(m, DIOH_MSG_GET_TABLE, &get, sizeof(get), &got, sizeof(got));
+	assert_int_equal(got.entries[1].kind, DIOH_ENTRY_STREAM);
+	assert_int_equal(got.entries[1].bytes, bytes);
+	assert_int_equal(got.entries[0].present_bytes, 0);
+	assert_int_equal(got.entries[1].present_bytes, 0);
+}
+
+/* What a stream has brought is told once it has come; what is present in an image, once that is complete. */
+static void tables_while_saving(void **state)
+{
+	struct raw_manager m;
+
+	(void)state;
+	reach(&m, SAVE, RAW_STAGE_READY);
+	expect_stream_bytes(&m, 0);
+	leave(&m, 1);
+	reach(&m, SAVE, RAW_STAGE_SAVED);
+	expect_stream_bytes(&m, RAW_STREAM_BYTES);
+	leave(&m, 1);
+}
+
 static void images_that_are_refused(void **state)
 {
 	struct dioh_msg_create_image create = { .layout = DIOH_LAYOUT_MAPPED_RAM, .stream = DIOH_STREAMS_MAX - 1 };
@@ -456,15 +581,6 @@ static struct dioh_msg_error refuse_finish(struct raw_manager *m, int code, cons
 	return raw_refused(m, DIOH_MSG_FINISH, ask_finish(m), code, text);
 }
 
-static void save_chunk(struct raw_manager *m, uint64_t first, uint64_t length)
-{
-	uint32_t id = ask_memory(m, DIOH_MSG_SAVE_MEMORY,
-	                         TRANSFER(.length = length, .memory_offset = first, .region_offset = first));
-
-	raw_reply(m, DIOH_MSG_SAVE_MEMORY, id, NULL, 0);
-	assert_int_equal(raw_complete(m, id, NULL), 0);
-}
-
 static void finish_names_what_is_missing(void **state)
 {
 	uint8_t bytes[64];
@@ -516,6 +632,9 @@ static void patches_that_are_refused(void **state)
 	reach(&m, LOAD, RAW_STAGE_READY);
 	finish.finish.mode = 0;
 	raw_call_refused(&m, DIOH_MSG_FINISH, &finish, sizeof(finish), EINVAL, "patch");
+	finish.finish.patch_bytes = 0; /* a place and nothing to put there: whatever the header's size is */
+	finish.finish.patch_offset = 1;
+	raw_call_refused(&m, DIOH_MSG_FINISH, &finish, sizeof(finish.finish), EINVAL, "patch_offset");
 	leave(&m, 0);
 }
 
@@ -637,6 +756,10 @@ int main(void)
 		cmocka_unit_test(no_more_than_64_transfers),
 		cmocka_unit_test(streams_are_used_once),
 		cmocka_unit_test(tables_that_are_refused),
+		cmocka_unit_test(places_that_are_refused),
+		cmocka_unit_test(places_in_layout_raw),
+		cmocka_unit_test(raw_waits_for_its_header),
+		cmocka_unit_test(tables_while_saving),
 		cmocka_unit_test(images_that_are_refused),
 		cmocka_unit_test(headers_that_are_refused),
 		cmocka_unit_test(finish_names_what_is_missing),

@@ -349,6 +349,19 @@ def test_libvirts_other_formats(path):
         has(text, f"is a save image of libvirt's in format {form}, ", "only format sparse can be verified")
 
 
+def test_other_byte_order(path):
+    """QEMU's bitmaps are its host's longs: of an image that says it is a big-endian host's, no page is taken for absent."""
+    write_qemus(path, qemu_stream.libvirt_header())
+    check_equal(verify(0, path)[0]["result"], "ok", "the verdict on our own host's")
+    write_qemus(path, qemu_stream.libvirt_header(order=">"))
+    found, text = verify(1, path)
+    check_equal((found["result"], found["error"]["code"]), ("unreadable", 95), "the verdict")
+    has(text, "saved on a host of the other byte order")
+    has(run(1, "inspect", path)[1], "saved on a host of the other byte order")
+    has(run(1, "convert", path, path + ".out")[1], "saved on a host of the other byte order")
+    check(not os.path.exists(path + ".out"), "nothing is left")
+
+
 def test_hostile_headers(path):
     """A name that means to fool a terminal; lengths and numbers that cannot be."""
     qemu_stream.write_pieces(path, [(0, qemu_stream.libvirt_header("raw", domain="a\u202eb&#27;[2J"))])
@@ -387,7 +400,7 @@ def test_filled_holes(path):
 
 TESTS = (test_ours, test_anothers_header, test_damage, test_without_checksums, test_endless_state, test_partial,
          test_written_meanwhile, test_qemus, test_zeros_behind_qemus, test_broken_qemus, test_libvirts_other_formats,
-         test_hostile_headers, test_filled_holes)
+         test_other_byte_order, test_hostile_headers, test_filled_holes)
 
 
 def main(tests=TESTS):

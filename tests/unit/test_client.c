@@ -635,6 +635,10 @@ static void test_create_image_fails(void **state)
 	entries[ENTRIES - 1].bytes = 4097; /* in another message than the first */
 	assert_int_equal(dioh_create_image(f->session, &options, &info, &f->err), -EINVAL);
 	entries[ENTRIES - 1].bytes = 4096;
+	entries[ENTRIES - 1].image_offset = 4096; /* for layout raw */
+	assert_int_equal(dioh_create_image(f->session, &options, &info, &f->err), -EINVAL);
+	assert_non_null(strstr(f->err.text, "image_offset"));
+	entries[ENTRIES - 1].image_offset = 0;
 	entries[ENTRIES - 1].number = 7;
 	assert_int_equal(dioh_create_image(f->session, &options, &info, &f->err), -EEXIST);
 	entries[ENTRIES - 1].number = ENTRIES - 1;
@@ -671,6 +675,22 @@ static void test_write_header(void **state)
 	                                   header, HEADER_BYTES, &f->err),
 	                 -EINVAL);
 	assert_int_equal(dioh_write_header(f->session, UINT64_MAX, header, 2, &f->err), -EINVAL);
+	client_ask_status(f);
+	client_disconnect(f);
+	free(header);
+}
+
+/* A socket may come with less room than the longest message takes. */
+static void test_write_header_with_little_room(void **state)
+{
+	const int little = 32768; /* the kernel doubles it */
+	struct client *f = *state;
+	uint8_t *header = make_header();
+	int fd = client_start_fake(f, script_write_header);
+
+	assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &little, sizeof(little)), 0);
+	assert_int_equal(dioh_connect(fd, 0, &f->session, &f->err), 0);
+	assert_int_equal(dioh_write_header(f->session, 1000, header, HEADER_BYTES, &f->err), 0);
 	client_ask_status(f);
 	client_disconnect(f);
 	free(header);
@@ -792,6 +812,10 @@ static void test_get_table(void **state)
 	assert_int_equal(dioh_get_table(f->session, 0, 0, entries, &count, &f->err), 0);
 	assert_int_equal(count, 0);
 	client_assert_untouched(f);
+	count = 4711;
+	assert_int_equal(dioh_get_table(f->session, DIOH_REGIONS_MAX + DIOH_STREAMS_MAX + 1, 1, entries, &count, &f->err),
+	                 -EINVAL);
+	assert_int_equal(count, 4711);
 	client_ask_status(f);
 	client_disconnect(f);
 	free(entries);
@@ -1003,6 +1027,7 @@ int main(void)
 		TEST(test_create_image),
 		TEST(test_create_image_fails),
 		TEST(test_write_header),
+		TEST(test_write_header_with_little_room),
 		TEST(test_open_image),
 		TEST(test_get_table),
 		TEST(test_get_table_beside),

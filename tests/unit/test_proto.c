@@ -972,6 +972,20 @@ static void test_values_about_transfers(void **state)
 		run_case(&cases[i]);
 }
 
+static void test_place_of_no_patch(void **state)
+{
+	struct sample changed = *find(REQUEST, DIOH_MSG_FINISH);
+	struct dioh_msg_finish finish = { .patch_bytes = 0 };
+
+	(void)state;
+	for (uint64_t offset = 0; offset <= 1; offset++) {
+		finish.patch_offset = offset;
+		memcpy(changed.payload, &finish, sizeof(finish));
+		changed.size = sizeof(finish);
+		assert_int_equal(check_sample(&changed), offset ? -EINVAL : 0);
+	}
+}
+
 static void test_longest_patch(void **state)
 {
 	struct sample changed = *find(REQUEST, DIOH_MSG_FINISH);
@@ -1396,6 +1410,7 @@ int main(void)
 		cmocka_unit_test(test_what_only_raw_says),
 		cmocka_unit_test(test_mapped_ram_stream),
 		cmocka_unit_test(test_values_about_transfers),
+		cmocka_unit_test(test_place_of_no_patch),
 		cmocka_unit_test(test_longest_patch),
 		cmocka_unit_test(test_values_of_replies),
 		cmocka_unit_test(test_texts_of_replies),
