@@ -50,7 +50,7 @@ static int check_complete(const struct dioh_session_state *session, struct dioh_
 	const int sync_error = atomic_load(&session->image.sync_error);
 	int r;
 
-	if (session->stage != IMAGE_READY)
+	if (session->stage != IMAGE_READY && session->stage != IMAGE_HEADER)
 		return dioh_error_set(err, ENODATA, PLACE, "FINISH: there is no image yet");
 	if (sync_error) /* what is missing is missing because of that */
 		return dioh_error_errno(err, sync_error, DIOH_PLACE(SYNC, IMAGE, 0, DIOH_OFFSET_NONE),

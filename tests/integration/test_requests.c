@@ -470,8 +470,10 @@ static void raw_waits_for_its_header(void **state)
 		                          DIOH_MSG_GET_TABLE };
 	const struct dioh_msg_create_image create = { .layout = DIOH_LAYOUT_RAW, .region_count = 1,
 		                                      .header_bytes = RAW_HEADER_BYTES };
+	const struct dioh_msg_finish finish = { .mode = DIOH_FINISH_DURABLE };
 	struct put put = { { .count = 1 }, { region_entry(RAW_REGION, "a", FOUR_MIB) } };
 	struct dioh_msg_image_reply reply;
+	struct dioh_msg_error error;
 	struct raw_manager m;
 	uint8_t bytes[64];
 
@@ -483,6 +485,8 @@ static void raw_waits_for_its_header(void **state)
 	assert_int_equal(reply.ready, 0);
 	for (size_t i = 0; i < COUNT(early); i++)
 		refuse_early(&m, early[i]);
+	error = raw_call_refused(&m, DIOH_MSG_FINISH, &finish, sizeof(finish), ENODATA, NULL);
+	assert_int_equal(error.object, DIOH_OBJECT_REGION);
 	raw_call(&m, DIOH_MSG_WRITE_HEADER, bytes, raw_sample(DIOH_MSG_WRITE_HEADER, SAVE, bytes), &reply, sizeof(reply));
 	assert_int_equal(reply.ready, 1);
 	save_chunk(&m, 0, FOUR_MIB);
