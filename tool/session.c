@@ -8,6 +8,7 @@
 #include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -119,6 +120,16 @@ int dioh_tool_spawn(const char *helper, uint64_t required, struct dioh_session *
 
 	spawn_options.program = dioh_tool_helper(helper, path);
 	return dioh_spawn(&spawn_options, required, ret_session, err);
+}
+
+int dioh_tool_make_memory(uint64_t bytes, int *ret_fd, struct dioh_error *err)
+{
+	DIOH_AUTO_FD int fd = memfd_create(DIOH_TOOL_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	if (fd < 0 || ftruncate(fd, (off_t)bytes) != 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+		return dioh_tool_error_set(err, errno, "making memory to load into failed: %s", strerror(errno));
+	*ret_fd = dioh_steal_fd(&fd);
+	return 0;
 }
 
 static int attach(struct dioh_session *session, const struct dioh_tool_session_options *options, struct dioh_error *err)

@@ -189,6 +189,9 @@ int dioh_tool_session_start(const struct dioh_tool_session_options *options, str
 /* Which diohelper to use: `helper` (--helper, may be NULL) and what DIOH_TOOL_HELPER_HELP says. For execvp(3). */
 const char *dioh_tool_helper(const char *helper, char path[DIOH_TOOL_PATH_BYTES]);
 
+/* Of that size for good, to be loaded into: a descriptor. */
+int dioh_tool_make_memory(uint64_t bytes, int *ret_fd, struct dioh_error *err);
+
 /* Spawns a helper that has the features `required`. */
 int dioh_tool_spawn(const char *helper, uint64_t required, struct dioh_session **ret_session, struct dioh_error *err);
 
@@ -273,6 +276,23 @@ struct dioh_tool_check_options {
 int dioh_tool_check_run(const struct dioh_tool_check_options *options, struct dioh_tool_check *ret_check,
                         struct dioh_error *err);
 void dioh_tool_check_free(struct dioh_tool_check *check);
+
+/* ---- the same in a session of its own (check_image.c) ------------------------------------------------------- */
+
+struct dioh_tool_image_check_options {
+	const char *helper;
+	const struct dioh_tool_image *image;
+	uint64_t header_bytes; /* as for struct dioh_tool_session_options */
+	const struct dioh_msg_open_image_reply *open; /* what a look at it has told */
+	const struct dioh_tool_table *table;
+	bool accept_written;
+	bool read_all;
+	bool progress;
+};
+
+/* As dioh_tool_check_run(). `ret_table`: the table in that session, for its entries' names; to be freed. */
+int dioh_tool_check_image(const struct dioh_tool_image_check_options *options, struct dioh_tool_table *ret_table,
+                          struct dioh_tool_check *ret_check, struct dioh_error *err);
 
 /* ---- progress (progress.c) ---------------------------------------------------------------------------------- */
 
