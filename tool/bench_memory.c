@@ -136,7 +136,7 @@ int dioh_bench_memory_create(const struct dioh_bench_options *options, struct di
 		return r;
 	fd = memfd_create("diohelper-bench", MFD_CLOEXEC);
 	if (fd < 0 || ftruncate(fd, (off_t)options->size_bytes) != 0)
-		return dioh_tool_error_set(err, errno, "no memory could be made: %s", strerror(errno));
+		return dioh_tool_memory_error(err);
 	*ret_memory = (struct dioh_bench_memory){ .fd = dioh_steal_fd(&fd), .zero_percent = options->zero_percent,
 		                                  .holes_percent = options->holes_percent };
 	return 0;

@@ -122,12 +122,20 @@ int dioh_tool_spawn(const char *helper, uint64_t required, struct dioh_session *
 	return dioh_spawn(&spawn_options, required, ret_session, err);
 }
 
+int dioh_tool_memory_error(struct dioh_error *err)
+{
+	const int code = errno;
+
+	return dioh_tool_error_set(err, code, "no memory could be made: %s%s", strerror(code),
+	                           code == EFBIG ? " (a limit on the size of files, ulimit -f, counts for memory, too)" : "");
+}
+
 int dioh_tool_make_memory(uint64_t bytes, int *ret_fd, struct dioh_error *err)
 {
 	DIOH_AUTO_FD int fd = memfd_create(DIOH_TOOL_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
 	if (fd < 0 || ftruncate(fd, (off_t)bytes) != 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
-		return dioh_tool_error_set(err, errno, "making memory to load into failed: %s", strerror(errno));
+		return dioh_tool_memory_error(err);
 	*ret_fd = dioh_steal_fd(&fd);
 	return 0;
 }

@@ -189,6 +189,8 @@ int dioh_tool_session_start(const struct dioh_tool_session_options *options, str
 /* Which diohelper to use: `helper` (--helper, may be NULL) and what DIOH_TOOL_HELPER_HELP says. For execvp(3). */
 const char *dioh_tool_helper(const char *helper, char path[DIOH_TOOL_PATH_BYTES]);
 
+/* What errno says of a memfd that was to be made. */
+int dioh_tool_memory_error(struct dioh_error *err);
 /* Of that size for good, to be loaded into: a descriptor. */
 int dioh_tool_make_memory(uint64_t bytes, int *ret_fd, struct dioh_error *err);
 

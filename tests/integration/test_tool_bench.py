@@ -302,7 +302,6 @@ class Bench(unittest.TestCase):
     def test_plot_that_fails(self):
         """It is told, there is one document, and the picture that was there before is not lost."""
         def limit():
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (32 * MIB, 32 * MIB))
 
         plot = self.path("p.svg")

@@ -302,6 +302,21 @@ def test_no_room(path):
         check(not os.path.exists(out) and not os.path.exists(out + ".partial"), "nothing is left")
 
 
+def test_file_size_limit(path):
+    """A limit on the size of files that memory does not fit under: a sentence of every verb, and nothing is left."""
+    images.Saved(path)
+    good, out = read(path), path + ".d"
+    os.mkdir(out)
+    for arguments in (("verify", path), ("convert", path, out + "/out"), ("convert", "--to", "mapped-ram", path, out + "/out"),
+                      ("bench", "--size=65M", out)):
+        done = subprocess.run(["prlimit", f"--fsize={64 * MIB}", TOOL, *arguments], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=60, check=False)
+        check_equal((done.returncode, done.stdout), (1, ""), f"status and output of {arguments} ({done.stderr})")
+        has(done.stderr, "File too large", "ulimit -f")
+        check_equal((done.stderr.count("\n"), os.listdir(out)), (1, []), "lines, and what is left")
+    check_equal(read(path), good, "IN")
+
+
 # Freeing IN.
 
 BIG_BYTES = 640 * MIB
@@ -597,7 +612,7 @@ def test_map_of_a_large_region(path):
 
 
 TESTS = (test_streams, test_qemus_own, test_container, test_headers, test_stdout, test_options, test_refusals, test_broken,
-         test_state_is_not_qemus, test_no_room, test_consume, test_consume_killed, test_consume_state,
+         test_state_is_not_qemus, test_no_room, test_file_size_limit, test_consume, test_consume_killed, test_consume_state,
          test_consume_another_save, test_consume_elsewhere, test_consume_end, test_consume_needs, test_map,
          test_map_of_a_large_region)
 
