@@ -424,10 +424,13 @@ static int name_stream(struct conversion *c, struct dioh_error *err)
 }
 
 /* What was made for nothing goes; what IN has been freed for stays, and so does what has OUT's name already. */
-static void drop_out(const struct conversion *c)
+static void drop_out(struct conversion *c)
 {
-	if (c->out_created && !c->options->consume && dioh_tool_has_name(c->out_fd, c->out_path))
-		(void)unlink(c->out_path);
+	if (!c->out_created || (c->options->consume && !c->consume.whole) || !dioh_tool_has_name(c->out_fd, c->out_path))
+		return;
+	(void)unlink(c->out_path);
+	if (c->options->consume)
+		dioh_consume_drop(&c->consume);
 }
 
 /* ---- the work ----------------------------------------------------------------------------------------------- */
@@ -454,6 +457,20 @@ static void fill_in(struct conversion *c, struct dioh_tool_session_options *in)
 static bool wants_progress(const struct conversion *c)
 {
 	return !c->options->quiet && isatty(STDERR_FILENO);
+}
+
+static int check_in(struct conversion *c, struct dioh_error *err)
+{
+	const struct dioh_tool_image_check_options in = {
+		.helper = c->options->helper, .image = &c->in, .header_bytes = c->options->header_bytes, .open = &c->open,
+		.table = &c->table, .read_all = true, .progress = wants_progress(c)
+	};
+	int r;
+
+	c->failed = DIOH_JOIN_IN;
+	r = dioh_consume_check(&c->consume, &in, err);
+	c->failed = r < 0 ? c->failed : DIOH_JOIN_OUT;
+	return r;
 }
 
 static int join_files(struct conversion *c, struct dioh_error *err)
@@ -491,6 +508,8 @@ static int convert_to_file(struct conversion *c, struct dioh_error *err)
 		r = open_directory(c, err);
 	if (r == 0)
 		r = check_out_name(c, err);
+	if (r == 0 && c->options->consume)
+		r = check_in(c, err);
 	if (r == 0)
 		r = open_out(c, err);
 	if (r == 0 && c->options->consume)
