@@ -302,9 +302,12 @@ static int move_window(struct join *join, unsigned index, enum dioh_join_side wh
 
 static int move_windows(struct join *join, bool *ret_busy, struct dioh_error *err)
 {
+	const bool streams = join->sides[DIOH_JOIN_IN].streams_left > 0 || join->sides[DIOH_JOIN_OUT].streams_left > 0;
 	int r = 0;
 
-	*ret_busy = join->sides[DIOH_JOIN_IN].streams_left > 0 || join->sides[DIOH_JOIN_OUT].streams_left > 0;
+	*ret_busy = streams;
+	if (streams && join->options->durable) /* OUT may refuse them, in their last byte perhaps: before anything is freed */
+		return 0;
 	for (unsigned i = 0; r == 0 && i < WINDOWS; i++) {
 		struct window *window = &join->windows[i];
 

@@ -261,11 +261,11 @@ def test_broken(path):
     check(saved is not None, "the image was there")
 
 
-def test_state_is_not_qemus(path):
-    """A container whose device state is not QEMU's, and more than a pipe holds: OUT refuses it while IN still writes."""
+def write_container(path, size, stream):
+    """A container of an empty region and a stream."""
     memory, (read_end, write_end) = os.memfd_create("memory"), os.pipe()
-    os.truncate(memory, MIB)
-    threading.Thread(target=images.feed, args=(write_end, b"no stream of QEMU's".ljust(8 * MIB)), daemon=True).start()
+    os.truncate(memory, size)
+    threading.Thread(target=images.feed, args=(write_end, stream), daemon=True).start()
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     with Session(HELPER) as session:
         session.hello(offered=0xFF)
@@ -275,12 +275,17 @@ def test_state_is_not_qemus(path):
         os.close(read_end)
         session.seal()
         session.create_image(manager.CONTAINER, 1, 1, 0)
-        session.put_table([Entry(manager.REGION, 7, b"pc.ram", MIB), Entry(manager.STREAM_ENTRY, 0, b"state")])
+        session.put_table([Entry(manager.REGION, 7, b"pc.ram", size), Entry(manager.STREAM_ENTRY, 0, b"state")])
         session.complete(session.save_stream(0, 0))
-        session.complete(session.save_memory(0, 7, MIB))
+        session.complete(session.save_memory(0, 7, size))
         session.complete(session.finish())
     os.close(fd)
     os.close(memory)
+
+
+def test_state_is_not_qemus(path):
+    """A container whose device state is not QEMU's, and more than a pipe holds: OUT refuses it while IN still writes."""
+    write_container(path, MIB, b"no stream of QEMU's".ljust(8 * MIB))
     has(convert(1, "--to", "mapped-ram", path, path + ".out"), "QEMU stream: ")
     check(not os.path.exists(path + ".out"), "nothing is left")
 
@@ -520,6 +525,16 @@ def test_consume_fails_early(path):
         check_equal((read(mine) == good, os.listdir(path)), (True, ["in"]), "IN is as it was, and what there is")
 
 
+def test_consume_refused(path):
+    """A device state that OUT refuses in its last byte: nothing of IN was freed by then."""
+    block, out = RAM._replace(bytes=BIG_BYTES, pages=None), path + ".out"
+    write_container(path, BIG_BYTES, qemu_stream.stream((block, VGA), state=os.urandom(64 * MIB))[:-1])
+    before = stamp(path)
+    has(convert(1, "--consume", "--to", "mapped-ram", path, out), f"{out}: QEMU stream: it ends too early")
+    check_equal((stamp(path), os.path.exists(out), os.path.exists(out + ".consume")), (before, False, False),
+                "IN, and what is left")
+
+
 def test_consume_another_save(path):
     """Another machine was saved into IN's file after an interruption: what was freed of the first is not made part of it."""
     os.close(make_big(path))
@@ -642,8 +657,8 @@ def test_map_of_a_large_region(path):
 
 TESTS = (test_streams, test_qemus_own, test_container, test_headers, test_stdout, test_options, test_refusals, test_broken,
          test_state_is_not_qemus, test_no_room, test_file_size_limit, test_consume, test_consume_killed, test_consume_state,
-         test_consume_damaged, test_consume_fails_early, test_consume_another_save, test_consume_elsewhere, test_consume_end, test_consume_needs, test_map,
-         test_map_of_a_large_region)
+         test_consume_damaged, test_consume_fails_early, test_consume_refused, test_consume_another_save,
+         test_consume_elsewhere, test_consume_end, test_consume_needs, test_map, test_map_of_a_large_region)
 
 
 if __name__ == "__main__":
