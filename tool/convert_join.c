@@ -234,6 +234,7 @@ static int keep_regions(struct join *join, struct dioh_error *err)
 			r = dioh_keep_region(join->sides[DIOH_JOIN_OUT].session, join->regions[i].number, 0, bytes, err);
 		join->saved_bytes += bytes;
 	}
+	join->progress.base_bytes = join->saved_bytes;
 	join->next = join->synced = *place;
 	leave_region(join);
 	return r;

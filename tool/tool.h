@@ -301,12 +301,18 @@ int dioh_tool_check_image(const struct dioh_tool_image_check_options *options, s
 struct dioh_tool_progress {
 	bool on;
 	uint64_t total_bytes;
+	uint64_t base_bytes; /* that an earlier run had done: no rate comes of them */
 	uint64_t started_ns;
 	uint64_t drawn_ns;
 };
 
 uint64_t dioh_tool_now_ns(void);
 void dioh_tool_progress_start(struct dioh_tool_progress *progress, bool on, uint64_t total_bytes);
+
+#define DIOH_TOOL_PROGRESS_BYTES 128u
+/* The bar after so many seconds. */
+void dioh_tool_progress_text(const struct dioh_tool_progress *progress, uint64_t done_bytes, double seconds,
+                             char text[DIOH_TOOL_PROGRESS_BYTES]);
 void dioh_tool_progress_draw(struct dioh_tool_progress *progress, uint64_t done_bytes);
 void dioh_tool_progress_end(struct dioh_tool_progress *progress); /* removes the bar */
 
