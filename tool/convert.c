@@ -352,6 +352,49 @@ static int check_out_name(const struct conversion *c, struct dioh_error *err)
 	return r;
 }
 
+/* What is in IN, as one stream if it is one. */
+static uint64_t data_bytes(const struct conversion *c)
+{
+	uint64_t bytes = 0;
+
+	if (is_raw(c->from))
+		return (uint64_t)c->in_stat.st_size - c->options->base_offset - c->header_bytes;
+	for (uint32_t i = 0; i < c->table.region_count + c->table.stream_count; i++) {
+		const struct dioh_msg_entry *entry = &c->table.entries[i];
+
+		if (entry->kind == DIOH_ENTRY_STREAM)
+			bytes += entry->bytes;
+		else if (!(entry->flags & DIOH_ENTRY_IN_STREAM))
+			bytes += entry->present_bytes;
+		bytes = dioh_min(bytes, DIOH_OFFSET_MAX);
+	}
+	return bytes;
+}
+
+/*
+ * An OUT that is overwritten is lost with the first byte. What the new one takes nobody knows before it is there (a file
+ * system may compress, a stream may bring a page twice): so the room is looked at only if there is something to lose.
+ */
+static int check_room(const struct conversion *c, struct dioh_error *err)
+{
+	DIOH_AUTO_FD int fd = open(c->options->out_path, O_PATH | O_CLOEXEC);
+	char needed_text[DIOH_TOOL_SIZE_BYTES], room_text[DIOH_TOOL_SIZE_BYTES];
+	const uint64_t needed = data_bytes(c);
+	struct stat st;
+	uint64_t room;
+
+	if (c->to == FORMAT_STREAM || c->options->consume || fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) ||
+	    st.st_size == 0)
+		return 0;
+	room = dioh_tool_file_room(fd);
+	if (needed <= room)
+		return 0;
+	dioh_tool_format_size(needed, needed_text);
+	dioh_tool_format_size(room, room_text);
+	return dioh_tool_error_set(err, ENOSPC, "IN has %s of data, and there is room for %s: nothing was written. Whoever does "
+	                           "not want this OUT any more removes it first", needed_text, room_text);
+}
+
 static int open_partial(struct conversion *c, struct dioh_error *err)
 {
 	struct stat st;
@@ -510,6 +553,8 @@ static int convert_to_file(struct conversion *c, struct dioh_error *err)
 		r = check_out_name(c, err);
 	if (r == 0 && c->options->consume)
 		r = check_in(c, err);
+	if (r == 0)
+		r = check_room(c, err);
 	if (r == 0)
 		r = open_out(c, err);
 	if (r == 0 && c->options->consume)

@@ -145,6 +145,9 @@ bool dioh_tool_is_same_file(const struct stat *a, const struct stat *b);
 /* The file that is open, and no link to it, is what has the name. */
 bool dioh_tool_has_name(int fd, const char *path);
 
+/* What a file may take: free blocks, and those that it gives back when it is emptied. UINT64_MAX: nobody knows. */
+uint64_t dioh_tool_file_room(int fd);
+
 /* What is about to be written to is no disk of a machine that runs (EBUSY). */
 int dioh_tool_check_unused(int fd, struct dioh_error *err);
 

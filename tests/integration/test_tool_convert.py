@@ -307,6 +307,23 @@ def test_no_room(path):
         check(not os.path.exists(out) and not os.path.exists(out + ".partial"), "nothing is left")
 
 
+def test_no_room_to_overwrite(path):
+    """An OUT that would be lost for nothing is not touched; a stream takes the place of OUT only in the end."""
+    images.Saved(path)
+    out, stream = path + ".out", path + ".stream"
+    convert(0, "--to", "mapped-ram", path, out)
+    kept, good = stamp(out), read(out)
+    room = os.statvfs(out).f_bavail * os.statvfs(out).f_frsize
+    for header, target in ((b"", "container"), (RAW_HEADER, "libvirt-sparse")):
+        write(stream, header + WHOLE)
+        os.truncate(stream, room + (1 << 40))
+        has(convert(1, "--force", "--to", target, stream, out), f"{out}: IN has ", "nothing was written")
+        check_equal((stamp(out), read(out) == good), (kept, True), "OUT")
+    os.truncate(stream, len(RAW_HEADER + WHOLE))
+    convert(0, "--force", stream, out)
+    is_whole(out, "an OUT for which there is room")
+
+
 def test_file_size_limit(path):
     """A limit on the size of files that memory does not fit under: a sentence of every verb, and nothing is left."""
     images.Saved(path)
@@ -656,7 +673,8 @@ def test_map_of_a_large_region(path):
 
 
 TESTS = (test_streams, test_qemus_own, test_container, test_headers, test_stdout, test_options, test_refusals, test_broken,
-         test_state_is_not_qemus, test_no_room, test_file_size_limit, test_consume, test_consume_killed, test_consume_state,
+         test_state_is_not_qemus, test_no_room, test_no_room_to_overwrite,
+         test_file_size_limit, test_consume, test_consume_killed, test_consume_state,
          test_consume_damaged, test_consume_fails_early, test_consume_refused, test_consume_another_save,
          test_consume_elsewhere, test_consume_end, test_consume_needs, test_map, test_map_of_a_large_region)
 
