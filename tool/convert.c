@@ -587,14 +587,18 @@ static int convert_to_stdout(struct conversion *c, struct dioh_error *err)
 	fill_in(c, &in);
 	in.stream_fds = &stdout_fd;
 	in.stream_count = 1;
-	if (r == 0)
-		r = dioh_tool_session_start(&in, &session, &open, err);
 	if (r != 0)
 		return r;
-	r = dioh_load_stream(session, &what, &transfer, err);
-	if (r == 0)
-		r = dioh_wait(session, transfer, NULL, err);
-	return end_session(session, r, err);
+	r = dioh_tool_session_start(&in, &session, &open, err);
+	if (r == 0) {
+		r = dioh_load_stream(session, &what, &transfer, err);
+		if (r == 0)
+			r = dioh_wait(session, transfer, NULL, err);
+		r = end_session(session, r, err);
+	}
+	if (r != 0)
+		dioh_tool_name_stream("standard output", err);
+	return r;
 }
 
 static void close_all(struct conversion *c)

@@ -198,6 +198,19 @@ int dioh_tool_session_start(const struct dioh_tool_session_options *options, str
 	return 0;
 }
 
+void dioh_tool_name_stream(const char *name, struct dioh_error *err)
+{
+	const struct dioh_error why = *err;
+	unsigned number;
+	int prefix = 0;
+
+	if (why.object != DIOH_OBJECT_STREAM ||
+	    (why.operation != DIOH_OP_ATTACH && why.operation != DIOH_OP_READ && why.operation != DIOH_OP_WRITE))
+		return;
+	(void)sscanf(why.text, "stream %u: %n", &number, &prefix);
+	snprintf(err->text, sizeof(err->text), "%s: %.200s", name, why.text + prefix);
+}
+
 int dioh_tool_check_status(int status, struct dioh_error *err)
 {
 	if (WIFSIGNALED(status))

@@ -206,6 +206,9 @@ int dioh_tool_spawn(const char *helper, uint64_t required, struct dioh_session *
 /* Closes the session; an error if the helper did not end as it should. `session` may be NULL. */
 int dioh_tool_session_end(struct dioh_session *session, struct dioh_error *err);
 
+/* A stream whose own end fails, and not what comes through it, gets the name by which the user knows it. */
+void dioh_tool_name_stream(const char *name, struct dioh_error *err);
+
 /* An error if the helper's status, as of waitpid(2), is not that of one that ended as it should. */
 int dioh_tool_check_status(int status, struct dioh_error *err);
 

@@ -108,6 +108,17 @@ def test_closed_descriptors(path):
     check_equal(read(path), good, "IN")
 
 
+def test_no_stream(path):
+    """What is no stream is called what its user calls it."""
+    images.Saved(path)
+    words, devices = "it is a character device, not a pipe, stream socket or file", os.open("/dev/null", os.O_RDWR)
+    has(tool(1, "convert", "--stdout", path, stdout=devices), f"{path}: standard output: {words}")
+    has(tool(1, "ingest", path + ".new", stdin=devices), f"{path}.new: standard input: {words}")
+    has(tool(1, "ingest", f"--fd={devices}", path + ".new", pass_fds=[devices]), f"{path}.new: descriptor {devices}: {words}")
+    os.close(devices)
+    check(not os.path.exists(path + ".new"), "nothing is left")
+
+
 def test_stdout_is_in(path):
     """A stream into the image that it comes from, over it or behind it."""
     images.Saved(path)
@@ -510,7 +521,7 @@ def test_listen_name(path):
     check_equal(verify(0, "image")[0]["result"], "ok", "the verdict")
 
 
-TESTS = (test_stream_is_image, test_closed_descriptors, test_stdout_is_in, test_partial, test_another_run,
+TESTS = (test_stream_is_image, test_closed_descriptors, test_no_stream, test_stdout_is_in, test_partial, test_another_run,
          test_disk_in_use, test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_helper_killed,
          test_out_helper_ends_badly, test_directory_unreadable, test_long_name, test_consume_another_out,
          test_consume_goes_on, test_consume_region_end, test_consume_features, test_saved_over_between, test_many_streams,
