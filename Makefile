@@ -228,6 +228,8 @@ $(BUILD)/tests/private.a: $(COMMON_OBJ) $(filter-out %/main.o,$(HELPER_OBJ)) $(T
 $(TEST_PROGRAMS): $(BUILD)/%: $(BUILD)/%.o $(BUILD)/tests/private.a
 	$(call quiet,LD)$(link) $(call own_ldflags,$*.c) $(TEST_LIBS)
 
+$(BUILD)/tests/unit/test_progress: $(BUILD)/tool/progress.o
+
 # The tool's own objects, and what stands between them and the kernel.
 $(BUILD)/tests/integration/faulty_tool: $(TOOL_OBJ)
 

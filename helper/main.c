@@ -126,5 +126,8 @@ int main(int argc, char **argv)
 		dioh_options_print_long();
 		break;
 	}
-	return fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+	if (fflush(stdout) == 0 && !ferror(stdout))
+		return EXIT_SUCCESS;
+	fprintf(stderr, "diohelper: writing standard output failed: %s\n", strerror(errno));
+	return EXIT_FAILURE;
 }

@@ -129,7 +129,7 @@ void dioh_bench_memory_free(struct dioh_bench_memory *memory);
 /* Bytes of `bytes` of memory that are data. */
 uint64_t dioh_bench_memory_data_bytes(const struct dioh_bench_options *options, uint64_t bytes);
 
-/* Allocates the zero pages that a load leaves out. */
+/* Writes the zero pages that a load leaves out. */
 int dioh_bench_memory_before_save(const struct dioh_bench_memory *memory, struct dioh_error *err);
 
 /* Gives the first `bytes` back to the system: the load brings them again. */
@@ -161,6 +161,7 @@ struct dioh_bench_sample { /* one measurement */
 	uint64_t cached_bytes; /* save: left in the page cache; DIOH_OFFSET_NONE: not known */
 	uint64_t io_bytes;
 	uint64_t io_count;
+	uint64_t zero_bytes;
 	uint64_t histogram[DIOH_HISTOGRAM_BUCKETS];
 };
 
@@ -196,7 +197,8 @@ bool dioh_bench_same_setup(const struct dioh_bench_setup *a, const struct dioh_b
 
 typedef double dioh_bench_figure(const struct dioh_bench_sample *sample);
 dioh_bench_figure dioh_bench_mib_per_s, dioh_bench_cpu_s_per_gib, dioh_bench_sync_s, dioh_bench_seconds,
-	dioh_bench_wait_share, dioh_bench_cached_bytes, dioh_bench_io_bytes, dioh_bench_io_count;
+	dioh_bench_wait_share, dioh_bench_cached_bytes, dioh_bench_io_bytes, dioh_bench_io_count,
+	dioh_bench_zero_bytes;
 
 /* Over the row's samples, of which there is at least one. */
 struct dioh_bench_spread dioh_bench_row_spread(const struct dioh_bench_row *row, dioh_bench_figure *figure);

@@ -52,7 +52,7 @@ static json_t *json_figures(const struct dioh_bench_row *row)
 	double cached = median(row, dioh_bench_cached_bytes), wait_share = median(row, dioh_bench_wait_share);
 	bool memory = row->payload == DIOH_BENCH_MEMORY;
 
-	return json_pack("{s:I, s:f, s:f, s:f, s:o, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "repeats",
+	return json_pack("{s:I, s:f, s:f, s:f, s:o, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "repeats",
 	                 (json_int_t)row->count, "mib_per_s", mib_per_s.median, "mib_per_s_min", mib_per_s.min,
 	                 "mib_per_s_max", mib_per_s.max, "mib_per_s_all", json_rates(row), "seconds",
 	                 median(row, dioh_bench_seconds), "cpu_s_per_gib", median(row, dioh_bench_cpu_s_per_gib),
@@ -62,7 +62,8 @@ static json_t *json_figures(const struct dioh_bench_row *row)
 	                 known(!row->load, json_real(median(row, dioh_bench_sync_s))), "wait_share",
 	                 known(memory && wait_share >= 0, json_real(wait_share)), "io_bytes",
 	                 known(memory, json_integer((json_int_t)median(row, dioh_bench_io_bytes))), "io_count",
-	                 known(memory, json_integer((json_int_t)median(row, dioh_bench_io_count))));
+	                 known(memory, json_integer((json_int_t)median(row, dioh_bench_io_count))), "zero_bytes",
+	                 known(memory && !row->load, json_integer((json_int_t)median(row, dioh_bench_zero_bytes))));
 }
 
 static json_t *json_row(const struct dioh_bench_row *row)

@@ -84,14 +84,12 @@ static int check_available(const struct dioh_bench_options *options, struct dioh
 	                           "smaller --size", needed_text, available_text);
 }
 
-static int fill_unit(int fd, uint64_t unit, struct dioh_error *err)
+static int write_unit(int fd, uint64_t unit, const void *bytes, struct dioh_error *err)
 {
-	static uint64_t bytes[UNIT_BYTES / sizeof(uint64_t)];
-	const char *from = (const char *)bytes;
+	const char *from = bytes;
 
-	dioh_bench_fill(bytes, sizeof(bytes), unit);
-	for (size_t done = 0; done < sizeof(bytes);) {
-		ssize_t n = pwrite(fd, from + done, sizeof(bytes) - done, (off_t)(unit * UNIT_BYTES + done));
+	for (size_t done = 0; done < UNIT_BYTES;) {
+		ssize_t n = pwrite(fd, from + done, UNIT_BYTES - done, (off_t)(unit * UNIT_BYTES + done));
 
 		if (n < 0 && errno != EINTR)
 			return dioh_tool_error_set(err, errno, "filling the memory to be saved failed: %s", strerror(errno));
@@ -99,6 +97,14 @@ static int fill_unit(int fd, uint64_t unit, struct dioh_error *err)
 			done += (size_t)n;
 	}
 	return 0;
+}
+
+static int fill_unit(int fd, uint64_t unit, struct dioh_error *err)
+{
+	static uint64_t bytes[UNIT_BYTES / sizeof(uint64_t)];
+
+	dioh_bench_fill(bytes, sizeof(bytes), unit);
+	return write_unit(fd, unit, bytes, err);
 }
 
 int dioh_bench_memory_fill(struct dioh_bench_memory *memory, uint64_t bytes, struct dioh_error *err)
@@ -130,7 +136,7 @@ int dioh_bench_memory_create(const struct dioh_bench_options *options, struct di
 		return r;
 	fd = memfd_create("diohelper-bench", MFD_CLOEXEC);
 	if (fd < 0 || ftruncate(fd, (off_t)options->size_bytes) != 0)
-		return dioh_tool_error_set(err, errno, "no memory could be made: %s", strerror(errno));
+		return dioh_tool_memory_error(err);
 	*ret_memory = (struct dioh_bench_memory){ .fd = dioh_steal_fd(&fd), .zero_percent = options->zero_percent,
 		                                  .holes_percent = options->holes_percent };
 	return 0;
@@ -144,13 +150,16 @@ void dioh_bench_memory_free(struct dioh_bench_memory *memory)
 
 /* ---- around each measurement -------------------------------------------------------------------------------- */
 
+/* Written: pages that fallocate(2) has made are holes to SEEK_DATA, and nobody would look at them. */
 int dioh_bench_memory_before_save(const struct dioh_bench_memory *memory, struct dioh_error *err)
 {
-	for (uint64_t unit = 0; memory->zero_percent && unit < memory->bytes / UNIT_BYTES; unit++)
-		if (unit_kind(memory->zero_percent, memory->holes_percent, unit) == UNIT_ZERO &&
-		    fallocate(memory->fd, FALLOC_FL_KEEP_SIZE, (off_t)(unit * UNIT_BYTES), UNIT_BYTES) != 0)
-			return dioh_tool_error_set(err, errno, "allocating zero pages failed: %s", strerror(errno));
-	return 0;
+	static const char zeros[UNIT_BYTES];
+	int r = 0;
+
+	for (uint64_t unit = 0; r == 0 && memory->zero_percent && unit < memory->bytes / UNIT_BYTES; unit++)
+		if (unit_kind(memory->zero_percent, memory->holes_percent, unit) == UNIT_ZERO)
+			r = write_unit(memory->fd, unit, zeros, err);
+	return r;
 }
 
 int dioh_bench_memory_before_load(const struct dioh_bench_memory *memory, uint64_t bytes, struct dioh_error *err)

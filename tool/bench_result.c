@@ -48,6 +48,11 @@ double dioh_bench_io_count(const struct dioh_bench_sample *sample)
 	return (double)sample->io_count;
 }
 
+double dioh_bench_zero_bytes(const struct dioh_bench_sample *sample)
+{
+	return (double)sample->zero_bytes;
+}
+
 static int compare(const void *a, const void *b)
 {
 	const double *x = a, *y = b;

@@ -221,6 +221,7 @@ static struct dioh_bench_sample make_sample(const struct dioh_bench *bench,
 		.cached_bytes = DIOH_OFFSET_NONE,
 		.io_bytes = moved->io_bytes,
 		.io_count = moved->io_count,
+		.zero_bytes = moved->zero_bytes,
 	};
 
 	memcpy(sample.histogram, moved->histogram, sizeof(sample.histogram));

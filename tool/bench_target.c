@@ -11,7 +11,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "bench.h"
@@ -170,18 +169,6 @@ int dioh_bench_target_reopen(const struct dioh_bench_target *target, int flags)
 
 /* ---- room --------------------------------------------------------------------------------------------------- */
 
-/* What a file may take: free blocks, and those that it gives back when it is emptied. */
-static uint64_t file_room(int fd)
-{
-	struct statvfs fs;
-	struct stat st;
-
-	/* A tmpfs without a limit tells of no blocks at all. */
-	if (fstatvfs(fd, &fs) != 0 || fs.f_blocks == 0 || fstat(fd, &st) != 0)
-		return UINT64_MAX;
-	return (uint64_t)fs.f_bavail * fs.f_frsize + (uint64_t)st.st_blocks * 512;
-}
-
 static uint64_t device_room(int fd)
 {
 	off_t end = lseek(fd, 0, SEEK_END);
@@ -195,7 +182,8 @@ int dioh_bench_target_check_room(const struct dioh_bench_target *target, uint64_
 	/* On a device every page has its place, whether it is in the image or not. */
 	uint64_t data = target->is_device ? size_bytes : needed_bytes;
 	uint64_t needed = data + size_bytes / OVERHEAD_SHARE + OVERHEAD_BYTES;
-	uint64_t room = target->is_device ? device_room(target->buffered_fd) : file_room(target->buffered_fd);
+	uint64_t room = target->is_device ? device_room(target->buffered_fd) :
+	                                    dioh_tool_file_room(target->buffered_fd);
 	char needed_text[DIOH_TOOL_SIZE_BYTES], room_text[DIOH_TOOL_SIZE_BYTES];
 
 	if (needed <= room)

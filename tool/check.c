@@ -10,7 +10,7 @@
  * what failed. Streams follow, one after the other, into pipes that are drained here: a damaged stream ends where its
  * first damage is.
  *
- * Called by the verb `verify`. Trusts nothing that the helper says further than it has to.
+ * Called by check_image.c. Trusts nothing that the helper says further than it has to.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -352,6 +352,49 @@ static int check_out_name(const struct conversion *c, struct dioh_error *err)
 	return r;
 }
 
+/* What is in IN, as one stream if it is one. */
+static uint64_t data_bytes(const struct conversion *c)
+{
+	uint64_t bytes = 0;
+
+	if (is_raw(c->from))
+		return (uint64_t)c->in_stat.st_size - c->options->base_offset - c->header_bytes;
+	for (uint32_t i = 0; i < c->table.region_count + c->table.stream_count; i++) {
+		const struct dioh_msg_entry *entry = &c->table.entries[i];
+
+		if (entry->kind == DIOH_ENTRY_STREAM)
+			bytes += entry->bytes;
+		else if (!(entry->flags & DIOH_ENTRY_IN_STREAM))
+			bytes += entry->present_bytes;
+		bytes = dioh_min(bytes, DIOH_OFFSET_MAX);
+	}
+	return bytes;
+}
+
+/*
+ * An OUT that is overwritten is lost with the first byte. What the new one takes nobody knows before it is there (a file
+ * system may compress, a stream may bring a page twice): so the room is looked at only if there is something to lose.
+ */
+static int check_room(const struct conversion *c, struct dioh_error *err)
+{
+	DIOH_AUTO_FD int fd = open(c->options->out_path, O_PATH | O_CLOEXEC);
+	char needed_text[DIOH_TOOL_SIZE_BYTES], room_text[DIOH_TOOL_SIZE_BYTES];
+	const uint64_t needed = data_bytes(c);
+	struct stat st;
+	uint64_t room;
+
+	if (c->to == FORMAT_STREAM || c->options->consume || fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) ||
+	    st.st_size == 0)
+		return 0;
+	room = dioh_tool_file_room(fd);
+	if (needed <= room)
+		return 0;
+	dioh_tool_format_size(needed, needed_text);
+	dioh_tool_format_size(room, room_text);
+	return dioh_tool_error_set(err, ENOSPC, "IN has %s of data, and there is room for %s: nothing was written. Whoever does "
+	                           "not want this OUT any more removes it first", needed_text, room_text);
+}
+
 static int open_partial(struct conversion *c, struct dioh_error *err)
 {
 	struct stat st;
@@ -424,10 +467,13 @@ static int name_stream(struct conversion *c, struct dioh_error *err)
 }
 
 /* What was made for nothing goes; what IN has been freed for stays, and so does what has OUT's name already. */
-static void drop_out(const struct conversion *c)
+static void drop_out(struct conversion *c)
 {
-	if (c->out_created && !c->options->consume && dioh_tool_has_name(c->out_fd, c->out_path))
-		(void)unlink(c->out_path);
+	if (!c->out_created || (c->options->consume && !c->consume.whole) || !dioh_tool_has_name(c->out_fd, c->out_path))
+		return;
+	(void)unlink(c->out_path);
+	if (c->options->consume)
+		dioh_consume_drop(&c->consume);
 }
 
 /* ---- the work ----------------------------------------------------------------------------------------------- */
@@ -454,6 +500,20 @@ static void fill_in(struct conversion *c, struct dioh_tool_session_options *in)
 static bool wants_progress(const struct conversion *c)
 {
 	return !c->options->quiet && isatty(STDERR_FILENO);
+}
+
+static int check_in(struct conversion *c, struct dioh_error *err)
+{
+	const struct dioh_tool_image_check_options in = {
+		.helper = c->options->helper, .image = &c->in, .header_bytes = c->options->header_bytes, .open = &c->open,
+		.table = &c->table, .read_all = true, .progress = wants_progress(c)
+	};
+	int r;
+
+	c->failed = DIOH_JOIN_IN;
+	r = dioh_consume_check(&c->consume, &in, err);
+	c->failed = r < 0 ? c->failed : DIOH_JOIN_OUT;
+	return r;
 }
 
 static int join_files(struct conversion *c, struct dioh_error *err)
@@ -491,6 +551,10 @@ static int convert_to_file(struct conversion *c, struct dioh_error *err)
 		r = open_directory(c, err);
 	if (r == 0)
 		r = check_out_name(c, err);
+	if (r == 0 && c->options->consume)
+		r = check_in(c, err);
+	if (r == 0)
+		r = check_room(c, err);
 	if (r == 0)
 		r = open_out(c, err);
 	if (r == 0 && c->options->consume)
@@ -523,14 +587,18 @@ static int convert_to_stdout(struct conversion *c, struct dioh_error *err)
 	fill_in(c, &in);
 	in.stream_fds = &stdout_fd;
 	in.stream_count = 1;
-	if (r == 0)
-		r = dioh_tool_session_start(&in, &session, &open, err);
 	if (r != 0)
 		return r;
-	r = dioh_load_stream(session, &what, &transfer, err);
-	if (r == 0)
-		r = dioh_wait(session, transfer, NULL, err);
-	return end_session(session, r, err);
+	r = dioh_tool_session_start(&in, &session, &open, err);
+	if (r == 0) {
+		r = dioh_load_stream(session, &what, &transfer, err);
+		if (r == 0)
+			r = dioh_wait(session, transfer, NULL, err);
+		r = end_session(session, r, err);
+	}
+	if (r != 0)
+		dioh_tool_name_stream("standard output", err);
+	return r;
 }
 
 static void close_all(struct conversion *c)

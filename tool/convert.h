@@ -80,6 +80,7 @@ struct dioh_consume {
 	struct dioh_consume_file out; /* that OUT */
 	struct dioh_join_place place; /* where it came to */
 	struct dioh_join_place freed; /* what has been freed */
+	bool whole;                   /* not a page of IN is gone */
 };
 
 /*
@@ -96,6 +97,13 @@ int dioh_consume_begin(const struct dioh_tool_image *image, const struct dioh_ms
                        const struct dioh_tool_table *table, const char *out_path, const char *format,
                        struct dioh_consume *ret_consume, struct dioh_error *err);
 
+/*
+ * Before the first page is freed: all of IN can be read, and is what was saved. Else what comes later would be lost with
+ * what came before it. Of an IN in which pages are gone already nothing is said.
+ */
+int dioh_consume_check(const struct dioh_consume *consume, const struct dioh_tool_image_check_options *in,
+                       struct dioh_error *err);
+
 /* Is it the OUT that an earlier run's state speaks of? `fd` -1: what has the name; else that is "". */
 bool dioh_consume_is_out(const struct dioh_consume *consume, const char *path, int fd);
 
@@ -108,6 +116,9 @@ int dioh_consume_durable(void *owner, const struct dioh_msg_entry *regions, cons
 
 /* OUT is complete and durable: IN is made no image any more, and the state goes. */
 int dioh_consume_end(struct dioh_consume *consume, struct dioh_error *err);
+
+/* Nothing becomes of OUT, and IN is whole: the state goes. */
+void dioh_consume_drop(struct dioh_consume *consume);
 void dioh_consume_close(struct dioh_consume *consume);
 
 #endif

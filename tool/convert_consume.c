@@ -84,9 +84,10 @@ static int replace_state(struct dioh_consume *consume, const char *text, struct 
 		r = -errno;
 	if (r == 0 && fsync(consume->directory_fd) != 0)
 		r = -errno;
-	if (r < 0)
-		return dioh_tool_error_set(err, -r, "%.120s cannot be written: %s", consume->state_path, strerror(-r));
-	return 0;
+	if (r == 0)
+		return 0;
+	(void)unlink(consume->new_path);
+	return dioh_tool_error_set(err, -r, "%.120s cannot be written: %s", consume->state_path, strerror(-r));
 }
 
 /* `fd` -1: what has the name; else the name is "". */
@@ -177,6 +178,11 @@ static int read_state(const struct dioh_consume *consume, struct state *ret_stat
 	return good ? 1 : refuse_state(consume, "cannot be understood", err);
 }
 
+static bool has_begun(const struct dioh_consume *consume)
+{
+	return consume->place.index > 0 || consume->place.offset > 0;
+}
+
 static int take_state(struct dioh_consume *consume, const struct state *state, struct dioh_error *err)
 {
 	if (strcmp(state->format, consume->format) != 0 || state->in_bytes != consume->in_bytes ||
@@ -188,6 +194,7 @@ static int take_state(struct dioh_consume *consume, const struct state *state, s
 	consume->resumed = true;
 	consume->out = state->out;
 	consume->place = consume->freed = state->place;
+	consume->whole = !has_begun(consume);
 	return 0;
 }
 
@@ -277,9 +284,7 @@ bool dioh_consume_is_out(const struct dioh_consume *consume, const char *path, i
 
 static int check_begun(const struct dioh_consume *consume, const char *out_path, int out_fd, struct dioh_error *err)
 {
-	const bool begun = consume->place.index > 0 || consume->place.offset > 0;
-
-	if (begun && !dioh_consume_is_out(consume, out_path, out_fd))
+	if (has_begun(consume) && !dioh_consume_is_out(consume, out_path, out_fd))
 		return refuse_state(consume, "says that a part of IN is in another OUT already", err);
 	return 0;
 }
@@ -292,7 +297,7 @@ int dioh_consume_begin(const struct dioh_tool_image *image, const struct dioh_ms
 	struct state state;
 	int r;
 
-	*consume = (struct dioh_consume){ .format = format, .in_fd = -1, .out_fd = -1, .directory_fd = -1 };
+	*consume = (struct dioh_consume){ .format = format, .in_fd = -1, .out_fd = -1, .directory_fd = -1, .whole = true };
 	consume->header_bytes = open->layout == DIOH_LAYOUT_MAPPED_RAM ? open->header_bytes : 0;
 	r = name_state(consume, out_path, err);
 	if (r == 0)
@@ -304,6 +309,31 @@ int dioh_consume_begin(const struct dioh_tool_image *image, const struct dioh_ms
 	if (r > 0)
 		r = take_state(consume, &state, err);
 	return r != 0 ? r : check_begun(consume, out_path, -1, err);
+}
+
+static int refuse_damaged(const struct dioh_tool_check *check, struct dioh_error *err)
+{
+	char more[64] = "";
+
+	if (check->damage_count > 1)
+		snprintf(more, sizeof(more), " (it is damaged in %" PRIu32 " places: `verify` names them)", check->damage_count);
+	return dioh_tool_error_set(err, EBADMSG, "%.150s%s", check->damages[0].text, more);
+}
+
+int dioh_consume_check(const struct dioh_consume *consume, const struct dioh_tool_image_check_options *in,
+                       struct dioh_error *err)
+{
+	struct dioh_tool_table table;
+	struct dioh_tool_check check;
+	struct dioh_error why;
+	int r = consume->whole ? dioh_tool_check_image(in, &table, &check, &why) : 0;
+
+	if (r == 0 && consume->whole) {
+		r = check.damage_count > 0 ? refuse_damaged(&check, &why) : 0;
+		dioh_tool_check_free(&check);
+		free(table.entries);
+	}
+	return r == 0 ? 0 : dioh_tool_error_set(err, why.code, "%.220s: nothing of it was freed", why.text);
 }
 
 /* Before OUT is touched there is a state, so that a new run knows whose a partial OUT is. */
@@ -323,7 +353,7 @@ static bool is_reached(const struct dioh_join_place *a, const struct dioh_join_p
 }
 
 /* The region's pages between two places of it. */
-static int free_pages(const struct dioh_consume *consume, const struct dioh_msg_entry *region, uint64_t from, uint64_t to,
+static int free_pages(struct dioh_consume *consume, const struct dioh_msg_entry *region, uint64_t from, uint64_t to,
                       struct dioh_error *err)
 {
 	const uint64_t at = consume->base_offset + region->image_offset + from;
@@ -332,10 +362,13 @@ static int free_pages(const struct dioh_consume *consume, const struct dioh_msg_
 		return 0;
 	if (region->image_offset > consume->in_bytes || region->bytes > consume->in_bytes - region->image_offset)
 		to = dioh_min(to, consume->in_bytes - dioh_min(region->image_offset, consume->in_bytes));
-	if (fallocate(consume->in_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)(to - from)) != 0)
-		return dioh_tool_error_set(err, errno, "freeing %" PRIu64 " bytes at %" PRIu64 " failed: %s", to - from, at,
-		                           strerror(errno));
-	return 0;
+	if (fallocate(consume->in_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)(to - from)) == 0) {
+		consume->whole = false;
+		return 0;
+	}
+	consume->whole = consume->whole && errno == EOPNOTSUPP;
+	return dioh_tool_error_set(err, errno, "freeing %" PRIu64 " bytes at %" PRIu64 " failed: %s", to - from, at,
+	                           strerror(errno));
 }
 
 int dioh_consume_durable(void *owner, const struct dioh_msg_entry *regions, const struct dioh_join_place *place,
@@ -388,6 +421,13 @@ int dioh_consume_end(struct dioh_consume *consume, struct dioh_error *err)
 	int r = write_state(consume, &consume->freed, true, err);
 
 	return r != 0 ? r : finish(consume, err);
+}
+
+/* OUT's name went first: a state alone has a new run begin anew. */
+void dioh_consume_drop(struct dioh_consume *consume)
+{
+	(void)unlink(consume->state_path);
+	(void)fsync(consume->directory_fd);
 }
 
 static bool has_no_mark(int fd, uint64_t at)

@@ -16,7 +16,6 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "align.h"
@@ -71,15 +70,6 @@ static int fail_at(struct join *join, enum dioh_join_side side, int r)
 }
 
 /* ---- what is attached --------------------------------------------------------------------------------------- */
-
-static int make_memory(struct join *join, struct dioh_error *err)
-{
-	join->memory_fd = memfd_create("diohelper-tool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (join->memory_fd < 0 || ftruncate(join->memory_fd, (off_t)(WINDOWS * WINDOW_BYTES)) != 0 ||
-	    fcntl(join->memory_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
-		return dioh_tool_error_set(err, errno, "making memory to load into failed: %s", strerror(errno));
-	return 0;
-}
 
 static int make_pipes(struct join *join, struct dioh_error *err)
 {
@@ -244,6 +234,7 @@ static int keep_regions(struct join *join, struct dioh_error *err)
 			r = dioh_keep_region(join->sides[DIOH_JOIN_OUT].session, join->regions[i].number, 0, bytes, err);
 		join->saved_bytes += bytes;
 	}
+	join->progress.base_bytes = join->saved_bytes;
 	join->next = join->synced = *place;
 	leave_region(join);
 	return r;
@@ -312,9 +303,12 @@ static int move_window(struct join *join, unsigned index, enum dioh_join_side wh
 
 static int move_windows(struct join *join, bool *ret_busy, struct dioh_error *err)
 {
+	const bool streams = join->sides[DIOH_JOIN_IN].streams_left > 0 || join->sides[DIOH_JOIN_OUT].streams_left > 0;
 	int r = 0;
 
-	*ret_busy = join->sides[DIOH_JOIN_IN].streams_left > 0 || join->sides[DIOH_JOIN_OUT].streams_left > 0;
+	*ret_busy = streams;
+	if (streams && join->options->durable) /* OUT may refuse them, in their last byte perhaps: before anything is freed */
+		return 0;
 	for (unsigned i = 0; r == 0 && i < WINDOWS; i++) {
 		struct window *window = &join->windows[i];
 
@@ -543,7 +537,7 @@ static void start_progress(struct join *join)
 
 static int run(struct join *join, struct dioh_error *err)
 {
-	int r = make_memory(join, err);
+	int r = dioh_tool_make_memory(WINDOWS * WINDOW_BYTES, &join->memory_fd, err);
 
 	if (r == 0)
 		r = make_pipes(join, err);

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "cleanup.h"
@@ -33,6 +34,17 @@ bool dioh_tool_has_name(int fd, const char *path)
 	struct stat named, st;
 
 	return lstat(path, &named) == 0 && fstat(fd, &st) == 0 && named.st_dev == st.st_dev && named.st_ino == st.st_ino;
+}
+
+uint64_t dioh_tool_file_room(int fd)
+{
+	struct statvfs fs;
+	struct stat st;
+
+	/* A tmpfs without a limit tells of no blocks at all. */
+	if (fstatvfs(fd, &fs) != 0 || fs.f_blocks == 0 || fstat(fd, &st) != 0)
+		return UINT64_MAX;
+	return (uint64_t)fs.f_bavail * fs.f_frsize + (uint64_t)st.st_blocks * 512;
 }
 
 /*

@@ -517,6 +517,14 @@ static void end_session(const struct ingestion *ingestion, struct dioh_session *
 		        err.text);
 }
 
+static void name_descriptor(int fd, struct dioh_error *err)
+{
+	char name[32];
+
+	snprintf(name, sizeof(name), "descriptor %d", fd);
+	dioh_tool_name_stream(fd == STDIN_FILENO ? "standard input" : name, err);
+}
+
 static int run_session(struct ingestion *ingestion, struct dioh_error *err)
 {
 	struct dioh_session *session;
@@ -536,6 +544,8 @@ static int run_session(struct ingestion *ingestion, struct dioh_error *err)
 		end_session(ingestion, session);
 	else
 		(void)dioh_close(session, DIOH_TOOL_END_TIMEOUT_MS, NULL);
+	if (r != 0 && !ingestion->options->listen)
+		name_descriptor(ingestion->options->fd, err);
 	return r;
 }
 

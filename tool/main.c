@@ -79,6 +79,8 @@ int main(int argc, char **argv)
 	}
 	/* Ignored by whoever started us: nobody would be told how a helper ended, and an image that is whole be called lost. */
 	(void)signal(SIGCHLD, SIG_DFL);
+	/* A file that grows beyond RLIMIT_FSIZE, memory in a memfd among them: an error, and not the end. */
+	(void)signal(SIGXFSZ, SIG_IGN);
 	/* What a terminal takes as text depends on it; numbers stay as they are. */
 	setlocale(LC_CTYPE, "");
 	status = run(argc, argv);

@@ -8,6 +8,7 @@
 #include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -121,6 +122,24 @@ int dioh_tool_spawn(const char *helper, uint64_t required, struct dioh_session *
 	return dioh_spawn(&spawn_options, required, ret_session, err);
 }
 
+int dioh_tool_memory_error(struct dioh_error *err)
+{
+	const int code = errno;
+
+	return dioh_tool_error_set(err, code, "no memory could be made: %s%s", strerror(code),
+	                           code == EFBIG ? " (a limit on the size of files, ulimit -f, counts for memory, too)" : "");
+}
+
+int dioh_tool_make_memory(uint64_t bytes, int *ret_fd, struct dioh_error *err)
+{
+	DIOH_AUTO_FD int fd = memfd_create(DIOH_TOOL_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	if (fd < 0 || ftruncate(fd, (off_t)bytes) != 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+		return dioh_tool_memory_error(err);
+	*ret_fd = dioh_steal_fd(&fd);
+	return 0;
+}
+
 static int attach(struct dioh_session *session, const struct dioh_tool_session_options *options, struct dioh_error *err)
 {
 	struct dioh_image_options image_options = DIOH_IMAGE_OPTIONS_INIT;
@@ -177,6 +196,19 @@ int dioh_tool_session_start(const struct dioh_tool_session_options *options, str
 	*ret_session = session;
 	*ret_open = open;
 	return 0;
+}
+
+void dioh_tool_name_stream(const char *name, struct dioh_error *err)
+{
+	const struct dioh_error why = *err;
+	unsigned number;
+	int prefix = 0;
+
+	if (why.object != DIOH_OBJECT_STREAM ||
+	    (why.operation != DIOH_OP_ATTACH && why.operation != DIOH_OP_READ && why.operation != DIOH_OP_WRITE))
+		return;
+	(void)sscanf(why.text, "stream %u: %n", &number, &prefix);
+	snprintf(err->text, sizeof(err->text), "%s: %.200s", name, why.text + prefix);
 }
 
 int dioh_tool_check_status(int status, struct dioh_error *err)

@@ -145,6 +145,9 @@ bool dioh_tool_is_same_file(const struct stat *a, const struct stat *b);
 /* The file that is open, and no link to it, is what has the name. */
 bool dioh_tool_has_name(int fd, const char *path);
 
+/* What a file may take: free blocks, and those that it gives back when it is emptied. UINT64_MAX: nobody knows. */
+uint64_t dioh_tool_file_room(int fd);
+
 /* What is about to be written to is no disk of a machine that runs (EBUSY). */
 int dioh_tool_check_unused(int fd, struct dioh_error *err);
 
@@ -189,6 +192,11 @@ int dioh_tool_session_start(const struct dioh_tool_session_options *options, str
 /* Which diohelper to use: `helper` (--helper, may be NULL) and what DIOH_TOOL_HELPER_HELP says. For execvp(3). */
 const char *dioh_tool_helper(const char *helper, char path[DIOH_TOOL_PATH_BYTES]);
 
+/* What errno says of a memfd that was to be made. */
+int dioh_tool_memory_error(struct dioh_error *err);
+/* Of that size for good, to be loaded into: a descriptor. */
+int dioh_tool_make_memory(uint64_t bytes, int *ret_fd, struct dioh_error *err);
+
 /* Spawns a helper that has the features `required`. */
 int dioh_tool_spawn(const char *helper, uint64_t required, struct dioh_session **ret_session, struct dioh_error *err);
 
@@ -197,6 +205,9 @@ int dioh_tool_spawn(const char *helper, uint64_t required, struct dioh_session *
 
 /* Closes the session; an error if the helper did not end as it should. `session` may be NULL. */
 int dioh_tool_session_end(struct dioh_session *session, struct dioh_error *err);
+
+/* A stream whose own end fails, and not what comes through it, gets the name by which the user knows it. */
+void dioh_tool_name_stream(const char *name, struct dioh_error *err);
 
 /* An error if the helper's status, as of waitpid(2), is not that of one that ended as it should. */
 int dioh_tool_check_status(int status, struct dioh_error *err);
@@ -274,17 +285,40 @@ int dioh_tool_check_run(const struct dioh_tool_check_options *options, struct di
                         struct dioh_error *err);
 void dioh_tool_check_free(struct dioh_tool_check *check);
 
+/* ---- the same in a session of its own (check_image.c) ------------------------------------------------------- */
+
+struct dioh_tool_image_check_options {
+	const char *helper;
+	const struct dioh_tool_image *image;
+	uint64_t header_bytes; /* as for struct dioh_tool_session_options */
+	const struct dioh_msg_open_image_reply *open; /* what a look at it has told */
+	const struct dioh_tool_table *table;
+	bool accept_written;
+	bool read_all;
+	bool progress;
+};
+
+/* As dioh_tool_check_run(). `ret_table`: the table in that session, for its entries' names; to be freed. */
+int dioh_tool_check_image(const struct dioh_tool_image_check_options *options, struct dioh_tool_table *ret_table,
+                          struct dioh_tool_check *ret_check, struct dioh_error *err);
+
 /* ---- progress (progress.c) ---------------------------------------------------------------------------------- */
 
 struct dioh_tool_progress {
 	bool on;
 	uint64_t total_bytes;
+	uint64_t base_bytes; /* that an earlier run had done: no rate comes of them */
 	uint64_t started_ns;
 	uint64_t drawn_ns;
 };
 
 uint64_t dioh_tool_now_ns(void);
 void dioh_tool_progress_start(struct dioh_tool_progress *progress, bool on, uint64_t total_bytes);
+
+#define DIOH_TOOL_PROGRESS_BYTES 128u
+/* The bar after so many seconds. */
+void dioh_tool_progress_text(const struct dioh_tool_progress *progress, uint64_t done_bytes, double seconds,
+                             char text[DIOH_TOOL_PROGRESS_BYTES]);
 void dioh_tool_progress_draw(struct dioh_tool_progress *progress, uint64_t done_bytes);
 void dioh_tool_progress_end(struct dioh_tool_progress *progress); /* removes the bar */
 

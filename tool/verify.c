@@ -1,20 +1,15 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * verify.c - the verb `verify`: is every byte of an image what was saved, and is the image finished? Two sessions: the
- * first learns what the image holds, so that the second can be given a pipe for each stream before it is sealed.
+ * verify.c - the verb `verify`: is every byte of an image what was saved, and is the image finished? A session of its own
+ * learns what the image holds, so that the one that checks it (check_image.c) can be given what that needs.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
-#include "cleanup.h"
 #include "tool.h"
-
-#define PIPE_BYTES (1 << 20)
 
 struct options {
 	const char *path;
@@ -32,37 +27,7 @@ struct verification {
 	struct dioh_tool_table table;
 	bool record;
 	struct dioh_tool_check check; /* empty if the image is partial */
-	int memory_fd;
-	int pipes[DIOH_STREAMS_MAX]; /* reading ends; -1: none */
 };
-
-/* ---- what is attached --------------------------------------------------------------------------------------- */
-
-static int make_memory(int *ret_fd, struct dioh_error *err)
-{
-	DIOH_AUTO_FD int fd = memfd_create("diohelper-tool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-
-	if (fd < 0 || ftruncate(fd, (off_t)DIOH_TOOL_CHECK_MEMORY_BYTES) != 0 ||
-	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
-		return dioh_tool_error_set(err, errno, "making memory to load into failed: %s", strerror(errno));
-	*ret_fd = dioh_steal_fd(&fd);
-	return 0;
-}
-
-static int make_pipe(int *ret_reader, int *ret_writer, struct dioh_error *err)
-{
-	int fds[2];
-
-	if (pipe2(fds, O_CLOEXEC) != 0)
-		return dioh_tool_error_set(err, errno, "making a pipe failed: %s", strerror(errno));
-	*ret_reader = fds[0];
-	*ret_writer = fds[1];
-	if (fcntl(fds[0], F_SETFL, O_NONBLOCK) != 0)
-		return dioh_tool_error_set(err, errno, "fcntl failed: %s", strerror(errno));
-	/* Larger is faster; a limit on it is no failure. */
-	(void)fcntl(fds[0], F_SETPIPE_SZ, PIPE_BYTES);
-	return 0;
-}
 
 /* ---- reading ------------------------------------------------------------------------------------------------ */
 
@@ -93,116 +58,6 @@ static int look(struct verification *verification, struct dioh_error *err)
 	return end_session(session, r, err);
 }
 
-/* The same but for what follows from having every region loaded into memory. */
-static bool is_same_entry(const struct dioh_msg_entry *again, const struct dioh_msg_entry *entry)
-{
-	return again->kind == entry->kind && again->number == entry->number && again->image_offset == entry->image_offset &&
-	       (again->flags & DIOH_ENTRY_CHECKSUMS) == (entry->flags & DIOH_ENTRY_CHECKSUMS) &&
-	       memcmp(again->name, entry->name, sizeof(entry->name)) == 0 &&
-	       (entry->kind == DIOH_ENTRY_STREAM ||
-	        (again->bytes == entry->bytes && again->present_bytes == entry->present_bytes));
-}
-
-/*
- * Somebody may have written the image since we looked: pipes and numbers would not fit it any more. The new table counts:
- * with other regions in it the stream of a mapped-ram image has another length.
- */
-static int look_again(struct verification *verification, struct dioh_session *session, struct dioh_error *err)
-{
-	struct dioh_tool_table *table = &verification->table;
-	struct dioh_tool_table again;
-	bool same = true;
-	int r = dioh_tool_table_read(session, table->region_count, table->stream_count, &again, err);
-
-	if (r != 0)
-		return r;
-	for (uint32_t i = 0; i < table->region_count + table->stream_count; i++)
-		same = same && is_same_entry(&again.entries[i], &table->entries[i]);
-	free(table->entries);
-	*table = again;
-	if (!same)
-		return dioh_tool_error_set(err, ESTALE, "the image was changed while it was being verified");
-	return 0;
-}
-
-static int check_in_session(struct verification *verification, struct dioh_session *session, struct dioh_error *err)
-{
-	const struct dioh_tool_check_options options = {
-		.session = session,
-		.table = &verification->table,
-		.base_offset = verification->options->base_offset,
-		.stream_fds = verification->pipes,
-		.read_all = !verification->record,
-		.progress = !verification->options->quiet && isatty(STDERR_FILENO),
-	};
-	int r = look_again(verification, session, err);
-
-	return r != 0 ? r : dioh_tool_check_run(&options, &verification->check, err);
-}
-
-/* Every region is loaded into memory: then the stream holds nothing twice. Where QEMU has them does not matter here. */
-static int choose_regions(const struct verification *verification, struct dioh_msg_entry **ret_entries,
-                          struct dioh_error *err)
-{
-	const struct dioh_tool_table *table = &verification->table;
-	struct dioh_msg_entry *entries = calloc(table->region_count + 1, sizeof(*entries));
-
-	if (!entries)
-		return dioh_tool_error_set(err, ENOMEM, "there is no memory for a table");
-	for (uint32_t i = 0; i < table->region_count; i++) {
-		const struct dioh_msg_entry *entry = &table->entries[i];
-
-		entries[i] = (struct dioh_msg_entry){ .kind = DIOH_ENTRY_REGION, .number = entry->number,
-			                              .flags = DIOH_ENTRY_GUEST_ADDRESS, .bytes = entry->bytes,
-			                              .guest_address = entry->guest_address };
-		memcpy(entries[i].name, entry->name, sizeof(entry->name));
-	}
-	*ret_entries = entries;
-	return 0;
-}
-
-/* The writing ends are the helper's alone, so that their end shows. */
-static int start_session(struct verification *verification, struct dioh_tool_session_options *options, int *writers,
-                         struct dioh_session **ret_session, struct dioh_error *err)
-{
-	const bool mapped_ram = verification->open.layout == DIOH_LAYOUT_MAPPED_RAM;
-	DIOH_AUTO_FREE struct dioh_msg_entry *regions = NULL;
-	struct dioh_msg_open_image_reply open;
-	int r = 0;
-
-	for (uint32_t i = 0; r == 0 && i < options->stream_count; i++)
-		r = make_pipe(&verification->pipes[i], &writers[i], err);
-	if (r == 0 && mapped_ram)
-		r = choose_regions(verification, &regions, err);
-	options->regions = regions;
-	options->region_count = mapped_ram ? verification->table.region_count : 0;
-	if (r == 0)
-		r = dioh_tool_session_start(options, ret_session, &open, err);
-	return r;
-}
-
-/* Attaches a pipe a stream. */
-static int start_check(struct verification *verification, struct dioh_session **ret_session, struct dioh_error *err)
-{
-	uint32_t count = verification->table.stream_count;
-	int writers[DIOH_STREAMS_MAX];
-	struct dioh_tool_session_options options = {
-		.helper = verification->options->helper, .image = &verification->image,
-		.memory_fd = verification->memory_fd, .stream_fds = writers, .stream_count = count,
-		.layout = verification->open.layout, .header_bytes = verification->options->header_bytes
-	};
-	int r;
-
-	if (verification->open.state == DIOH_STATE_WRITTEN) /* else it is to be refused, if it has become that meanwhile */
-		options.open_flags = DIOH_OPEN_ACCEPT_WRITTEN;
-	for (uint32_t i = 0; i < DIOH_STREAMS_MAX; i++)
-		writers[i] = -1;
-	r = start_session(verification, &options, writers, ret_session, err);
-	for (uint32_t i = 0; i < count; i++)
-		dioh_cleanup_fd(&writers[i]);
-	return r;
-}
-
 /* Of libvirt's formats only one has places for its pages. */
 static int check_layout(const struct verification *verification, struct dioh_error *err)
 {
@@ -222,19 +77,23 @@ static int check_layout(const struct verification *verification, struct dioh_err
 
 static int read_everything(struct verification *verification, struct dioh_error *err)
 {
-	struct dioh_session *session;
-	int r = look(verification, err);
+	const struct options *options = verification->options;
+	const struct dioh_tool_image_check_options check = {
+		.helper = options->helper, .image = &verification->image, .header_bytes = options->header_bytes,
+		.open = &verification->open, .table = &verification->table,
+		.accept_written = verification->open.state == DIOH_STATE_WRITTEN, /* not if it has become that meanwhile */
+		.read_all = !verification->record, .progress = !options->quiet && isatty(STDERR_FILENO)
+	};
+	struct dioh_tool_table table;
+	int r = check_layout(verification, err);
 
-	if (r != 0 || verification->open.state == DIOH_STATE_PARTIAL)
-		return r;
-	r = check_layout(verification, err);
 	if (r == 0)
-		r = make_memory(&verification->memory_fd, err);
-	if (r == 0)
-		r = start_check(verification, &session, err);
+		r = dioh_tool_check_image(&check, &table, &verification->check, err);
 	if (r != 0)
 		return r;
-	return end_session(session, check_in_session(verification, session, err), err);
+	free(verification->table.entries);
+	verification->table = table; /* with other regions in it the stream of a mapped-ram image has another length */
+	return 0;
 }
 
 /* ---- results ------------------------------------------------------------------------------------------------ */
@@ -470,15 +329,14 @@ static json_t *json_document(const struct verification *verification)
 
 static int verify(const struct options *options, bool *ret_ok, struct dioh_error *err)
 {
-	struct verification verification = { .options = options, .memory_fd = -1 };
-	int r;
+	struct verification verification = { .options = options };
+	int r = dioh_tool_image_open(options->path, options->base_offset, true, &verification.image, err);
 
-	for (uint32_t i = 0; i < DIOH_STREAMS_MAX; i++)
-		verification.pipes[i] = -1;
-	r = dioh_tool_image_open(options->path, options->base_offset, true, &verification.image, err);
 	if (r != 0)
 		return r;
-	r = read_everything(&verification, err);
+	r = look(&verification, err);
+	if (r == 0 && verification.open.state != DIOH_STATE_PARTIAL)
+		r = read_everything(&verification, err);
 	if (r == 0 && options->json)
 		r = dioh_tool_json_print(json_document(&verification), err);
 	else if (r == 0)
@@ -487,9 +345,6 @@ static int verify(const struct options *options, bool *ret_ok, struct dioh_error
 		*ret_ok = strcmp(result_name(&verification), "ok") == 0;
 	dioh_tool_check_free(&verification.check);
 	free(verification.table.entries);
-	for (uint32_t i = 0; i < DIOH_STREAMS_MAX; i++)
-		dioh_cleanup_fd(&verification.pipes[i]);
-	dioh_cleanup_fd(&verification.memory_fd);
 	dioh_tool_image_close(&verification.image);
 	return r;
 }

@@ -327,5 +327,12 @@ if [ -w /dev/full ]; then
 	[ "$status" = 1 ] || fail "--help into a full device: exit status $status, not 1"
 	complains 'standard output failed: No space left on device'
 fi
+for option in --help --version --print-capabilities; do
+	for to in '>/dev/full' '>&-'; do
+		[ "$to" = '>&-' ] || [ -w /dev/full ] || continue
+		run 1 sh -c "\"\$0\" $option $to" "$DIOHELPER"
+		complains '^diohelper: writing standard output failed: (No space left on device|Bad file descriptor)$'
+	done
+done
 
 echo "diohelper-tool's command line is as documented"

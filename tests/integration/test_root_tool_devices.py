@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # timeout: 120
 #
-# diohelper-tool on block devices: bench only with --destroy, and nothing ever on one that is in use. Needs a loop device.
+# diohelper-tool on block devices: bench only with --destroy, and nothing ever on one that is in use. And on a file system that
+# is nearly full: what cannot fit costs no older image. Needs a loop device, and a tmpfs.
 
 import json
 import os
@@ -94,6 +95,44 @@ class Device(unittest.TestCase):
             document = json.loads(done.stdout)
             self.assertEqual((document["result"], document["kind"]), ("ok", "device"))
             self.assertEqual(len([run for run in document["runs"] if run["payload"] == "stream"]), 4)
+
+
+class Full(unittest.TestCase):
+    def setUp(self):
+        self.temporary = dropin.temporary_directory()
+        self.addCleanup(self.temporary.cleanup)
+        self.small = os.path.join(self.temporary.name, "small")
+        os.mkdir(self.small)
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4M", "tmpfs", self.small], capture_output=True, text=True,
+                              check=False)
+        if made.returncode != 0:
+            self.skipTest("no tmpfs can be mounted here: " + made.stderr.strip())
+        self.addCleanup(subprocess.run, ["umount", self.small], check=False)
+
+    def convert(self, *arguments):
+        return subprocess.run([TOOL, "convert", *arguments], stdin=subprocess.DEVNULL, timeout=60, capture_output=True,
+                              text=True, env=dict(os.environ, DIOHELPER=dropin.HELPER), check=False)
+
+    def test_overwritten(self):
+        """IN's 3 MiB fit into what is free with what OUT gives back, or nothing is written."""
+        runs = {page: b"%4096d" % page for page in range(4096) if page // 128 % 6 == 0}
+        block = qemu_stream.Block("pc.ram", 16 * MIB, runs, 0)
+        stream, image, out = (os.path.join(*name) for name in ((self.temporary.name, "stream"), (self.temporary.name, "image"),
+                                                               (self.small, "out")))
+        dropin.put(stream, qemu_stream.residual_stream((block,), state=b"state"))
+        self.assertEqual(self.convert(stream, image).returncode, 0)
+        dropin.put(out, b"old" * 1000)
+        dropin.put(os.path.join(self.small, "other"), b"x" * 2 * MIB)
+        for target in "container", "mapped-ram":
+            done = self.convert("--force", "--to", target, image, out)
+            self.assertEqual(done.returncode, 1)
+            self.assertRegex(done.stderr, r"out: IN has 3\.0 MiB of data, and there is room for [12]\.[0-9] MiB: nothing was")
+            with open(out, "rb") as file:
+                self.assertEqual(file.read(), b"old" * 1000)
+        dropin.put(out, b"old" * (MIB // 2))
+        os.unlink(os.path.join(self.small, "other"))
+        done = self.convert("--force", "--to", "container", image, out)
+        self.assertEqual(done.returncode, 0, done.stderr)
 
 
 if __name__ == "__main__":

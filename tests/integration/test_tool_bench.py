@@ -89,6 +89,7 @@ class Bench(unittest.TestCase):
         for key in ("engine", "block_bytes", "in_flight", "workers", "latency_p50_us", "io_bytes", "io_count"):
             self.assertEqual(run[key] is not None, memory, key)
         self.assertEqual(run["sync_s"] is not None, run["operation"] == "save")
+        self.assertEqual(run["zero_bytes"] is not None, memory and run["operation"] == "save")
         if run["operation"] == "load":
             self.assertIsNone(run["page_cache_bytes"])
 
@@ -183,8 +184,14 @@ class Bench(unittest.TestCase):
             for run in document["runs"]:
                 # Half of a hundred units; gaps between runs may be written or read along.
                 self.assertTrue(12.5 * MIB <= run["io_bytes"] <= 25 * MIB, run["io_bytes"])
+                # Zero pages were looked at, holes not; what of them huge pages fill counts as zero.
+                if run["operation"] == "save":
+                    self.assertTrue(7.5 * MIB <= run["zero_bytes"] <= 12.5 * MIB, run["zero_bytes"])
         document = self.document(*SMALL, "--engine=sync", "--zero=100", self.directory)
         self.assertEqual([run["io_bytes"] for run in document["runs"]], [0, 0])
+        self.assertEqual([run["zero_bytes"] for run in document["runs"]], [16 * MIB, None])
+        document = self.document(*SMALL, "--engine=sync", "--holes=100", self.directory)
+        self.assertEqual([run["zero_bytes"] for run in document["runs"]], [0, None])
         self.is_left_clean()
 
     def test_buffered(self):
@@ -295,7 +302,6 @@ class Bench(unittest.TestCase):
     def test_plot_that_fails(self):
         """It is told, there is one document, and the picture that was there before is not lost."""
         def limit():
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (32 * MIB, 32 * MIB))
 
         plot = self.path("p.svg")

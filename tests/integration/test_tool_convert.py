@@ -261,11 +261,11 @@ def test_broken(path):
     check(saved is not None, "the image was there")
 
 
-def test_state_is_not_qemus(path):
-    """A container whose device state is not QEMU's, and more than a pipe holds: OUT refuses it while IN still writes."""
+def write_container(path, size, stream):
+    """A container of an empty region and a stream."""
     memory, (read_end, write_end) = os.memfd_create("memory"), os.pipe()
-    os.truncate(memory, MIB)
-    threading.Thread(target=images.feed, args=(write_end, b"no stream of QEMU's".ljust(8 * MIB)), daemon=True).start()
+    os.truncate(memory, size)
+    threading.Thread(target=images.feed, args=(write_end, stream), daemon=True).start()
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     with Session(HELPER) as session:
         session.hello(offered=0xFF)
@@ -275,12 +275,17 @@ def test_state_is_not_qemus(path):
         os.close(read_end)
         session.seal()
         session.create_image(manager.CONTAINER, 1, 1, 0)
-        session.put_table([Entry(manager.REGION, 7, b"pc.ram", MIB), Entry(manager.STREAM_ENTRY, 0, b"state")])
+        session.put_table([Entry(manager.REGION, 7, b"pc.ram", size), Entry(manager.STREAM_ENTRY, 0, b"state")])
         session.complete(session.save_stream(0, 0))
-        session.complete(session.save_memory(0, 7, MIB))
+        session.complete(session.save_memory(0, 7, size))
         session.complete(session.finish())
     os.close(fd)
     os.close(memory)
+
+
+def test_state_is_not_qemus(path):
+    """A container whose device state is not QEMU's, and more than a pipe holds: OUT refuses it while IN still writes."""
+    write_container(path, MIB, b"no stream of QEMU's".ljust(8 * MIB))
     has(convert(1, "--to", "mapped-ram", path, path + ".out"), "QEMU stream: ")
     check(not os.path.exists(path + ".out"), "nothing is left")
 
@@ -300,6 +305,38 @@ def test_no_room(path):
         check_equal(done.returncode, 1, "the status")
         has(done.stderr, "File too large", out)
         check(not os.path.exists(out) and not os.path.exists(out + ".partial"), "nothing is left")
+
+
+def test_no_room_to_overwrite(path):
+    """An OUT that would be lost for nothing is not touched; a stream takes the place of OUT only in the end."""
+    images.Saved(path)
+    out, stream = path + ".out", path + ".stream"
+    convert(0, "--to", "mapped-ram", path, out)
+    kept, good = stamp(out), read(out)
+    room = os.statvfs(out).f_bavail * os.statvfs(out).f_frsize
+    for header, target in ((b"", "container"), (RAW_HEADER, "libvirt-sparse")):
+        write(stream, header + WHOLE)
+        os.truncate(stream, room + (1 << 40))
+        has(convert(1, "--force", "--to", target, stream, out), f"{out}: IN has ", "nothing was written")
+        check_equal((stamp(out), read(out) == good), (kept, True), "OUT")
+    os.truncate(stream, len(RAW_HEADER + WHOLE))
+    convert(0, "--force", stream, out)
+    is_whole(out, "an OUT for which there is room")
+
+
+def test_file_size_limit(path):
+    """A limit on the size of files that memory does not fit under: a sentence of every verb, and nothing is left."""
+    images.Saved(path)
+    good, out = read(path), path + ".d"
+    os.mkdir(out)
+    for arguments in (("verify", path), ("convert", path, out + "/out"), ("convert", "--to", "mapped-ram", path, out + "/out"),
+                      ("convert", "--consume", "--to", "container", path, out + "/out"), ("bench", "--size=65M", out)):
+        done = subprocess.run(["prlimit", f"--fsize={64 * MIB}", TOOL, *arguments], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=60, check=False)
+        check_equal((done.returncode, done.stdout), (1, ""), f"status and output of {arguments} ({done.stderr})")
+        has(done.stderr, "File too large", "ulimit -f")
+        check_equal((done.stderr.count("\n"), os.listdir(out)), (1, []), "lines, and what is left")
+    check_equal(read(path), good, "IN")
 
 
 # Freeing IN.
@@ -406,6 +443,7 @@ def test_consume_killed(path):
     memory, source = make_big(path), path
     begun = time.monotonic()
     convert(0, "--to", "container", path, path + ".measure")
+    verify(0, path)  # which comes first
     length = time.monotonic() - begun
     os.unlink(path + ".measure")
     for target in ("container", "mapped-ram", "container"):
@@ -433,7 +471,8 @@ def test_consume_state(path):
     for text in ("", "{", "[]", "{}", '{"version": 3}'):
         write(out + ".consume", text.encode())
         has(convert(1, *arguments), "which an earlier --consume has left, cannot be understood")
-    state = state_of(path, out)
+    os.unlink(out + ".consume")
+    state = {**images.kill_at_once(path, out), "offset": MIB}
     for key, value, words in (("in_identity", 1, "is of another image"), ("format", "mapped-ram", "or another format"),
                               ("in_bytes", 5, "is of another IN"), ("offset", 5, "cannot be understood"),
                               ("region", -1, "cannot be understood"), ("header_bytes", -1, "cannot be understood"),
@@ -450,22 +489,13 @@ def test_consume_state(path):
     check_equal(read(path), good, "IN")
 
 
-def state_of(path, out):
-    """What a run leaves behind that stops at damage in the device state, said to have come 1 MiB far."""
-    os.unlink(out + ".consume")
-    flip(path, os.stat(path).st_size - 1)
-    convert(1, "--consume", "--to", "container", path, out)
-    flip(path, os.stat(path).st_size - 1)
-    state = json.loads(read(out + ".consume"))
-    return {**state, "offset": MIB}
-
-
 def interrupted(path, out, target="container"):
-    """A conversion that stops at damage in IN's last pages, which is mended then; how far it came."""
-    last = inspect(path)[0]["regions"][0]["image_offset"] + BIG_BYTES // (2 * BIG_RUN) * 2 * BIG_RUN
-    flip(path, last)
-    convert(1, "--consume", "--to", target, path, out)
-    flip(path, last)
+    """A conversion that cannot say any more that it has come to its second step; how far it came."""
+    done = subprocess.run([os.path.join(images.BUILD, "tests/integration/faulty_tool"), "convert", "--consume",
+                           f"--helper={HELPER}", "--to", target, path, out], env={**os.environ, "DIOH_FAULT": "2"},
+                          capture_output=True, text=True, timeout=60, check=False)
+    check_equal(done.returncode, 1, done.stderr)
+    has(done.stderr, f"{out}.consume cannot be written: Input/output error")
     state = json.loads(read(out + ".consume"))
     check(state["offset"] > 0, f"a part of IN was freed: {state}")
     return state
@@ -474,6 +504,52 @@ def interrupted(path, out, target="container"):
 def stamp(path):
     st = os.stat(path)
     return st.st_ino, st.st_size, st.st_mtime_ns
+
+
+def test_consume_damaged(path):
+    """Damage far behind the first step is found before the first page is freed: IN is as it was, and there is no OUT."""
+    os.close(make_big(path))
+    out, arguments = path + ".out", ("--consume", "--to", "container", path, path + ".out")
+    last = inspect(path)[0]["regions"][0]["image_offset"] + BIG_BYTES // (2 * BIG_RUN) * 2 * BIG_RUN
+    for places, words in (([last], "is damaged: its checksum is"), ([last, os.stat(path).st_size - 1], "in 2 places")):
+        for place in places:
+            flip(path, place)
+        before = stamp(path), allocated(path)
+        has(convert(1, *arguments), f"{path}: region 7 \"pc.ram\": ", words, "nothing of it was freed")
+        check_equal((stamp(path), allocated(path)), before, "IN")
+        check_equal([name for name in os.listdir(os.path.dirname(path)) if name.startswith(os.path.basename(out))], [],
+                    "what is left")
+        for place in places:
+            flip(path, place)
+    check_equal(verify(0, path)[0]["result"], "ok", "IN")
+
+
+def test_consume_fails_early(path):
+    """A run that fails before it has freed anything leaves IN as it was, and neither OUT nor a state."""
+    os.mkdir(path)
+    mine, out = os.path.join(path, "in"), os.path.join(path, "out")
+    images.Saved(mine)
+    good = read(mine)
+    images.write_executable(path + ".helper", f'#!/bin/sh\nread n 2>/dev/null <{path}.count\necho $((n + 1)) >{path}.count\n'
+                            f'[ "$n" != 3 ] || exit 1\nexec {HELPER} "$@"\n')
+    for helper, words in ((HELPER, "out.consume cannot be written: Input/output error"), (path + ".helper", "status 1")):
+        done = subprocess.run([os.path.join(images.BUILD, "tests/integration/faulty_tool"), "convert", "--consume",
+                               f"--helper={helper}", "--to", "container", mine, out],
+                              env={**os.environ, "DIOH_FAULT": "0" if helper == HELPER else "9"}, capture_output=True,
+                              text=True, timeout=60, check=False)
+        check_equal(done.returncode, 1, done.stderr)
+        has(done.stderr, words)
+        check_equal((read(mine) == good, os.listdir(path)), (True, ["in"]), "IN is as it was, and what there is")
+
+
+def test_consume_refused(path):
+    """A device state that OUT refuses in its last byte: nothing of IN was freed by then."""
+    block, out = RAM._replace(bytes=BIG_BYTES, pages=None), path + ".out"
+    write_container(path, BIG_BYTES, qemu_stream.stream((block, VGA), state=os.urandom(64 * MIB))[:-1])
+    before = stamp(path)
+    has(convert(1, "--consume", "--to", "mapped-ram", path, out), f"{out}: QEMU stream: it ends too early")
+    check_equal((stamp(path), os.path.exists(out), os.path.exists(out + ".consume")), (before, False, False),
+                "IN, and what is left")
 
 
 def test_consume_another_save(path):
@@ -597,9 +673,10 @@ def test_map_of_a_large_region(path):
 
 
 TESTS = (test_streams, test_qemus_own, test_container, test_headers, test_stdout, test_options, test_refusals, test_broken,
-         test_state_is_not_qemus, test_no_room, test_consume, test_consume_killed, test_consume_state,
-         test_consume_another_save, test_consume_elsewhere, test_consume_end, test_consume_needs, test_map,
-         test_map_of_a_large_region)
+         test_state_is_not_qemus, test_no_room, test_no_room_to_overwrite,
+         test_file_size_limit, test_consume, test_consume_killed, test_consume_state,
+         test_consume_damaged, test_consume_fails_early, test_consume_refused, test_consume_another_save,
+         test_consume_elsewhere, test_consume_end, test_consume_needs, test_map, test_map_of_a_large_region)
 
 
 if __name__ == "__main__":

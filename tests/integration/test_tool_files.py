@@ -28,7 +28,7 @@ import test_tool_mapped_ram as images  # noqa: E402
 from manager import Entry, Session  # noqa: E402
 from qemu_stream import MIB  # noqa: E402
 from reader import crc32c  # noqa: E402
-from test_tool_mapped_ram import BUILD, HELPER, TOOL, check, check_equal, flip, has, inspect, verify  # noqa: E402
+from test_tool_mapped_ram import BUILD, HELPER, TOOL, check, check_equal, has, verify  # noqa: E402
 
 BLOCKS = (images.RAM._replace(pages=images.RAM_PAGES), qemu_stream.with_zeros(images.VGA))
 WHOLE = qemu_stream.residual_stream(BLOCKS, state=images.STATE)
@@ -106,6 +106,17 @@ def test_closed_descriptors(path):
     shell(1, "2>&- >&- <&-", "convert", "--stdout", path)
     shell(0, "2>&- >&- <&-", "convert", path, path + ".out")
     check_equal(read(path), good, "IN")
+
+
+def test_no_stream(path):
+    """What is no stream is called what its user calls it."""
+    images.Saved(path)
+    words, devices = "it is a character device, not a pipe, stream socket or file", os.open("/dev/null", os.O_RDWR)
+    has(tool(1, "convert", "--stdout", path, stdout=devices), f"{path}: standard output: {words}")
+    has(tool(1, "ingest", path + ".new", stdin=devices), f"{path}.new: standard input: {words}")
+    has(tool(1, "ingest", f"--fd={devices}", path + ".new", pass_fds=[devices]), f"{path}.new: descriptor {devices}: {words}")
+    os.close(devices)
+    check(not os.path.exists(path + ".new"), "nothing is left")
 
 
 def test_stdout_is_in(path):
@@ -312,21 +323,11 @@ def test_out_helper_ends_badly(path):
 # --consume.
 
 
-def interrupt_at_once(path, out):
-    """A run that stops at damage in IN's first page, which is mended then: it has not freed anything."""
-    first = inspect(path)[0]["regions"][0]["image_offset"]
-    flip(path, first)
-    tool(1, "convert", "--consume", "--to", "container", path, out)
-    flip(path, first)
-    state = json.loads(read(out + ".consume"))
-    check_equal((state["region"], state["offset"]), (0, 0), "how far it came")
-
-
 def test_consume_another_out(path):
     """OUT is not the file that OUT.consume names: it is somebody's, even if it has got the number of its inode."""
     out, arguments = path + ".out", ("convert", "--consume", "--to", "container", path, path + ".out")
     images.Saved(path)
-    interrupt_at_once(path, out)
+    images.kill_at_once(path, out)
     os.rename(out, out + ".first")
     write(out, b"another machine")
     has(tool(1, *arguments), "exists; --force overwrites it")
@@ -348,8 +349,8 @@ def test_consume_another_out(path):
 def test_consume_goes_on(path):
     """The OUT that OUT.consume names needs no --force."""
     images.Saved(path)
-    interrupt_at_once(path, path + ".out")
-    check(os.path.getsize(path + ".out") > 0, "there is an OUT that is not empty")
+    images.kill_at_once(path, path + ".out")
+    write(path + ".out", b"partial")
     tool(0, "convert", "--consume", "--to", "container", path, path + ".out")
     check_equal(verify(0, path + ".out")[0]["result"], "ok", "the verdict")
 
@@ -385,15 +386,15 @@ def container(path, regions, streams, header=b""):
 def test_consume_region_end(path):
     """Regions that are no whole number of chunks: where one ends a run may be interrupted, and the next one can go on."""
     out, arguments = path + ".out", ("convert", "--consume", "--to", "container", path, path + ".out")
-    container(path, [96 * MIB + 4096] * 2, [b"state"])  # four windows each, the last one of a page
+    container(path, [96 * MIB + 4096] * 5, [b"state"])  # four windows each, the last one of a page
     done = subprocess.run([os.path.join(BUILD, "tests/integration/faulty_tool"), *arguments, f"--helper={HELPER}"],
-                          env={**os.environ, "DIOH_FAULT": "1", "DIOH_LATE": "300"}, capture_output=True, text=True,
+                          env={**os.environ, "DIOH_FAULT": "2", "DIOH_LATE": "300"}, capture_output=True, text=True,
                           timeout=PATIENCE, check=False)
     check_equal(done.returncode, 1, done.stderr)
     has(done.stderr, f"{out}.consume cannot be written: Input/output error")
     state = json.loads(read(out + ".consume"))
     check((state["region"], state["offset"]) > (0, 0), f"a part of IN was freed: {state}")
-    tool(0, *arguments)
+    tool(0, *arguments, limit=1024 * MIB)
     check_equal((verify(0, out)[0]["result"], os.path.exists(out + ".consume")), ("ok", False), "OUT, and the state")
 
 
@@ -520,7 +521,7 @@ def test_listen_name(path):
     check_equal(verify(0, "image")[0]["result"], "ok", "the verdict")
 
 
-TESTS = (test_stream_is_image, test_closed_descriptors, test_stdout_is_in, test_partial, test_another_run,
+TESTS = (test_stream_is_image, test_closed_descriptors, test_no_stream, test_stdout_is_in, test_partial, test_another_run,
          test_disk_in_use, test_name_not_durable, test_children_ignored, test_helper_ends_badly, test_helper_killed,
          test_out_helper_ends_badly, test_directory_unreadable, test_long_name, test_consume_another_out,
          test_consume_goes_on, test_consume_region_end, test_consume_features, test_saved_over_between, test_many_streams,

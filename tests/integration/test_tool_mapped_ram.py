@@ -113,6 +113,25 @@ def flip(path, offset):
 # The tool.
 
 
+def kill_at_once(path, out):
+    """A --consume that is killed before it has freed anything: by the fourth helper, which is to save OUT."""
+    write_executable(path + ".helper", f'#!/bin/sh\nread n 2>/dev/null <{path}.count\necho $((n + 1)) >{path}.count\n'
+                     f'[ "$n" != 3 ] || kill -9 $PPID\nexec {HELPER} "$@"\n')
+    done = subprocess.run([TOOL, "convert", "--consume", f"--helper={path}.helper", "--to", "container", path, out],
+                          capture_output=True, timeout=60, check=False)
+    check_equal((done.returncode, done.stderr), (-9, b""), "how it ended")
+    with open(out + ".consume", encoding="utf-8") as file:
+        state = json.load(file)
+    check_equal((state["region"], state["offset"]), (0, 0), "how far it came")
+    return state
+
+
+def write_executable(path, text):
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(path, 0o755)
+
+
 def run(status, *arguments):
     """Standard output and error, the exit status being as wanted."""
     done = subprocess.run([TOOL, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
