@@ -76,6 +76,8 @@ static void save(const struct shortage *s)
 
 	begin(s, &m, DIOH_DIRECTION_SAVE, sources);
 	expect_sealed(s, &m);
+	for (unsigned i = 0; i < m.entry_count; i++)
+		m.entries[i].image_offset = 0; /* which is for layout raw */
 	must(dioh_create_image(m.session, &(const struct dioh_create_options){ .layout = DIOH_LAYOUT_CONTAINER,
 	                       .entries = m.entries, .entry_count = m.entry_count }, &m.created, &m.err), &m.err);
 	for (unsigned i = 0; i < REGIONS; i++)
