@@ -156,10 +156,11 @@ static int map_in_session(const struct options *options, struct dioh_session *se
 {
 	struct map *map = calloc(1, sizeof(*map));
 	struct dioh_tool_table table = { 0 };
-	int r = check(open, err);
+	int r;
 
-	if (r == 0 && !map)
-		r = dioh_tool_error_set(err, ENOMEM, "there is no memory for a map");
+	if (!map)
+		return dioh_tool_error_set(err, ENOMEM, "there is no memory for a map");
+	r = check(open, err);
 	if (r == 0)
 		r = dioh_tool_table_read(session, open->region_count, open->stream_count, &table, err);
 	if (r == 0) {
