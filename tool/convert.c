@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * convert.c - the verb `convert`: what IN is, what OUT is to be, and the files. IN is looked at in a session of its own;
- * then two helpers do the work (convert_join.c). No byte of either image is parsed here; of libvirt's header, which IN's
+ * convert.c - the verb `convert`: what IN is, and what OUT is to be. IN is looked at in a session of its own; then two
+ * helpers do the work (convert_join.c). No byte of either image is parsed here; of libvirt's header, which IN's
  * helper has checked and hands over, two fields are set anew for OUT.
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -57,10 +56,7 @@ struct conversion {
 	uint8_t *header; /* IN's */
 	uint64_t header_bytes;
 	struct dioh_msg_entry stream_entry; /* IN as layout raw */
-	/* OUT */
-	char out_path[DIOH_TOOL_PATH_BYTES]; /* as it is written: not OUT's name, if only that says that it is complete */
-	bool out_created;
-	int out_fd, direct_fd, directory_fd, sync_fd;
+	struct dioh_convert_out out;
 	uint8_t *out_header;
 	uint64_t out_header_bytes;
 	uint8_t patch[DIOH_HEADER_PATCH_BYTES_MAX];
@@ -291,66 +287,7 @@ static int make_header(struct conversion *c, struct dioh_error *err)
 	return 0;
 }
 
-/* ---- OUT ---------------------------------------------------------------------------------------------------- */
-
-static int open_directory(struct conversion *c, struct dioh_error *err)
-{
-	c->directory_fd = dioh_tool_open_directory(c->options->out_path);
-	if (c->directory_fd < 0)
-		return dioh_tool_error_set(err, errno, "its directory cannot be opened: %s", strerror(errno));
-	return 0;
-}
-
-/* A stream has no mark: what is not complete has another name. */
-static int name_out(struct conversion *c, struct dioh_error *err)
-{
-	const char *suffix = c->to == FORMAT_STREAM ? ".partial" : "";
-	int n = snprintf(c->out_path, sizeof(c->out_path), "%s%s", c->options->out_path, suffix);
-
-	if (n < 0 || (size_t)n >= sizeof(c->out_path))
-		return dioh_tool_error_set(err, ENAMETOOLONG, "its name is too long");
-	return 0;
-}
-
-/* `fd` -1: what has the name; else the name is "". */
-static int check_out(const struct conversion *c, const char *path, int fd, struct dioh_error *err)
-{
-	struct stat out;
-
-	if ((fd >= 0 ? fstat(fd, &out) : stat(path, &out)) != 0)
-		return dioh_tool_error_set(err, errno, "fstat failed: %s", strerror(errno));
-	if (!S_ISREG(out.st_mode) && !S_ISBLK(out.st_mode))
-		return dioh_tool_error_set(err, EINVAL, "is neither a regular file nor a block device");
-	if (dioh_tool_is_same_file(&c->in_stat, &out))
-		return dioh_tool_error_set(err, EINVAL, "is IN itself");
-	if (S_ISBLK(out.st_mode) && c->to == FORMAT_STREAM)
-		return dioh_tool_error_set(err, EINVAL, "is a device: nothing would say where a stream on it ends");
-	if (!c->options->force && (!S_ISREG(out.st_mode) || out.st_size > 0) && !dioh_consume_is_out(&c->consume, path, fd))
-		return dioh_tool_error_set(err, EEXIST, "exists; --force overwrites it");
-	return 0;
-}
-
-/* What cannot be opened for reading is refused for other reasons, or nobody's disk. */
-static int check_unused(const char *path, struct dioh_error *err)
-{
-	DIOH_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-
-	return fd >= 0 ? dioh_tool_check_unused(fd, err) : 0;
-}
-
-/* Before anything is made, and with a stream, which takes OUT's own name only in the end, once more then. */
-static int check_out_name(const struct conversion *c, struct dioh_error *err)
-{
-	const char *path = c->options->out_path;
-	struct stat st;
-	int r = access(path, F_OK) == 0 ? check_out(c, path, -1, err) : 0;
-
-	if (r == 0)
-		r = check_unused(path, err);
-	if (r == 0 && c->to == FORMAT_STREAM && lstat(path, &st) == 0 && S_ISLNK(st.st_mode))
-		r = dioh_tool_error_set(err, EINVAL, "is a symbolic link, whose place a stream would take: name the file itself");
-	return r;
-}
+/* ---- the work ----------------------------------------------------------------------------------------------- */
 
 /* What is in IN, as one stream if it is one. */
 static uint64_t data_bytes(const struct conversion *c)
@@ -370,113 +307,6 @@ static uint64_t data_bytes(const struct conversion *c)
 	}
 	return bytes;
 }
-
-/*
- * An OUT that is overwritten is lost with the first byte. What the new one takes nobody knows before it is there (a file
- * system may compress, a stream may bring a page twice): so the room is looked at only if there is something to lose.
- */
-static int check_room(const struct conversion *c, struct dioh_error *err)
-{
-	DIOH_AUTO_FD int fd = open(c->options->out_path, O_PATH | O_CLOEXEC);
-	char needed_text[DIOH_TOOL_SIZE_BYTES], room_text[DIOH_TOOL_SIZE_BYTES];
-	const uint64_t needed = data_bytes(c);
-	struct stat st;
-	uint64_t room;
-
-	if (c->to == FORMAT_STREAM || c->options->consume || fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) ||
-	    st.st_size == 0)
-		return 0;
-	room = dioh_tool_file_room(fd);
-	if (needed <= room)
-		return 0;
-	dioh_tool_format_size(needed, needed_text);
-	dioh_tool_format_size(room, room_text);
-	return dioh_tool_error_set(err, ENOSPC, "IN has %s of data, and there is room for %s: nothing was written. Whoever does "
-	                           "not want this OUT any more removes it first", needed_text, room_text);
-}
-
-static int open_partial(struct conversion *c, struct dioh_error *err)
-{
-	struct stat st;
-
-	if (stat(c->out_path, &st) == 0 && dioh_tool_is_same_file(&c->in_stat, &st))
-		return dioh_tool_error_set(err, EINVAL, "%.120s, as OUT is called until it is complete, is IN itself", c->out_path);
-	c->out_fd = dioh_tool_partial_open(c->out_path, err);
-	c->out_created = c->out_fd >= 0;
-	return c->out_fd < 0 ? c->out_fd : 0;
-}
-
-static int open_itself(struct conversion *c, struct dioh_error *err)
-{
-	const int fd = open(c->out_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOCTTY, 0600);
-	struct stat st;
-	int r = 0;
-
-	c->out_fd = fd;
-	if (c->out_fd < 0 && errno == EEXIST) /* O_EXCL: no device that is mounted, or in use in another way */
-		c->out_fd = open(c->out_path, O_RDWR | O_EXCL | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-	if (c->out_fd < 0 || fstat(c->out_fd, &st) != 0)
-		return dioh_tool_error_set(err, errno, "cannot be opened: %s%s", strerror(errno),
-		                           errno == EBUSY ? " (is it mounted?)" : "");
-	if (S_ISREG(st.st_mode))
-		r = dioh_tool_lock(c->out_fd, c->out_path, err);
-	c->out_created = fd >= 0 && r == 0; /* else it is the other's who has locked it */
-	return r != 0 ? r : check_out(c, "", c->out_fd, err);
-}
-
-static int open_out(struct conversion *c, struct dioh_error *err)
-{
-	struct stat st;
-	int r = c->to == FORMAT_STREAM ? open_partial(c, err) : open_itself(c, err);
-
-	if (r != 0)
-		return r;
-	(void)fcntl(c->out_fd, F_SETFL, 0);
-	/* EINVAL: this file system has none. Whatever else it is, without O_DIRECT the work can be done too. */
-	c->direct_fd = open(c->out_path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_DIRECT);
-	if (c->direct_fd >= 0)
-		(void)fcntl(c->direct_fd, F_SETFL, O_DIRECT);
-	if (c->options->consume && (c->sync_fd = open(c->out_path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)) < 0)
-		return dioh_tool_error_set(err, errno, "cannot be opened once more: %s", strerror(errno));
-	/* Layout raw makes no file shorter. */
-	if (is_raw(c->to) && fstat(c->out_fd, &st) == 0 && S_ISREG(st.st_mode) && ftruncate(c->out_fd, 0) != 0)
-		return dioh_tool_error_set(err, errno, "cannot be emptied: %s", strerror(errno));
-	return 0;
-}
-
-/* Only now has a stream its name. */
-static int name_stream(struct conversion *c, struct dioh_error *err)
-{
-	const char *path = c->options->out_path;
-	bool there;
-	int r;
-
-	if (c->to != FORMAT_STREAM)
-		return 0;
-	if (!dioh_tool_has_name(c->out_fd, c->out_path))
-		return dioh_tool_error_set(err, ESTALE, "%.120s was replaced by somebody else", c->out_path);
-	r = check_out_name(c, err);
-	if (r != 0)
-		return r;
-	there = faccessat(AT_FDCWD, path, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
-	if ((there ? rename(c->out_path, path) : dioh_tool_rename_new(c->out_path, path)) != 0)
-		return dioh_tool_error_set(err, errno, "renaming it failed: %s", strerror(errno));
-	if (fsync(c->directory_fd) != 0)
-		return dioh_tool_error_set(err, errno, "is complete, but its name could not be made durable: %s", strerror(errno));
-	return 0;
-}
-
-/* What was made for nothing goes; what IN has been freed for stays, and so does what has OUT's name already. */
-static void drop_out(struct conversion *c)
-{
-	if (!c->out_created || (c->options->consume && !c->consume.whole) || !dioh_tool_has_name(c->out_fd, c->out_path))
-		return;
-	(void)unlink(c->out_path);
-	if (c->options->consume)
-		dioh_consume_drop(&c->consume);
-}
-
-/* ---- the work ----------------------------------------------------------------------------------------------- */
 
 /* How IN is opened for its load. */
 static void fill_in(struct conversion *c, struct dioh_tool_session_options *in)
@@ -522,9 +352,9 @@ static int join_files(struct conversion *c, struct dioh_error *err)
 		.helper = c->options->helper, .stream_count = c->table.stream_count, .region_count = c->table.region_count,
 		.in_header = c->header, .in_header_bytes = c->header_bytes, .progress = wants_progress(c),
 		.place = c->consume.place,
-		.out = { .buffered_fd = c->out_fd, .direct_fd = c->direct_fd, .directory_fd = c->directory_fd,
-		         .sync_fd = c->sync_fd, .layout = formats[c->to].layout, .header_bytes = c->out_header_bytes, .header = c->out_header,
-		         .patch = c->patch, .patch_bytes = c->patch_bytes,
+		.out = { .buffered_fd = c->out.fd, .direct_fd = c->out.direct_fd, .directory_fd = c->out.directory_fd,
+		         .sync_fd = c->out.sync_fd, .layout = formats[c->to].layout, .header_bytes = c->out_header_bytes,
+		         .header = c->out_header, .patch = c->patch, .patch_bytes = c->patch_bytes,
 		         .keep = c->consume.place.index > 0 || c->consume.place.offset > 0 },
 		.durable = c->options->consume ? dioh_consume_durable : NULL, .owner = &c->consume,
 	};
@@ -534,6 +364,16 @@ static int join_files(struct conversion *c, struct dioh_error *err)
 	r = dioh_join_run(&join, &c->failed, err);
 	c->failed = r < 0 ? c->failed : DIOH_JOIN_OUT;
 	return r;
+}
+
+static void choose_out(struct conversion *c)
+{
+	c->out.name = c->options->out_path;
+	c->out.in = &c->in_stat;
+	c->out.consume = c->options->consume ? &c->consume : NULL;
+	c->out.is_stream = c->to == FORMAT_STREAM;
+	c->out.to_be_emptied = is_raw(c->to);
+	c->out.force = c->options->force;
 }
 
 static int convert_to_file(struct conversion *c, struct dioh_error *err)
@@ -546,27 +386,24 @@ static int convert_to_file(struct conversion *c, struct dioh_error *err)
 	if (r != 0)
 		return r;
 	c->failed = DIOH_JOIN_OUT;
-	r = name_out(c, err);
-	if (r == 0)
-		r = open_directory(c, err);
-	if (r == 0)
-		r = check_out_name(c, err);
+	choose_out(c);
+	r = dioh_convert_out_prepare(&c->out, err);
 	if (r == 0 && c->options->consume)
 		r = check_in(c, err);
 	if (r == 0)
-		r = check_room(c, err);
+		r = dioh_convert_out_check_room(&c->out, data_bytes(c), err);
 	if (r == 0)
-		r = open_out(c, err);
+		r = dioh_convert_out_open(&c->out, err);
 	if (r == 0 && c->options->consume)
-		r = dioh_consume_take_out(&c->consume, c->out_fd, c->directory_fd, err);
+		r = dioh_consume_take_out(&c->consume, c->out.fd, c->out.directory_fd, err);
 	if (r == 0)
 		r = join_files(c, err);
 	if (r == 0)
-		r = name_stream(c, err);
-	if (r != 0)
-		drop_out(c);
-	else if (c->options->consume)
-		r = dioh_consume_end(&c->consume, err);
+		r = dioh_convert_out_name(&c->out, err);
+	if (r == 0)
+		return c->options->consume ? dioh_consume_end(&c->consume, err) : 0;
+	if (dioh_convert_out_drop(&c->out) && c->options->consume)
+		dioh_consume_drop(&c->consume);
 	return r;
 }
 
@@ -604,10 +441,7 @@ static int convert_to_stdout(struct conversion *c, struct dioh_error *err)
 static void close_all(struct conversion *c)
 {
 	dioh_consume_close(&c->consume);
-	dioh_cleanup_fd(&c->out_fd);
-	dioh_cleanup_fd(&c->direct_fd);
-	dioh_cleanup_fd(&c->directory_fd);
-	dioh_cleanup_fd(&c->sync_fd);
+	dioh_convert_out_close(&c->out);
 	dioh_tool_image_close(&c->in);
 	free(c->table.entries);
 	free(c->header);
@@ -639,8 +473,8 @@ static int convert_all(struct conversion *c, struct dioh_error *err)
 
 static int convert(const struct options *options)
 {
-	struct conversion c = { .options = options, .in = { .buffered_fd = -1, .direct_fd = -1 }, .out_fd = -1,
-		                .direct_fd = -1, .directory_fd = -1, .sync_fd = -1, .consume = { .in_fd = -1 } };
+	struct conversion c = { .options = options, .in = { .buffered_fd = -1, .direct_fd = -1 },
+		                .out = DIOH_CONVERT_OUT_INIT, .consume = { .in_fd = -1 } };
 	struct dioh_error err;
 	int status = DIOH_TOOL_OK;
 	int r = convert_all(&c, &err);

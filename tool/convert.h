@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * convert.h - the verb `convert` in three parts: what is to become of what (convert.c), two sealed helpers joined by pipes
- * and a memfd (convert_join.c), and freeing IN behind the work, so that it can go on after a crash (convert_consume.c).
+ * convert.h - the verb `convert` in four parts: what is to become of what (convert.c), OUT's file (convert_out.c), two sealed
+ * helpers joined by pipes and a memfd (convert_join.c), and freeing IN behind the work, so that it can go on after a crash
+ * (convert_consume.c).
  */
 #ifndef DIOH_TOOL_CONVERT_H
 #define DIOH_TOOL_CONVERT_H
 
+#include <sys/stat.h>
 #include <sys/types.h>
 
 #include "tool.h"
@@ -120,5 +122,36 @@ int dioh_consume_end(struct dioh_consume *consume, struct dioh_error *err);
 /* Nothing becomes of OUT, and IN is whole: the state goes. */
 void dioh_consume_drop(struct dioh_consume *consume);
 void dioh_consume_close(struct dioh_consume *consume);
+
+/* ---- OUT (convert_out.c) ------------------------------------------------------------------------------------ */
+
+struct dioh_convert_out {
+	const char *name;                   /* OUT */
+	const struct stat *in;              /* IN, which it must not be */
+	const struct dioh_consume *consume; /* NULL without --consume */
+	bool is_stream;     /* nothing in it says whether it is complete: it has another name until then */
+	bool to_be_emptied; /* layout raw makes no file shorter */
+	bool force;
+	char path[DIOH_TOOL_PATH_BYTES]; /* what is written */
+	bool created;
+	int fd, direct_fd, directory_fd, sync_fd; /* as in struct dioh_join_out */
+};
+
+#define DIOH_CONVERT_OUT_INIT { .fd = -1, .direct_fd = -1, .directory_fd = -1, .sync_fd = -1 }
+
+/* Before anything is made: its directory, and whether what has the name may be overwritten. */
+int dioh_convert_out_prepare(struct dioh_convert_out *out, struct dioh_error *err);
+
+/* ENOSPC: a file is to be overwritten, and so many bytes plainly do not fit, even in its place. */
+int dioh_convert_out_check_room(const struct dioh_convert_out *out, uint64_t needed, struct dioh_error *err);
+
+int dioh_convert_out_open(struct dioh_convert_out *out, struct dioh_error *err);
+
+/* It is complete: only now has a stream its name. */
+int dioh_convert_out_name(struct dioh_convert_out *out, struct dioh_error *err);
+
+/* What was made for nothing goes. false: it stays, or it was not made. */
+bool dioh_convert_out_drop(const struct dioh_convert_out *out);
+void dioh_convert_out_close(struct dioh_convert_out *out);
 
 #endif
