@@ -212,8 +212,6 @@ $(BUILD)/dioh-minimal: $(call objects,$(MINIMAL_SRC)) $(BUILD)/libdiohelper.so.0
 	$(call quiet,LD)$(link) -Wl,-rpath,'$$ORIGIN'
 
 # The guest of the demo and of the QEMU tests.
-QUIET_AS = $(call quiet,AS)
-QUIET_LD = $(call quiet,LD)
 include examples/guest/guest.mk
 $(BUILD)/guest/guest.o: | $(FIRST)
 
