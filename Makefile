@@ -433,8 +433,8 @@ analyze: $(ANALYSES) $(TIDIED) cppcheck ## gcc -fanalyzer, clang-tidy and cppche
 # One after the other whatever -j says: they share disks, loop devices and hugetlb pages. All are run even if one fails.
 MORE_CHECKS = check-masked check-root check-fs check-qemu check-libvirt check-selinux check-valgrind check-asan check-clang
 .PHONY: check-all check-more
-check-all: ## every check there is
-check-more: ## every check but `make check`
+check-all: ## check and check-more
+check-more: ## every check-... but check-tsan: masked, root, fs, qemu, libvirt, selinux, valgrind, asan, clang
 check-all check-more: all tests bench-build | $(FIRST)
 	@failed=; \
 	for target in $(if $(filter check-all,$@),check) $(MORE_CHECKS); do \
