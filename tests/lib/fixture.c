@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "fixture.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -13,11 +14,13 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "align.h"
 #include "chance.h"
 #include "cleanup.h"
+#include "clock.h"
 
 #define PIECE_BYTES (1u << 20)
 
@@ -117,6 +120,39 @@ const char *fixture_helper(void)
 	const char *helper = getenv("DIOHELPER");
 
 	return helper ? helper : "build/diohelper";
+}
+
+/* ---- time, and what is there ---- */
+
+uint64_t now_ms(void)
+{
+	return dioh_now_ns() / DIOH_NS_PER_MS;
+}
+
+void sleep_ms(unsigned ms)
+{
+	struct timespec left = { ms / 1000, (long)(ms % 1000) * 1000000 };
+
+	while (nanosleep(&left, &left) < 0 && errno == EINTR)
+		continue;
+}
+
+unsigned must_count_entries(const char *directory)
+{
+	DIR *opened = opendir(directory);
+	unsigned count = 0;
+
+	if (!opened)
+		die(directory);
+	while (readdir(opened))
+		count++;
+	closedir(opened);
+	return count - 2; /* "." and ".." */
+}
+
+unsigned must_count_descriptors(void)
+{
+	return must_count_entries("/proc/self/fd") - 1; /* the one that counts */
 }
 
 /* ---- memory ---- */

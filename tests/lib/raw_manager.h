@@ -137,6 +137,5 @@ uint64_t raw_proc_status(const char *path, const char *name, int base);
 /* Descriptors that it holds; -1 where we may not look. */
 int raw_proc_descriptors(pid_t pid);
 uint64_t raw_proc_cpu_ms(pid_t pid);
-uint64_t raw_now_ms(void);
 
 #endif
