@@ -11,10 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "fixture.h"
+#include "measure.h"
 
 #define ROUNDS_MAX 10000
 
@@ -29,17 +29,9 @@ static const char *names[WHATS] = {
 
 static double times_ms[WHATS][ROUNDS_MAX];
 
-static double now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
-}
-
 static double run(const char *program, const char *argument)
 {
-	double started = now_ms();
+	double started = 1e3 * measure_now_s();
 	pid_t pid = fork();
 	int status;
 
@@ -51,7 +43,7 @@ static double run(const char *program, const char *argument)
 	}
 	if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0)
 		fixture_die(__FILE__, __LINE__, program, "cannot be run");
-	return now_ms() - started;
+	return 1e3 * measure_now_s() - started;
 }
 
 /* The library asks for HELLO within dioh_spawn. */
@@ -61,17 +53,17 @@ static void run_helper(int image_fd, int memfd, unsigned round)
 	struct dioh_image_options image = DIOH_IMAGE_OPTIONS_INIT;
 	struct dioh_session *session;
 	struct dioh_error err;
-	double started = now_ms();
+	double started = 1e3 * measure_now_s();
 
 	spawn.program = fixture_helper();
 	must(dioh_spawn(&spawn, 0, &session, &err), &err);
-	times_ms[HELLO][round] = now_ms() - started;
+	times_ms[HELLO][round] = 1e3 * measure_now_s() - started;
 	image.direction = DIOH_DIRECTION_SAVE;
 	image.buffered_fd = image_fd;
 	must(dioh_attach_image(session, &image, NULL, &err), &err);
 	must_attach_memory(session, 0, memfd, -1);
 	must_seal(session);
-	times_ms[SEALED][round] = now_ms() - started;
+	times_ms[SEALED][round] = 1e3 * measure_now_s() - started;
 	must_close(session, 0);
 }
 

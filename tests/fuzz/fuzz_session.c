@@ -13,7 +13,6 @@
  * for; what is said to be complete opens; the session ends when its manager hangs up; no descriptor is left.
  */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -22,6 +21,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "fixture.h"
 #include "fuzz_image.h"
 #include "raw_manager.h"
 
@@ -266,18 +266,6 @@ static void step(struct hand *hand, struct input *input)
 
 /* ---- the whole ---- */
 
-static unsigned count_descriptors(void)
-{
-	DIR *directory = opendir("/proc/self/fd");
-	unsigned count = 0;
-
-	CHECK(directory != NULL);
-	while (readdir(directory))
-		count++;
-	closedir(directory);
-	return count;
-}
-
 static void first_time(void)
 {
 	static const uint32_t layouts[] = { DIOH_LAYOUT_CONTAINER, DIOH_LAYOUT_MAPPED_RAM };
@@ -341,7 +329,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!images[2].map)
 		first_time();
 	memset(hand.fds, 0xff, sizeof(hand.fds));
-	before = count_descriptors();
+	before = must_count_descriptors();
 	choices = next(&input);
 	take_image(&hand, &input, choices);
 	CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, hand.pair) == 0);
@@ -355,6 +343,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (hand.s.finished && !hand.loads)
 		check_finished(hand.fds[KIND_IMAGE]);
 	put_down(&hand);
-	CHECK(count_descriptors() == before);
+	CHECK(must_count_descriptors() == before);
 	return 0;
 }

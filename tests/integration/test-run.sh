@@ -45,6 +45,11 @@ make_test mute 77 ''
 make_test part 0 'skipped: there is no ring here' 'its half is skipped: there is no room'
 make_test python 0 "test_it (Case.test_it) ... skipped 'there is no gnuplot here'"
 make_test cmocka 0 '[  SKIPPED ] 1 test(s), listed below:'
+make_test whole 0 'skipped: there is no mount here' '[  SKIPPED ] it' 'skipped: there is no room' '[  SKIPPED ] that' \
+	'[==========] 2 test(s) run.' '[  PASSED  ] 0 test(s).' '[  SKIPPED ] 2 test(s), listed below:' '[  SKIPPED ] it'
+make_test most 0 'skipped: there is no mount here' '[==========] 2 test(s) run.' '[  PASSED  ] 1 test(s).' \
+	'[  SKIPPED ] 1 test(s), listed below:' '[==========] others: 1 test(s) run.' \
+	'[  SKIPPED ] others: 1 test(s), listed below:'
 make_test unittest 0 '..s' 'OK (skipped=1)'
 skipping=(skips mute part python cmocka unittest)
 
@@ -53,6 +58,10 @@ ends 1 bad good
 says 'FAILED:  bad: exit status 1' '1 passed, 1 failed, 0 skipped'
 ends 1 skips
 says 'no test ran'
+ends 1 whole
+says 'SKIP  whole: there is no mount here' 'no test ran' '0 passed, 0 failed, 1 skipped'
+ends 0 whole most
+says '1 passed, 0 failed, 1 skipped' 'skipped in part: most: there is no mount here'
 ends 0 good "${skipping[@]}"
 says '5 passed, 0 failed, 2 skipped' 'skipped: skips: there is no disk here' 'skipped: mute: it gave no reason' \
 	'skipped in part: part: there is no ring here' 'skipped in part: part: there is no room' \
@@ -73,7 +82,7 @@ export CI=true
 ends 0 good
 ends 1 good "${skipping[@]}"
 says '1 passed, 6 failed, 0 skipped'
-for test in "${skipping[@]}"; do
+for test in "${skipping[@]}" whole most; do
 	ends 1 good "$test"
 	says "FAILED:  $test: skipped, which may not be with CI=true"
 done
@@ -94,3 +103,11 @@ says 'tests/permitted-skips): there is no room'
 echo 'any part: there is no room' >>tests/permitted-skips
 ends 0 good part
 says 'skipped in part: part: there is no room' '2 passed, 0 failed, 0 skipped'
+
+# Every reason of a program that has skipped all of itself must be permitted.
+echo 'any whole: there is no mount here' >tests/permitted-skips
+ends 1 good whole
+says 'tests/permitted-skips): there is no room'
+echo 'any whole: there is no room' >>tests/permitted-skips
+ends 0 good whole
+says '1 passed, 0 failed, 1 skipped'

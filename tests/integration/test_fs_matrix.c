@@ -19,12 +19,12 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "cleanup.h"
 #include "fixture.h"
 #include "kinds.h"
+#include "measure.h"
 #include "places.h"
 
 #define SKIPPED 77
@@ -133,14 +133,6 @@ static void wrong(const struct row *row, const char *memory, const char *what, u
 
 /* ---- a row ---- */
 
-static double seconds_now(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
-
 /* Huge pages are not what a load makes of itself: the manager advises it. */
 static void attach_memory(const struct row *row, struct dioh_session *session, int fd)
 {
@@ -177,12 +169,12 @@ static void save(struct row *row, const char *path, int memory, uint64_t bytes)
 	attach_memory(row, session, memory);
 	must_seal(session);
 	must(dioh_create_image(session, &create, NULL, &err), &err);
-	row->save_s = -seconds_now();
+	row->save_s = -measure_now_s();
 	must(dioh_save_memory(session, &what, &transfer, &err), &err);
 	must(dioh_wait(session, transfer, &figures, &err), &err);
 	must(dioh_finish(session, DIOH_FINISH_DURABLE, 0, NULL, 0, &transfer, &err), &err);
 	must(dioh_wait(session, transfer, NULL, &err), &err);
-	row->save_s += seconds_now();
+	row->save_s += measure_now_s();
 	must_close(session, 0);
 	row->data_bytes = figures.data_bytes;
 }
@@ -199,10 +191,10 @@ static void load(struct row *row, const char *path, int memory, uint64_t bytes)
 	attach_memory(row, session, memory);
 	must_seal(session);
 	must(dioh_open_image(session, &open, NULL, &err), &err);
-	row->load_s = -seconds_now();
+	row->load_s = -measure_now_s();
 	must(dioh_load_memory(session, &what, &transfer, &err), &err);
 	must(dioh_wait(session, transfer, NULL, &err), &err);
-	row->load_s += seconds_now();
+	row->load_s += measure_now_s();
 	must(dioh_finish(session, DIOH_FINISH_DURABLE, 0, NULL, 0, &transfer, &err), &err);
 	must(dioh_wait(session, transfer, NULL, &err), &err);
 	must_close(session, 0);

@@ -183,14 +183,14 @@ static struct dioh_session *begin_big_save(const char *path, uint32_t *ret_trans
 
 static void expect_end(struct dioh_session *session, int status)
 {
-	const uint64_t begun = raw_now_ms();
+	const uint64_t begun = now_ms();
 	int wait_status = -1;
 
 	assert_int_equal(dioh_close(session, END_MS, &wait_status), 0);
 	assert_true(WIFEXITED(wait_status));
 	assert_int_equal(WEXITSTATUS(wait_status), status);
-	if (raw_now_ms() - begun > 1000)
-		print_message("the helper took %d ms to end\n", (int)(raw_now_ms() - begun));
+	if (now_ms() - begun > 1000)
+		print_message("the helper took %d ms to end\n", (int)(now_ms() - begun));
 }
 
 static void manager_hangs_up_in_a_big_transfer(void **state)

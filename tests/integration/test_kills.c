@@ -26,10 +26,10 @@
 #include <sys/prctl.h>
 #include <sys/time.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "align.h"
+#include "clock.h"
 #include "specimen.h"
 
 #define KILLS 700u /* of `make check`; `make kills` asks for more */
@@ -270,14 +270,6 @@ static void at_random(void **state)
 
 /* ---- the ground ---- */
 
-static uint64_t now_us(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
-}
-
 static int make_ground(void **state)
 {
 	struct specimen s = { .content = SPECIMEN_OLD };
@@ -289,12 +281,12 @@ static int make_ground(void **state)
 	if (shared == MAP_FAILED || prctl(PR_SET_CHILD_SUBREAPER, 1) < 0)
 		return -1;
 	for (s.way.layout = DIOH_LAYOUT_RAW; s.way.layout <= DIOH_LAYOUT_MAPPED_RAM; s.way.layout++) {
-		const uint64_t begun = now_us();
+		const uint64_t begun = dioh_now_ns() / 1000;
 
 		s.path = older_path(s.way.layout);
 		if (!specimen_save(&s))
 			return -1;
-		save_us = (unsigned)dioh_min(now_us() - begun, 900000);
+		save_us = (unsigned)dioh_min(dioh_now_ns() / 1000 - begun, 900000);
 	}
 	return 0;
 }

@@ -604,10 +604,13 @@ def loop_device(size):
     if made.returncode != 0:
         raise Skipped(f"no loop device can be had here: {made.stderr.decode().strip()}")
     device = made.stdout.decode().strip()
+    held = os.open(device, os.O_RDWR)
     try:
+        # It goes with the last process that has it open, even if that is killed.
+        subprocess.run(["losetup", "--detach", device], check=True)
         yield device
     finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
+        os.close(held)
         os.unlink(path("disk"))
 
 

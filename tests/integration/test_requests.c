@@ -29,22 +29,6 @@
 
 #define TRANSFER(...) ((struct dioh_msg_memory_transfer){ .memory = RAW_MEMORY, .region = RAW_REGION, __VA_ARGS__ })
 
-static const char *complete_image(void)
-{
-	static char path[512];
-
-	if (!path[0]) {
-		snprintf(path, sizeof(path), "%s", fixture_path("complete"));
-		raw_make_image(path);
-	}
-	return path;
-}
-
-static void reach(struct raw_manager *m, uint32_t direction, enum raw_stage stage)
-{
-	raw_reach(m, NULL, direction == SAVE ? fixture_path("image") : complete_image(), direction, stage);
-}
-
 static void leave(struct raw_manager *m, int status)
 {
 	assert_true(raw_status_phase(m) >= DIOH_PHASE_READY);
@@ -132,13 +116,13 @@ static void bad_ranges_are_refused(void **state)
 	uint32_t id;
 
 	(void)state;
-	reach(&m, SAVE, RAW_STAGE_READY);
+	raw_reach_own(&m, SAVE, RAW_STAGE_READY);
 	refuse_bad_transfers(&m, DIOH_MSG_SAVE_MEMORY, DIOH_TRANSFER_FRESH);
 	assert_int_equal(ftruncate(m.memfd, 2 * MIB), 0); /* it counts what the memory has now */
 	id = ask_memory(&m, DIOH_MSG_SAVE_MEMORY, TRANSFER(.length = FOUR_MIB));
 	raw_refused(&m, DIOH_MSG_SAVE_MEMORY, id, ERANGE, "memory 1");
 	leave(&m, 1);
-	reach(&m, LOAD, RAW_STAGE_READY);
+	raw_reach_own(&m, LOAD, RAW_STAGE_READY);
 	refuse_bad_transfers(&m, DIOH_MSG_LOAD_MEMORY, DIOH_TRANSFER_NO_SCAN);
 	leave(&m, 0);
 }
@@ -156,7 +140,7 @@ static void meet(uint32_t direction, const struct meeting *meeting)
 	struct raw_manager m;
 	uint32_t first, second;
 
-	reach(&m, direction, RAW_STAGE_READY);
+	raw_reach_own(&m, direction, RAW_STAGE_READY);
 	raw_stop(&m);
 	first = ask_memory(&m, type, TRANSFER(.length = 2 * MIB));
 	second = ask_memory(&m, type, TRANSFER(.length = MIB, .memory_offset = meeting->memory_offset,
@@ -201,7 +185,7 @@ static void ids_are_not_used_twice(void **state)
 	uint32_t stream_id, reused;
 
 	(void)state;
-	reach(&m, SAVE, RAW_STAGE_TRANSFER);
+	raw_reach_own(&m, SAVE, RAW_STAGE_TRANSFER);
 	stream_id = m.last_id;
 	m.last_id = stream_id - 1;
 	reused = raw_request(&m, DIOH_MSG_SAVE_MEMORY, &what, sizeof(what));
@@ -333,7 +317,7 @@ static void streams_are_used_once(void **state)
 	struct raw_manager m;
 
 	(void)state;
-	reach(&m, SAVE, RAW_STAGE_TRANSFER);
+	raw_reach_own(&m, SAVE, RAW_STAGE_TRANSFER);
 	refuse_stream(&m, type, DIOH_STREAMS_MAX, RAW_ENTRY, EINVAL, "stream 64");
 	refuse_stream(&m, type, 1, RAW_ENTRY, ENOENT, "stream 1 ");
 	refuse_stream(&m, type, RAW_STREAM, RAW_ENTRY, EBADF, "stream 0 ");
@@ -342,10 +326,10 @@ static void streams_are_used_once(void **state)
 	assert_int_equal(raw_complete(&m, m.last_id - 3, NULL), 0);
 	refuse_stream(&m, type, RAW_STREAM, RAW_ENTRY, EBADF, "stream 0 ");
 	leave(&m, 1);
-	reach(&m, SAVE, RAW_STAGE_READY);
+	raw_reach_own(&m, SAVE, RAW_STAGE_READY);
 	refuse_stream(&m, type, RAW_STREAM, RAW_REGION, ENOENT, "stream entry 3 ");
 	leave(&m, 1);
-	reach(&m, LOAD, RAW_STAGE_READY);
+	raw_reach_own(&m, LOAD, RAW_STAGE_READY);
 	refuse_stream(&m, DIOH_MSG_LOAD_STREAM, RAW_STREAM, 99, ENOENT, "stream entry 99 ");
 	leave(&m, 0);
 }
@@ -376,7 +360,7 @@ static void tables_that_are_refused(void **state)
 	struct raw_manager m;
 
 	(void)state;
-	reach(&m, SAVE, RAW_STAGE_SEALED);
+	raw_reach_own(&m, SAVE, RAW_STAGE_SEALED);
 	raw_call(&m, DIOH_MSG_CREATE_IMAGE, &create, sizeof(create), &reply, sizeof(reply));
 	assert_int_equal(reply.ready, 0);
 	put.table.first = 1;
@@ -531,7 +515,7 @@ static void images_that_are_refused(void **state)
 	struct raw_manager m;
 
 	(void)state;
-	reach(&m, SAVE, RAW_STAGE_SEALED);
+	raw_reach_own(&m, SAVE, RAW_STAGE_SEALED);
 	raw_call_refused(&m, DIOH_MSG_CREATE_IMAGE, &create, sizeof(create), ENOENT, "was not attached");
 	create.stream = 0;
 	create.layout = DIOH_LAYOUT_DETECT;
@@ -564,14 +548,14 @@ static void headers_that_are_refused(void **state)
 	char none;
 
 	(void)state;
-	reach(&m, SAVE, RAW_STAGE_READY);
+	raw_reach_own(&m, SAVE, RAW_STAGE_READY);
 	raw_call_refused(&m, DIOH_MSG_WRITE_HEADER, &write_it, 8 + 1, EINVAL, NULL); /* a gap */
 	write_it.header.offset = 0;
 	raw_call_refused(&m, DIOH_MSG_WRITE_HEADER, &write_it, 8 + RAW_HEADER_BYTES + 1, ERANGE, NULL);
 	write_it.header.offset = UINT64_MAX;
 	raw_call_refused(&m, DIOH_MSG_WRITE_HEADER, &write_it, 8 + 1, EINVAL, "offset");
 	leave(&m, 1);
-	reach(&m, LOAD, RAW_STAGE_READY);
+	raw_reach_own(&m, LOAD, RAW_STAGE_READY);
 	raw_call(&m, DIOH_MSG_READ_HEADER, &behind, sizeof(behind), &none, 0);
 	raw_call(&m, DIOH_MSG_GET_TABLE, &past, sizeof(past), &table, sizeof(table));
 	assert_int_equal(table.count, 0);
@@ -593,7 +577,7 @@ static void finish_names_what_is_missing(void **state)
 	uint32_t id;
 
 	(void)state;
-	reach(&m, SAVE, RAW_STAGE_READY);
+	raw_reach_own(&m, SAVE, RAW_STAGE_READY);
 	error = refuse_finish(&m, ENODATA, "region 3");
 	expect_place(&error, DIOH_OBJECT_REGION, RAW_REGION, 0);
 	save_chunk(&m, 0, MIB);
@@ -627,13 +611,13 @@ static void patches_that_are_refused(void **state)
 	struct raw_manager m;
 
 	(void)state;
-	reach(&m, SAVE, RAW_STAGE_SAVED);
+	raw_reach_own(&m, SAVE, RAW_STAGE_SAVED);
 	raw_call_refused(&m, DIOH_MSG_FINISH, &finish, sizeof(finish), ERANGE, "patch");
 	finish.finish.patch_offset = 0;
 	finish.finish.mode = 2;
 	raw_call_refused(&m, DIOH_MSG_FINISH, &finish, sizeof(finish), EINVAL, "mode");
 	leave(&m, 1);
-	reach(&m, LOAD, RAW_STAGE_READY);
+	raw_reach_own(&m, LOAD, RAW_STAGE_READY);
 	finish.finish.mode = 0;
 	raw_call_refused(&m, DIOH_MSG_FINISH, &finish, sizeof(finish), EINVAL, "patch");
 	finish.finish.patch_bytes = 0; /* a place and nothing to put there: whatever the header's size is */
@@ -659,10 +643,10 @@ static void cancel_what_does_not_run(void **state)
 	struct raw_manager m;
 
 	(void)state;
-	reach(&m, SAVE, RAW_STAGE_TRANSFER);
+	raw_reach_own(&m, SAVE, RAW_STAGE_TRANSFER);
 	raw_call_refused(&m, DIOH_MSG_CANCEL, &request, sizeof(request), ENOENT, "4711");
 	leave(&m, 1);
-	reach(&m, LOAD, RAW_STAGE_SEALED);
+	raw_reach_own(&m, LOAD, RAW_STAGE_SEALED);
 	cancel(&m, 0);
 	leave(&m, 0);
 }
@@ -673,7 +657,7 @@ static void cancelled_session_goes_on(void **state)
 	struct raw_manager m;
 
 	(void)state;
-	reach(&m, SAVE, RAW_STAGE_TRANSFER);
+	raw_reach_own(&m, SAVE, RAW_STAGE_TRANSFER);
 	cancel(&m, m.last_id);
 	assert_int_equal(raw_complete(&m, m.last_id - 1, &complete), ECANCELED);
 	assert_int_equal(complete.error.operation, DIOH_OP_CANCEL);
@@ -683,7 +667,7 @@ static void cancelled_session_goes_on(void **state)
 	save_chunk(&m, 0, FOUR_MIB);
 	refuse_finish(&m, ENODATA, "stream 5");
 	leave(&m, 1);
-	reach(&m, LOAD, RAW_STAGE_TRANSFER);
+	raw_reach_own(&m, LOAD, RAW_STAGE_TRANSFER);
 	cancel(&m, 0);
 	assert_int_equal(raw_complete(&m, m.last_id - 1, NULL), ECANCELED);
 	leave(&m, 0);
@@ -698,7 +682,7 @@ static void cancelled_memory_counts_as_not_saved(void **state)
 	int code;
 
 	(void)state;
-	reach(&m, SAVE, RAW_STAGE_READY);
+	raw_reach_own(&m, SAVE, RAW_STAGE_READY);
 	raw_stop(&m);
 	id = ask_memory(&m, DIOH_MSG_SAVE_MEMORY, TRANSFER(.length = FOUR_MIB));
 	cancelling = raw_request(&m, DIOH_MSG_CANCEL, &all, sizeof(all));
@@ -722,7 +706,7 @@ static void cancelled_before_finish(void **state)
 	uint32_t finish;
 
 	(void)state;
-	reach(&m, SAVE, RAW_STAGE_SAVED);
+	raw_reach_own(&m, SAVE, RAW_STAGE_SAVED);
 	cancel(&m, 0);
 	finish = raw_request(&m, DIOH_MSG_FINISH, &request, sizeof(request));
 	raw_reply(&m, DIOH_MSG_FINISH, finish, NULL, 0);
@@ -738,7 +722,7 @@ static void finish_can_be_cancelled(void **state)
 	int code;
 
 	(void)state;
-	reach(&m, SAVE, RAW_STAGE_FINISH);
+	raw_reach_own(&m, SAVE, RAW_STAGE_FINISH);
 	finish = m.last_id;
 	request.transfer = finish;
 	cancelling = raw_request(&m, DIOH_MSG_CANCEL, &request, sizeof(request));

@@ -36,7 +36,7 @@ static const char *make_device(struct loop_device *device, const char *name)
 
 	if (file < 0 || ftruncate(file, DEVICE_BYTES) < 0)
 		fixture_die(__FILE__, __LINE__, name, strerror(errno));
-	why = loop_device_open(device, file);
+	why = loop_device_open(device, file, 512);
 	close(file);
 	return why;
 }

@@ -93,10 +93,12 @@ def device(data, sector_bytes):
     disk = os.path.join(directory.name, "disk")
     put(disk, data)
     loop = must("losetup", "--show", "--sector-size", str(sector_bytes), "-f", disk)
+    held = os.open(loop, os.O_RDWR)
     try:
+        must("losetup", "-d", loop)  # it goes with the last process that has it open, even if that is killed
         yield loop
     finally:
-        must("losetup", "-d", loop)
+        os.close(held)
         os.unlink(disk)
 
 

@@ -455,7 +455,7 @@ static void open_ground(const struct ground *ground)
 		DIOH_AUTO_FD int backing = must_open(fuse_file_path(now.file), O_RDWR);
 
 		assert_int_equal(ftruncate(fuse_file_memfd(now.file), SPECIMEN_DEVICE_BYTES), 0);
-		why = loop_device_open(&device, backing);
+		why = loop_device_open(&device, backing, 512);
 	}
 	if (why) {
 		print_message("skipped: %s\n", why);

@@ -71,11 +71,11 @@ static void expect_untouched(void)
 
 static void expect_attach_ends(unsigned after_ms, unsigned before_ms)
 {
-	const uint64_t begun = sick_now_ms();
+	const uint64_t begun = now_ms();
 	struct dioh_error err;
 	int r = sick_attach(&disk, DIOH_DIRECTION_SAVE, short_attach, &err);
 
-	assert_in_range(sick_now_ms() - begun, after_ms, before_ms);
+	assert_in_range(now_ms() - begun, after_ms, before_ms);
 	expect_killed_by_alarm(r, &err);
 	expect_alarm_status();
 	expect_untouched();
@@ -129,23 +129,23 @@ static uint32_t begin_hanging_save(const char *const *args)
 
 static struct dioh_msg_status_reply prompt_status(void)
 {
-	const uint64_t begun = sick_now_ms();
+	const uint64_t begun = now_ms();
 	struct dioh_msg_status_reply status;
 	struct dioh_error err;
 
 	must(dioh_status(disk.session, &status, &err), &err);
-	assert_true(sick_now_ms() - begun < PROMPT_MS);
+	assert_true(now_ms() - begun < PROMPT_MS);
 	return status;
 }
 
 static uint32_t prompt_cancel(uint32_t transfer)
 {
-	const uint64_t begun = sick_now_ms();
+	const uint64_t begun = now_ms();
 	struct dioh_error err;
 	uint32_t in_flight;
 
 	must(dioh_cancel(disk.session, transfer, &in_flight, &err), &err);
-	assert_true(sick_now_ms() - begun < PROMPT_MS);
+	assert_true(now_ms() - begun < PROMPT_MS);
 	return in_flight;
 }
 
@@ -416,12 +416,12 @@ static void stuck_is_of_one_sync(void **state)
 	fuse_file_fault(disk.file, FUSE_FSYNC, .kind = FUSE_FAULT_HOLD);
 	transfer = sick_finish(&disk);
 	expect_stuck(1);
-	released_ms = sick_now_ms();
+	released_ms = now_ms();
 	fuse_file_release_held(disk.file);
 	do /* one of the first sync's may be on its way */
 		sick_event(&disk, DIOH_EVENT_STUCK, STUCK_MS, &event);
-	while (event.stuck.oldest_ns / 1000000 > sick_now_ms() - released_ms + 1 && sick_now_ms() - released_ms < STUCK_MS);
-	assert_in_range(event.stuck.oldest_ns / 1000000, 1000, sick_now_ms() - released_ms + 1);
+	while (event.stuck.oldest_ns / 1000000 > now_ms() - released_ms + 1 && now_ms() - released_ms < STUCK_MS);
+	assert_in_range(event.stuck.oldest_ns / 1000000, 1000, now_ms() - released_ms + 1);
 	assert_true(fuse_file_hits(disk.file, FUSE_FSYNC) >= 2);
 	fuse_file_release(disk.file, 0);
 	assert_int_equal(sick_complete(&disk, transfer, SOON_MS, &event), 0);

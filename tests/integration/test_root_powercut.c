@@ -111,7 +111,7 @@ static const char *open_places(void)
 		return NULL;
 	if (ftruncate(now.fd, SPECIMEN_DEVICE_BYTES) < 0 || ftruncate(fuse_file_memfd(file), SPECIMEN_DEVICE_BYTES) < 0)
 		return "no room for a device";
-	why = loop_device_open(&loop, now.fd);
+	why = loop_device_open(&loop, now.fd, 512);
 	(void)snprintf(now.path, sizeof(now.path), "%s", loop.path);
 	return why;
 }
@@ -127,7 +127,7 @@ static const char *record(void)
 		return NULL;
 	}
 	backing = must_open(fuse_file_path(file), O_RDWR);
-	why = loop_device_open(&disk, backing);
+	why = loop_device_open(&disk, backing, 512);
 	if (why)
 		return why;
 	record_save(disk.path);

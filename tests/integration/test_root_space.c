@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * test_root_space.c - full file systems and block devices: a small ext4 on a loop device, a small tmpfs, a bare loop
- * device. Needs root, losetup, mount and mkfs.ext4.
+ * device. Needs root, mount and mkfs.ext4.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -20,9 +20,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "cleanup.h"
+#include "loop_device.h"
 #include "moves.h"
 #include "pattern.h"
+#include "places.h"
 
 #define SAVE DIOH_DIRECTION_SAVE
 #define LOAD DIOH_DIRECTION_LOAD
@@ -30,24 +31,18 @@
 #define SKIPPED 77
 #define SMALL_BYTES (48 * MIB)
 
-static char ext4[512], tmpfs[512], device[64];
+static char ext4[512], tmpfs[512];
+static struct loop_device device = { .fd = -1 };
 static pid_t owner;
 
 /* ---- places ---- */
 
 static void undo(void)
 {
-	char command[128];
-
 	if (getpid() != owner)
 		return;
 	umount2(ext4, MNT_DETACH);
 	umount2(tmpfs, MNT_DETACH);
-	if (!device[0])
-		return;
-	snprintf(command, sizeof(command), "losetup -d %s", device);
-	if (system(command) != 0)
-		fprintf(stderr, "%s failed\n", command);
 }
 
 static bool run(const char *command)
@@ -55,46 +50,46 @@ static bool run(const char *command)
 	return system(command) == 0;
 }
 
-static bool make_backing(const char *name)
+static int make_backing(const char *name)
 {
 	int fd = must_open(fixture_path(name), O_RDWR | O_CREAT | O_TRUNC);
-	bool ok = ftruncate(fd, SMALL_BYTES) == 0;
 
-	close(fd);
-	return ok;
+	if (ftruncate(fd, SMALL_BYTES) < 0)
+		fixture_die(__FILE__, __LINE__, name, strerror(errno));
+	return fd;
 }
 
-static bool make_device(void)
+static const char *make_device(void)
 {
-	char command[640];
-	FILE *out;
+	int file = make_backing("device.img");
+	const char *why = loop_device_open(&device, file, 512);
 
-	snprintf(command, sizeof(command), "losetup --find --show %s", fixture_path("device.img"));
-	out = popen(command, "re");
-	if (!out)
-		return false;
-	if (!fgets(device, sizeof(device), out))
-		device[0] = '\0';
-	device[strcspn(device, "\n")] = '\0';
-	pclose(out);
-	return device[0] == '/';
+	close(file);
+	return why;
 }
 
-static bool make_places(void)
+/* NULL, or what is missing. */
+static const char *make_places(void)
 {
+	const char *why = place_own_namespace();
 	char command[1280];
 
+	if (why)
+		return why;
 	fixture_dir(); /* its removal comes after undo() */
 	owner = getpid();
 	atexit(undo);
 	snprintf(ext4, sizeof(ext4), "%s", fixture_path("ext4"));
 	snprintf(tmpfs, sizeof(tmpfs), "%s", fixture_path("tmpfs"));
-	if (mkdir(ext4, 0700) < 0 || mkdir(tmpfs, 0700) < 0 || !make_backing("ext4.img") || !make_backing("device.img"))
-		return false;
+	if (mkdir(ext4, 0700) < 0 || mkdir(tmpfs, 0700) < 0)
+		return "no directories to mount on";
+	close(make_backing("ext4.img"));
 	snprintf(command, sizeof(command), "mkfs.ext4 -q -m 0 %s && mount -o loop %s %s", fixture_path("ext4.img"),
 	         fixture_path("ext4.img"), ext4);
-	if (!run(command) || mount("tmpfs", tmpfs, "tmpfs", 0, "size=24m") < 0)
-		return false;
+	if (!run(command))
+		return "no loop device, mkfs.ext4 or mount here";
+	if (mount("tmpfs", tmpfs, "tmpfs", 0, "size=24m") < 0)
+		return "no tmpfs can be mounted here";
 	return make_device();
 }
 
@@ -234,7 +229,7 @@ static void preflight_keeps_what_stands_there(void **state)
 
 static void describe(struct moves *m, const struct way *way, uint64_t bytes, uint64_t stream_bytes)
 {
-	*m = (struct moves)MOVES(*way, device);
+	*m = (struct moves)MOVES(*way, device.path);
 	moves_add_region(m, 0, bytes);
 	moves_add_stream(m, 0, stream_bytes)->image_offset += 7;
 }
@@ -313,7 +308,7 @@ static void device_end(const struct way *way)
 {
 	const uint64_t base = 2 * PAGE;
 	const uint64_t room = way->layout == DIOH_LAYOUT_RAW ? SMALL_BYTES - base - 4096 : 0;
-	struct moves m = MOVES(*way, device);
+	struct moves m = MOVES(*way, device.path);
 	struct peer writer = { .seed = 1, .bytes = room ? room : 64 * MIB };
 	int ends[2], r;
 
@@ -336,7 +331,7 @@ static void device_end(const struct way *way)
 		moves_end(&m, r != 0);
 		peer_join(&writer);
 	}
-	expect_partial(&m.way, device);
+	expect_partial(&m.way, device.path);
 }
 
 static void up_to_the_end_of_a_device(void **state)
@@ -348,7 +343,7 @@ static void up_to_the_end_of_a_device(void **state)
 static void region_beyond_a_device(const struct way *way)
 {
 	int memory = must_memfd("memory", 64 * MIB, 0);
-	struct moves m = MOVES(*way, device);
+	struct moves m = MOVES(*way, device.path);
 
 	moves_add_region(&m, 0, 64 * MIB);
 	moves_start(&m, SAVE);
@@ -376,13 +371,15 @@ int main(void)
 		cmocka_unit_test(up_to_the_end_of_a_device),
 		cmocka_unit_test(too_large_for_a_device),
 	};
+	const char *why;
 
 	if (geteuid() != 0) {
 		puts("needs root");
 		return SKIPPED;
 	}
-	if (!make_places()) {
-		puts("no loop device, mkfs.ext4 or mount here");
+	why = make_places();
+	if (why) {
+		puts(why);
 		return SKIPPED;
 	}
 	signal(SIGPIPE, SIG_IGN);

@@ -47,7 +47,7 @@ static void open_device(void **state, uint64_t bytes)
 	assert_int_equal(ftruncate(fuse_file_memfd(disk.file), (off_t)bytes), 0);
 	file = open(fuse_file_path(disk.file), O_RDWR | O_CLOEXEC);
 	assert_true(file >= 0);
-	why = loop_device_open(&device, file);
+	why = loop_device_open(&device, file, 512);
 	close(file);
 	if (why) {
 		print_message("skipped: %s\n", why);

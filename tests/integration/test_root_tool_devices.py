@@ -37,7 +37,9 @@ class Device(unittest.TestCase):
         if made.returncode != 0:
             self.skipTest("no loop device can be made here: " + made.stderr.strip())
         self.device = made.stdout.strip()
-        self.addCleanup(subprocess.run, ["losetup", "--detach", self.device], check=False)
+        self.addCleanup(os.close, os.open(self.device, os.O_RDWR))
+        # It goes with the last process that has it open, even if that is killed.
+        subprocess.run(["losetup", "--detach", self.device], check=True)
 
     def run_tool(self, *arguments, standard_input=subprocess.DEVNULL):
         return subprocess.run([TOOL, *arguments, self.device], stdin=standard_input, timeout=60, capture_output=True,

@@ -31,22 +31,6 @@
 
 static _Alignas(8) uint8_t payload[DIOH_PAYLOAD_BYTES_MAX];
 
-static const char *complete_image(void)
-{
-	static char path[512];
-
-	if (!path[0]) {
-		snprintf(path, sizeof(path), "%s", fixture_path("complete"));
-		raw_make_image(path);
-	}
-	return path;
-}
-
-static void reach(struct raw_manager *m, uint32_t direction, enum raw_stage stage)
-{
-	raw_reach(m, NULL, direction == SAVE ? fixture_path("image") : complete_image(), direction, stage);
-}
-
 static void expect_place(const struct dioh_msg_error *error, uint32_t operation, uint32_t object)
 {
 	assert_int_equal(error->operation, operation);
@@ -117,7 +101,7 @@ static void refuse_all_at(uint32_t direction, enum raw_stage stage)
 {
 	struct raw_manager m;
 
-	reach(&m, direction, stage);
+	raw_reach_own(&m, direction, stage);
 	for (size_t i = 0; i < COUNT(permissions); i++) {
 		const uint32_t at = direction == SAVE ? permissions[i].save : permissions[i].load;
 
@@ -164,7 +148,7 @@ static void refused_while_finishing(void **state)
 
 		if (raw_needs_descriptor(type) || permissions[i].load & AT(FINISH))
 			continue;
-		reach(&m, LOAD, RAW_STAGE_FINISH);
+		raw_reach_own(&m, LOAD, RAW_STAGE_FINISH);
 		finish = m.last_id;
 		id = say_sample(&m, type);
 		raw_continue(&m);
@@ -183,7 +167,7 @@ static void status_and_cancel_while_finishing(void **state)
 	uint32_t finish, ask, all, unknown;
 
 	(void)state;
-	reach(&m, LOAD, RAW_STAGE_FINISH);
+	raw_reach_own(&m, LOAD, RAW_STAGE_FINISH);
 	finish = m.last_id;
 	ask = say_sample(&m, DIOH_MSG_STATUS);
 	all = raw_request(&m, DIOH_MSG_CANCEL, &cancel, sizeof(cancel));
@@ -208,7 +192,7 @@ static void header_path_is_one_at_a_time(void **state)
 	uint32_t first, second, ask;
 
 	(void)state;
-	reach(&m, LOAD, RAW_STAGE_READY);
+	raw_reach_own(&m, LOAD, RAW_STAGE_READY);
 	raw_stop(&m);
 	first = raw_request(&m, DIOH_MSG_GET_TABLE, &get, sizeof(get));
 	second = say_sample(&m, DIOH_MSG_LOAD_MEMORY);
@@ -229,7 +213,7 @@ static void inspection_permits_no_transfer(void **state)
 	struct raw_manager m;
 
 	(void)state;
-	reach(&m, LOAD, RAW_STAGE_SEALED);
+	raw_reach_own(&m, LOAD, RAW_STAGE_SEALED);
 	raw_call(&m, DIOH_MSG_OPEN_IMAGE, &open_it, sizeof(open_it), NULL, 0);
 	expect_not_permitted(&m, DIOH_MSG_LOAD_MEMORY);
 	expect_not_permitted(&m, DIOH_MSG_LOAD_STREAM);
@@ -242,7 +226,7 @@ static void second_attach_is_refused(void **state)
 	struct raw_manager m;
 
 	(void)state;
-	reach(&m, SAVE, RAW_STAGE_IMAGE);
+	raw_reach_own(&m, SAVE, RAW_STAGE_IMAGE);
 	raw_refused(&m, DIOH_MSG_ATTACH_IMAGE, say_sample(&m, DIOH_MSG_ATTACH_IMAGE), EEXIST, "ATTACH_IMAGE");
 	raw_refused(&m, DIOH_MSG_ATTACH_MEMORY, say_sample(&m, DIOH_MSG_ATTACH_MEMORY), EEXIST, "ATTACH_MEMORY");
 	raw_refused(&m, DIOH_MSG_ATTACH_STREAM, say_sample(&m, DIOH_MSG_ATTACH_STREAM), EEXIST, "ATTACH_STREAM");

@@ -7,7 +7,6 @@
 
 #include <cmocka.h>
 
-#include <dirent.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -17,10 +16,10 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/time.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "fake_helper.h"
+#include "fixture.h"
 
 /* ---- the fake helper ------------------------------------------------------------------------- */
 
@@ -146,14 +145,6 @@ uint32_t fake_accept(struct fake *fake, uint32_t type)
 	return fake->in.header.id;
 }
 
-void fake_sleep_ms(long ms)
-{
-	struct timespec left = { ms / 1000, ms % 1000 * 1000000 };
-
-	while (nanosleep(&left, &left) < 0 && errno == EINTR)
-		continue;
-}
-
 void fake_await_hangup(struct fake *fake)
 {
 	struct dioh_error err;
@@ -199,24 +190,12 @@ static void *play(void *argument)
 
 /* ---- fixture --------------------------------------------------------------------------------- */
 
-unsigned client_count_fds(void)
-{
-	DIR *directory = opendir("/proc/self/fd");
-	unsigned count = 0;
-
-	assert_non_null(directory);
-	while (readdir(directory))
-		count++;
-	closedir(directory);
-	return count;
-}
-
 int client_set_up(void **state)
 {
 	struct client *f = calloc(1, sizeof(*f));
 
 	assert_non_null(f);
-	f->fds_before = client_count_fds();
+	f->fds_before = must_count_descriptors();
 	f->fake.fd = -1;
 	memset(&f->err, 0x5a, sizeof(f->err));
 	f->untouched = f->err;
@@ -230,9 +209,9 @@ int client_tear_down(void **state)
 	unsigned fds_before = f->fds_before;
 
 	free(f);
-	if (client_count_fds() == fds_before)
+	if (must_count_descriptors() == fds_before)
 		return 0;
-	print_error("%u descriptors were open before, %u are now\n", fds_before, client_count_fds());
+	print_error("%u descriptors were open before, %u are now\n", fds_before, must_count_descriptors());
 	return -1;
 }
 
@@ -330,15 +309,7 @@ void client_assert_completes(struct client *f, uint32_t transfer, int code, uint
 	assert_true(event.complete.total_bytes == total_bytes);
 }
 
-/* ---- time ---- */
-
-long client_now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
+/* ---- signals ---- */
 
 static void do_nothing(int number)
 {

@@ -56,7 +56,6 @@ void fake_greet(struct fake *fake);
 void fake_status(struct fake *fake);
 uint32_t fake_accept(struct fake *fake, uint32_t type);
 
-void fake_sleep_ms(long ms);
 void fake_hang_up(struct fake *fake);
 
 /* Waits until the client has hung up; nothing else may come. */
@@ -74,8 +73,6 @@ struct client {
 int client_set_up(void **state);
 int client_tear_down(void **state);
 
-unsigned client_count_fds(void);
-
 /* Starts the script and returns the client's end of the connection. */
 int client_start_fake(struct client *f, void (*script)(struct fake *fake));
 void client_connect(struct client *f, void (*script)(struct fake *fake));
@@ -92,8 +89,6 @@ void client_assert_untouched(const struct client *f);
 
 /* The connection is beyond use, and says so whatever is asked of it. */
 void client_assert_broken(struct client *f, int code);
-
-long client_now_ms(void);
 
 /* A signal every 10 ms, which is caught and does nothing. */
 void client_alarms(bool on);

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "fixture.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -13,10 +14,13 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "align.h"
+#include "chance.h"
 #include "cleanup.h"
+#include "clock.h"
 
 #define PIECE_BYTES (1u << 20)
 
@@ -118,6 +122,39 @@ const char *fixture_helper(void)
 	return helper ? helper : "build/diohelper";
 }
 
+/* ---- time, and what is there ---- */
+
+uint64_t now_ms(void)
+{
+	return dioh_now_ns() / DIOH_NS_PER_MS;
+}
+
+void sleep_ms(unsigned ms)
+{
+	struct timespec left = { ms / 1000, (long)(ms % 1000) * 1000000 };
+
+	while (nanosleep(&left, &left) < 0 && errno == EINTR)
+		continue;
+}
+
+unsigned must_count_entries(const char *directory)
+{
+	DIR *opened = opendir(directory);
+	unsigned count = 0;
+
+	if (!opened)
+		die(directory);
+	while (readdir(opened))
+		count++;
+	closedir(opened);
+	return count - 2; /* "." and ".." */
+}
+
+unsigned must_count_descriptors(void)
+{
+	return must_count_entries("/proc/self/fd") - 1; /* the one that counts */
+}
+
 /* ---- memory ---- */
 
 int must_memfd(const char *name, uint64_t bytes, unsigned flags)
@@ -129,14 +166,6 @@ int must_memfd(const char *name, uint64_t bytes, unsigned flags)
 	return fd;
 }
 
-static uint64_t next_random(uint64_t *state) /* xorshift64*, Vigna 2016 */
-{
-	*state ^= *state >> 12;
-	*state ^= *state << 25;
-	*state ^= *state >> 27;
-	return *state * UINT64_C(2685821657736338717);
-}
-
 static void must_pwrite(int fd, const void *bytes, size_t count, uint64_t offset)
 {
 	if (pwrite(fd, bytes, count, (off_t)offset) != (ssize_t)count)
@@ -146,11 +175,11 @@ static void must_pwrite(int fd, const void *bytes, size_t count, uint64_t offset
 void must_fill(int fd, uint64_t offset, uint64_t bytes, uint64_t seed)
 {
 	static _Thread_local uint64_t piece[PIECE_BYTES / sizeof(uint64_t)];
-	uint64_t state = seed * 2 + 1;
+	uint64_t state = seed;
 
 	for (uint64_t done = 0; done < bytes; done += sizeof(piece)) {
 		for (size_t i = 0; i < sizeof(piece) / sizeof(piece[0]); i++)
-			piece[i] = next_random(&state);
+			piece[i] = test_random(&state);
 		must_pwrite(fd, piece, dioh_min(sizeof(piece), bytes - done), offset + done);
 	}
 }
@@ -166,14 +195,14 @@ void must_fill_zero(int fd, uint64_t offset, uint64_t bytes)
 void must_fill_mixed(int fd, uint64_t bytes, unsigned granule_pages, unsigned longest, uint64_t seed)
 {
 	const uint64_t granule = (uint64_t)granule_pages * DIOH_PAGE_BYTES;
-	uint64_t state = seed * 2 + 1;
+	uint64_t state = seed;
 
 	for (uint64_t at = 0; at < bytes;) {
-		uint64_t length = dioh_min((1 + next_random(&state) % longest) * granule, bytes - at);
-		unsigned kind = next_random(&state) % 3;
+		uint64_t length = dioh_min((1 + test_random(&state) % longest) * granule, bytes - at);
+		unsigned kind = test_random(&state) % 3;
 
 		if (kind == 0)
-			must_fill(fd, at, length, next_random(&state));
+			must_fill(fd, at, length, test_random(&state));
 		else if (kind == 1)
 			must_fill_zero(fd, at, length);
 		at += length;

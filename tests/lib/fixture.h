@@ -32,6 +32,13 @@ const char *fixture_path(const char *name);
 /* The helper under test: $DIOHELPER, or build/diohelper. */
 const char *fixture_helper(void);
 
+/* ---- time, and what is there ---- */
+
+uint64_t now_ms(void); /* CLOCK_MONOTONIC */
+void sleep_ms(unsigned ms); /* signals do not shorten it */
+unsigned must_count_entries(const char *directory);
+unsigned must_count_descriptors(void); /* that this process has open */
+
 /* ---- memory ---- */
 
 int must_memfd(const char *name, uint64_t bytes, unsigned flags);

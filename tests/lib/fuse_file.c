@@ -15,9 +15,9 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "fixture.h"
 #include "fuse_control.h"
 
@@ -38,11 +38,6 @@ struct fuse_file {
 };
 
 static struct fuse_file files[FUSE_FILES_MAX];
-
-static void sleep_ms(unsigned ms)
-{
-	nanosleep(&(struct timespec){ ms / 1000, (long)(ms % 1000) * 1000000 }, NULL);
-}
 
 /* ---- life ---- */
 
@@ -244,11 +239,7 @@ void fuse_file_release_held(struct fuse_file *file)
 
 void fuse_file_release_later(struct fuse_file *file, unsigned ms)
 {
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	atomic_store(&file->control->release_at_ns,
-	             (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec + (uint64_t)ms * 1000000u);
+	atomic_store(&file->control->release_at_ns, dioh_now_ns() + ms * DIOH_NS_PER_MS);
 }
 
 /* ---- what it tells ---- */

@@ -13,9 +13,9 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "fuse_control.h"
 
 #define FILE_NODE 2u
@@ -51,14 +51,6 @@ struct server {
 	unsigned released; /* the last release that was carried out */
 	int lost_error; /* of a write that was acknowledged: the next FSYNC tells */
 };
-
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 static struct request request_of(char *buffer)
 {
@@ -474,7 +466,7 @@ static void take(struct server *s, const struct request *r)
 		break;
 	case FUSE_FAULT_LATE:
 		hold(s);
-		atomic_store(&s->control->release_at_ns, now_ns() + (uint64_t)atomic_load(&rule->value) * 1000000u);
+		atomic_store(&s->control->release_at_ns, dioh_now_ns() + (uint64_t)atomic_load(&rule->value) * 1000000u);
 		break;
 	case FUSE_FAULT_TORN:
 		write_torn(s, r);
@@ -510,7 +502,7 @@ static void look_for_release(struct server *s)
 	const uint64_t at = atomic_load(&s->control->release_at_ns);
 	unsigned release;
 
-	if (at && now_ns() >= at) {
+	if (at && dioh_now_ns() >= at) {
 		atomic_store(&s->control->release_at_ns, 0);
 		atomic_store(&s->control->release_error, 0);
 		atomic_store(&s->control->frozen, false);

@@ -197,24 +197,16 @@ static bool take_reply(struct inside *s, const struct dioh_message *message)
 	return mine;
 }
 
-static int now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int)(now.tv_sec % 1000000 * 1000 + now.tv_nsec / 1000000);
-}
-
 /* Reads until `wanted` says so. */
 static bool read_until(struct inside *s, int timeout_ms, bool (*wanted)(struct inside *s, bool replied))
 {
 	static struct dioh_message message;
-	const int end = now_ms() + timeout_ms;
+	const int64_t end = (int64_t)now_ms() + timeout_ms;
 	bool replied = false;
 
 	while (!wanted(s, replied)) {
 		struct pollfd wait = { .fd = s->fd, .events = POLLIN };
-		const int left = end - now_ms();
+		const int left = (int)(end - (int64_t)now_ms());
 		struct dioh_error err;
 		int r;
 

@@ -22,9 +22,11 @@ static const char *read_no_further(struct loop_device *device)
 	return ioctl(device->fd, BLKRASET, 0ul) < 0 ? "a loop device that reads ahead" : NULL;
 }
 
-const char *loop_device_open(struct loop_device *device, int file)
+const char *loop_device_open(struct loop_device *device, int file, unsigned sector_bytes)
 {
-	const struct loop_config config = { .fd = (uint32_t)file, .info = { .lo_flags = LO_FLAGS_AUTOCLEAR } };
+	const struct loop_config config = {
+		.fd = (uint32_t)file, .block_size = sector_bytes, .info = { .lo_flags = LO_FLAGS_AUTOCLEAR }
+	};
 	DIOH_AUTO_FD int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
 
 	device->fd = -1;

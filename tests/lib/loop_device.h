@@ -11,7 +11,7 @@ struct loop_device {
 };
 
 /* Over `file`, which may be closed then, with its size of now. NULL, or why it cannot be had. */
-const char *loop_device_open(struct loop_device *device, int file);
+const char *loop_device_open(struct loop_device *device, int file, unsigned sector_bytes);
 /* What the device has in memory is forgotten: the file was changed behind its back. */
 void loop_device_forget(const struct loop_device *device);
 void loop_device_close(struct loop_device *device);

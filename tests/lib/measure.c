@@ -8,11 +8,11 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "align.h"
 #include "cleanup.h"
+#include "clock.h"
 #include "fixture.h"
 #include "measure.h"
 
@@ -22,10 +22,7 @@
 
 double measure_now_s(void)
 {
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+	return (double)dioh_now_ns() / 1e9;
 }
 
 double measure_children_cpu_s(void)

@@ -383,28 +383,7 @@ int must_open(const char *path, int flags)
 	return fd;
 }
 
-/* ---- seeds and places ---- */
-
-uint64_t test_seed(void)
-{
-	static uint64_t seed;
-	const char *wish = getenv("DIOH_SEED");
-
-	if (!seed) {
-		seed = wish ? strtoull(wish, NULL, 0) : 20240229;
-		print_message("DIOH_SEED=%llu\n", (unsigned long long)seed);
-	}
-	return seed;
-}
-
-uint64_t test_random(uint64_t *state) /* splitmix64, Steele 2014 */
-{
-	uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
-
-	z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
-	return z ^ z >> 31;
-}
+/* ---- places ---- */
 
 int again_on_tmpfs(char **argv)
 {

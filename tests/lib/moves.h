@@ -6,6 +6,7 @@
 #ifndef DIOH_MOVES_H
 #define DIOH_MOVES_H
 
+#include "chance.h"
 #include "fixture.h"
 
 #define PAGE DIOH_PAGE_BYTES
@@ -99,11 +100,7 @@ uint64_t must_bytes(int fd);
 uint64_t must_count_data(int fd);
 int must_open(const char *path, int flags);
 
-/* ---- seeds and places ---- */
-
-/* $DIOH_SEED or a fixed number; printed once. */
-uint64_t test_seed(void);
-uint64_t test_random(uint64_t *state);
+/* ---- places ---- */
 
 /* Runs the program again on tmpfs, unless TEST_DIR says where it is to run. Answers the exit status. */
 int again_on_tmpfs(char **argv);

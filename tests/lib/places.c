@@ -17,15 +17,16 @@
 
 #include "cleanup.h"
 #include "fixture.h"
+#include "loop_device.h"
 
 #define MIN_BYTES (512 * MIB) /* of which mkfs.xfs makes something */
 
 static struct {
 	pid_t owner;
 	char mounted[512];
-	char loop[64];
+	struct loop_device loop;
 	int zram; /* -1: none */
-} made = { .zram = -1 };
+} made = { .loop = { .fd = -1 }, .zram = -1 };
 
 static char why[256];
 
@@ -72,9 +73,7 @@ static void undo(void)
 	if (made.mounted[0])
 		(void)umount2(made.mounted, MNT_DETACH);
 	made.mounted[0] = '\0';
-	if (made.loop[0] && !run("losetup -d %s", made.loop))
-		fprintf(stderr, "%s could not be detached\n", made.loop);
-	made.loop[0] = '\0';
+	loop_device_close(&made.loop);
 	if (made.zram >= 0 && !run("echo 1 >/sys/block/zram%d/reset && echo %d >/sys/class/zram-control/hot_remove",
 	                           made.zram, made.zram))
 		fprintf(stderr, "zram%d could not be removed\n", made.zram);
@@ -111,12 +110,15 @@ static const char *make_backing(char *path, size_t size, uint64_t bytes)
 
 static const char *open_loop(struct place *place, const char *backing, unsigned sector_bytes)
 {
-	char command[640];
+	DIOH_AUTO_FD int file = open(backing, O_RDWR | O_CLOEXEC);
+	const char *r;
 
-	(void)snprintf(command, sizeof(command), "losetup --find --show --sector-size %u %s", sector_bytes, backing);
-	if (!ask(command, made.loop, sizeof(made.loop)))
-		return because("no loop device with %u-byte sectors", sector_bytes);
-	(void)snprintf(place->path, sizeof(place->path), "%s", made.loop);
+	if (file < 0)
+		return because("%s: %s", backing, strerror(errno));
+	r = loop_device_open(&made.loop, file, sector_bytes);
+	if (r)
+		return because("%s, with sectors of %u bytes", r, sector_bytes);
+	(void)snprintf(place->path, sizeof(place->path), "%s", made.loop.path);
 	place->is_device = true;
 	return NULL;
 }

@@ -29,7 +29,6 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "cleanup.h"
@@ -149,14 +148,6 @@ void raw_hang_up(struct raw_manager *m)
 	if (m->fd >= 0)
 		close(m->fd);
 	m->fd = -1;
-}
-
-uint64_t raw_now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
 int raw_wait(struct raw_manager *m)

@@ -127,6 +127,8 @@ void raw_reach(struct raw_manager *m, const struct raw_options *options, const c
                enum raw_stage stage);
 /* A complete image with the samples' region, stream and header. */
 void raw_make_image(const char *path);
+/* raw_reach() on an image of the fixture's: for loads a complete one, which is made once. */
+void raw_reach_own(struct raw_manager *m, uint32_t direction, enum raw_stage stage);
 
 int raw_open_image(const char *path, uint32_t direction); /* as a session of that direction needs it */
 
@@ -137,6 +139,5 @@ uint64_t raw_proc_status(const char *path, const char *name, int base);
 /* Descriptors that it holds; -1 where we may not look. */
 int raw_proc_descriptors(pid_t pid);
 uint64_t raw_proc_cpu_ms(pid_t pid);
-uint64_t raw_now_ms(void);
 
 #endif

@@ -11,6 +11,7 @@
 #include "raw_manager.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -220,4 +221,22 @@ void raw_make_image(const char *path)
 	say(&m, DIOH_MSG_FINISH, NULL, 0);
 	assert_int_equal(raw_complete(&m, m.last_id, NULL), 0);
 	raw_ends(&m, 0);
+}
+
+static const char *complete_image(void)
+{
+	static char path[512];
+
+	if (!path[0]) {
+		(void)snprintf(path, sizeof(path), "%s", fixture_path("complete"));
+		raw_make_image(path);
+	}
+	return path;
+}
+
+void raw_reach_own(struct raw_manager *m, uint32_t direction, enum raw_stage stage)
+{
+	const char *path = direction == DIOH_DIRECTION_SAVE ? fixture_path("image") : complete_image();
+
+	raw_reach(m, NULL, path, direction, stage);
 }

@@ -14,7 +14,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "cleanup.h"
@@ -28,19 +27,6 @@ const struct sick_engine sick_uring_thread = { .engine = DIOH_ENGINE_IO_URING };
 const struct sick_engine sick_sync = { .engine = DIOH_ENGINE_SYNC, .direct_io = true };
 
 static struct sick_disk *opened; /* by the running test */
-
-uint64_t sick_now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
-static void sleep_ms(unsigned ms)
-{
-	nanosleep(&(struct timespec){ ms / 1000, (long)(ms % 1000) * 1000000 }, NULL);
-}
 
 /* ---- the ground ---- */
 
@@ -193,7 +179,7 @@ uint32_t sick_finish(struct sick_disk *disk)
 /* The next event at all; false: none came by then. */
 static bool next_event(struct sick_disk *disk, uint64_t until_ms, struct dioh_event *ret_event)
 {
-	const uint64_t now = sick_now_ms();
+	const uint64_t now = now_ms();
 	struct dioh_error err;
 
 	return must(dioh_poll(disk->session, ret_event, now < until_ms ? (int)(until_ms - now) : 0, &err), &err) == 1;
@@ -201,7 +187,7 @@ static bool next_event(struct sick_disk *disk, uint64_t until_ms, struct dioh_ev
 
 void sick_event(struct sick_disk *disk, uint32_t type, unsigned limit_ms, struct dioh_event *ret_event)
 {
-	const uint64_t until = sick_now_ms() + limit_ms;
+	const uint64_t until = now_ms() + limit_ms;
 
 	while (next_event(disk, until, ret_event)) {
 		if (ret_event->type == type)
@@ -214,7 +200,7 @@ void sick_event(struct sick_disk *disk, uint32_t type, unsigned limit_ms, struct
 
 void sick_no_complete(struct sick_disk *disk, unsigned ms)
 {
-	const uint64_t until = sick_now_ms() + ms;
+	const uint64_t until = now_ms() + ms;
 	struct dioh_event event;
 
 	while (next_event(disk, until, &event))
@@ -224,7 +210,7 @@ void sick_no_complete(struct sick_disk *disk, unsigned ms)
 
 int sick_complete(struct sick_disk *disk, uint32_t transfer, unsigned limit_ms, struct dioh_event *ret_event)
 {
-	const uint64_t until = sick_now_ms() + limit_ms;
+	const uint64_t until = now_ms() + limit_ms;
 
 	while (next_event(disk, until, ret_event)) {
 		if (ret_event->type != DIOH_EVENT_COMPLETE)

@@ -80,6 +80,4 @@ void sick_says_nothing(const struct sick_disk *disk);
 void sick_image_is_complete(struct sick_disk *disk);
 void sick_image_is_refused(struct sick_disk *disk, int code);
 
-uint64_t sick_now_ms(void);
-
 #endif

@@ -11,7 +11,6 @@
  * anything but our signal; descriptors, memory, children or files that are left.
  */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
@@ -82,10 +81,7 @@ static unsigned below(struct worker *w, unsigned n)
 
 static long now_s(void)
 {
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (long)now.tv_sec;
+	return (long)(now_ms() / 1000);
 }
 
 static void wrong(const struct worker *w, const char *what, const char *why)
@@ -494,18 +490,6 @@ static void *run(void *argument)
 
 /* ---- the whole ---- */
 
-static unsigned count_entries(const char *path)
-{
-	DIR *directory = opendir(path);
-	unsigned count = 0;
-
-	while (directory && readdir(directory))
-		count++;
-	if (directory)
-		closedir(directory);
-	return count;
-}
-
 static void watch_rounds(void)
 {
 	for (unsigned i = 0; i < sessions; i++) {
@@ -581,7 +565,7 @@ static void print_figures(long seconds)
 /* What must be as it was before the threads. */
 static int check_leftovers(unsigned descriptors, size_t heap)
 {
-	const unsigned descriptors_now = count_entries("/proc/self/fd");
+	const unsigned descriptors_now = must_count_descriptors();
 	const size_t heap_now = mallinfo2().uordblks;
 	siginfo_t info = { 0 };
 
@@ -594,7 +578,7 @@ static int check_leftovers(unsigned descriptors, size_t heap)
 		return fprintf(stderr, "soak: a child is left: %d\n", info.si_pid), 1;
 	if (atomic_load(&largest_kib) > HELPER_KIB_MAX)
 		return fprintf(stderr, "soak: a helper needed more than %u KiB\n", HELPER_KIB_MAX), 1;
-	if (count_entries(fixture_dir()) > sessions + 2 + disks)
+	if (must_count_entries(fixture_dir()) > sessions + disks)
 		return fprintf(stderr, "soak: files are left\n"), 1;
 	return 0;
 }
@@ -619,7 +603,7 @@ int main(int argc, char **argv)
 		open_places(&workers[i], seconds);
 	}
 	null_fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
-	descriptors = count_entries("/proc/self/fd");
+	descriptors = must_count_descriptors();
 	heap = mallinfo2().uordblks;
 	begun = now_s();
 	begin_all(seed);

@@ -10,7 +10,6 @@
 
 #include <cmocka.h>
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -25,6 +24,7 @@
 #include <unistd.h>
 
 #include "channel.h"
+#include "fixture.h"
 
 #define FDS_MANY 253 /* as many as the kernel lets one packet have */
 
@@ -36,25 +36,13 @@ struct fixture {
 	struct dioh_error err;
 };
 
-static unsigned count_fds(void)
-{
-	DIR *directory = opendir("/proc/self/fd");
-	unsigned count = 0;
-
-	assert_non_null(directory);
-	while (readdir(directory))
-		count++;
-	closedir(directory);
-	return count;
-}
-
 static int set_up(void **state)
 {
 	struct fixture *f = calloc(1, sizeof(*f));
 	int pair[2];
 
 	assert_non_null(f);
-	f->fds_before = count_fds();
+	f->fds_before = must_count_descriptors();
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
 	f->ours = pair[0];
 	f->theirs = pair[1];
@@ -73,9 +61,9 @@ static int tear_down(void **state)
 	if (f->theirs >= 0)
 		close(f->theirs);
 	free(f);
-	if (count_fds() == fds_before)
+	if (must_count_descriptors() == fds_before)
 		return 0;
-	print_error("%u descriptors were open before, %u are now\n", fds_before, count_fds());
+	print_error("%u descriptors were open before, %u are now\n", fds_before, must_count_descriptors());
 	return -1;
 }
 
@@ -137,7 +125,7 @@ static void assert_no_fds(const struct dioh_message *message)
 /* Malformed, with a sentence; no descriptor stays; and the next packet is as good as ever. */
 static void assert_malformed(struct fixture *f)
 {
-	unsigned fds = count_fds();
+	unsigned fds = must_count_descriptors();
 
 	assert_int_equal(dioh_channel_receive(f->ours, &f->message, MSG_DONTWAIT, &f->err),
 	                 -EBADMSG);
@@ -146,7 +134,7 @@ static void assert_malformed(struct fixture *f)
 	assert_int_equal(f->err.object, DIOH_OBJECT_SESSION);
 	assert_true(strlen(f->err.text) > 0);
 	assert_no_fds(&f->message);
-	assert_int_equal(count_fds(), fds);
+	assert_int_equal(must_count_descriptors(), fds);
 	send_packet(f->theirs, sizeof(struct dioh_msg_header) + 8, 8, 0);
 	assert_int_equal(dioh_channel_receive(f->ours, &f->message, MSG_DONTWAIT, &f->err), 0);
 	assert_int_equal(f->message.header.size, 8);
@@ -268,7 +256,7 @@ static void test_pidfds_are_closed(void **state)
 {
 	struct fixture *f = *state;
 	struct dioh_msg_header header = { .type = 4, .id = 9 };
-	unsigned fds = count_fds();
+	unsigned fds = must_count_descriptors();
 	int on = 1;
 
 	if (setsockopt(f->ours, SOL_SOCKET, SO_PASSPIDFD, &on, sizeof(on)) < 0) {
@@ -280,11 +268,11 @@ static void test_pidfds_are_closed(void **state)
 	assert_int_equal(dioh_channel_receive(f->ours, &f->message, 0, &f->err), 0);
 	assert_int_equal(f->message.fd_count, 1);
 	dioh_message_close_fds(&f->message);
-	assert_int_equal(count_fds(), fds);
+	assert_int_equal(must_count_descriptors(), fds);
 	send_packet(f->theirs, sizeof(header), 0, FDS_MANY);
 	assert_malformed(f);
 	assert_int_equal(strtoul(f->err.text, NULL, 10), FDS_MANY); /* there was room for all of it */
-	assert_int_equal(count_fds(), fds);
+	assert_int_equal(must_count_descriptors(), fds);
 }
 
 /* ---- what is malformed ----------------------------------------------------------------------- */

@@ -17,37 +17,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
+#include "chance.h"
 #include "container_format.h"
 #include "pages.h"
 
 #define KIB UINT64_C(1024)
 #define MIB (1024 * KIB)
 #define GIB (1024 * MIB)
-
-static uint64_t random_state;
-
-static uint64_t random_u64(void) /* splitmix64 */
-{
-	uint64_t z = random_state += UINT64_C(0x9e3779b97f4a7c15);
-
-	z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-	return z ^ (z >> 31);
-}
-
-static int seed(void **state)
-{
-	const char *given = getenv("DIOH_SEED");
-
-	(void)state;
-	random_state =
-		given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) << 20 ^ (uint64_t)getpid();
-	print_message("seed: DIOH_SEED=%" PRIu64 "\n", random_state);
-	return 0;
-}
 
 static void name_regions(struct dioh_record_region *regions, uint32_t count)
 {
@@ -439,5 +416,5 @@ int main(void)
 		cmocka_unit_test(test_the_worked_example),
 	};
 
-	return cmocka_run_group_tests(tests, seed, NULL);
+	return cmocka_run_group_tests(tests, random_set_up, NULL);
 }

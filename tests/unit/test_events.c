@@ -19,6 +19,7 @@
 #include <sys/socket.h>
 
 #include "fake_helper.h"
+#include "fixture.h"
 
 #define DELAY_MS 60
 
@@ -144,7 +145,7 @@ static void script_wait(struct fake *fake)
 	fake_stuck(fake, 1);
 	fake_complete(fake, first, ENOSPC, 1);
 	fake_status(fake);
-	fake_sleep_ms(DELAY_MS);
+	sleep_ms(DELAY_MS);
 	fake_progress(fake, 1, 200);
 	fake_complete(fake, second, 0, 2);
 }
@@ -276,7 +277,7 @@ static void script_shut_for_reading(struct fake *fake)
 	fake_greet(fake);
 	shutdown(fake->fd, SHUT_RD);
 	fake_progress(fake, 0, 0); /* the sign that it is done */
-	fake_sleep_ms(20 * DELAY_MS);
+	sleep_ms(20 * DELAY_MS);
 }
 
 /* Requests do not get through, and still the end is not there: nobody may wait for it. */
@@ -284,14 +285,14 @@ static void test_shut_for_reading(void **state)
 {
 	struct client *f = *state;
 	struct dioh_msg_status_reply now;
-	long begun;
+	uint64_t begun;
 
 	client_connect(f, script_shut_for_reading);
 	(void)client_next_event(f, DIOH_EVENT_PROGRESS);
-	begun = client_now_ms();
+	begun = now_ms();
 	assert_int_equal(dioh_status(f->session, &now, &f->err), -EPIPE);
 	client_assert_broken(f, EPIPE);
-	assert_true(client_now_ms() - begun < 15 * DELAY_MS);
+	assert_true(now_ms() - begun < 15 * DELAY_MS);
 	client_disconnect(f);
 }
 
@@ -492,7 +493,7 @@ static void script_late_event(struct fake *fake)
 {
 	fake_greet(fake);
 	fake_take(fake, DIOH_MSG_STATUS);
-	fake_sleep_ms(2 * DELAY_MS);
+	sleep_ms(2 * DELAY_MS);
 	fake_progress(fake, 0, 0);
 	{
 		struct dioh_msg_status_reply now = { .phase = DIOH_PHASE_READY, .in_flight = 5 };
@@ -511,14 +512,14 @@ static void test_poll_waits(void **state)
 {
 	struct client *f = *state;
 	struct dioh_event event;
-	long begun;
+	uint64_t begun;
 
 	client_connect(f, script_only_status);
 	memset(&event, 0x5a, sizeof(event));
-	begun = client_now_ms();
+	begun = now_ms();
 	assert_int_equal(dioh_poll(f->session, &event, 0, &f->err), 0);
 	assert_int_equal(dioh_poll(f->session, &event, DELAY_MS, &f->err), 0);
-	assert_true(client_now_ms() - begun >= DELAY_MS);
+	assert_true(now_ms() - begun >= DELAY_MS);
 	assert_int_equal(event.type, 0x5a5a5a5a);
 	client_assert_untouched(f);
 	client_alarms(true);
@@ -549,7 +550,7 @@ static void script_event_loop(struct fake *fake)
 	fake_greet(fake);
 	first = fake_accept(fake, DIOH_MSG_SAVE_MEMORY);
 	second = fake_accept(fake, DIOH_MSG_SAVE_MEMORY);
-	fake_sleep_ms(DELAY_MS);
+	sleep_ms(DELAY_MS);
 	fake_progress(fake, 2, 1);
 	fake_complete(fake, first, 0, 1);
 	fake_complete(fake, second, 0, 2);

@@ -12,13 +12,12 @@
 
 #include <cmocka.h>
 
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "chance.h"
 #include "pages.h"
 
 #define ROUNDS 3000
@@ -26,31 +25,9 @@
 
 /* ---- random input ---------------------------------------------------------------------------- */
 
-static uint64_t random_state;
-
-static uint64_t random_u64(void) /* splitmix64 */
-{
-	uint64_t z = random_state += UINT64_C(0x9e3779b97f4a7c15);
-
-	z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-	return z ^ (z >> 31);
-}
-
 static unsigned random_below(unsigned limit)
 {
 	return (unsigned)(random_u64() % limit);
-}
-
-static int seed(void **state)
-{
-	const char *given = getenv("DIOH_SEED");
-
-	(void)state;
-	random_state =
-		given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) << 20 ^ (uint64_t)getpid();
-	print_message("seed: DIOH_SEED=%" PRIu64 "\n", random_state);
-	return 0;
 }
 
 static void *allocate(size_t bytes)
@@ -531,5 +508,5 @@ int main(void)
 		cmocka_unit_test(test_no_run_leaves_the_output),
 	};
 
-	return cmocka_run_group_tests(tests, seed, NULL);
+	return cmocka_run_group_tests(tests, random_set_up, NULL);
 }

@@ -19,9 +19,8 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
+#include "chance.h"
 #include "proto.h"
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
@@ -1340,33 +1339,13 @@ static void test_names(void **state)
 
 /* ---- anything -------------------------------------------------------------------------------- */
 
-static uint64_t random_state;
-
-static uint64_t random_u64(void) /* splitmix64 */
-{
-	uint64_t z = random_state += UINT64_C(0x9e3779b97f4a7c15);
-
-	z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-	return z ^ (z >> 31);
-}
-
-static void seed(void)
-{
-	const char *given = getenv("DIOH_SEED");
-
-	random_state = given ? strtoull(given, NULL, 0)
-	                     : (uint64_t)time(NULL) << 20 ^ (uint64_t)getpid();
-	print_message("seed: DIOH_SEED=%" PRIu64 "\n", random_state);
-}
-
 /* Nothing crashes, nothing is read past the payload, and every answer is one of those promised. */
 static void test_random_changes(void **state)
 {
 	unsigned accepted = 0, refused = 0;
 
 	(void)state;
-	seed();
+	random_set_up(NULL);
 	for (unsigned round = 0; round < ROUNDS; round++) {
 		struct sample *changed = samples[random_u64() % sample_count];
 		uint8_t before[DIOH_PAYLOAD_BYTES_MAX];

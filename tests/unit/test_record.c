@@ -18,10 +18,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "align.h"
+#include "chance.h"
 #include "container_format.h"
 #include "pages.h"
 
@@ -30,28 +29,6 @@
 #define GIB (1024 * MIB)
 
 #define HEAD_AT(field) offsetof(struct dioh_record_head, field)
-
-static uint64_t random_state;
-
-static uint64_t random_u64(void) /* splitmix64 */
-{
-	uint64_t z = random_state += UINT64_C(0x9e3779b97f4a7c15);
-
-	z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-	return z ^ (z >> 31);
-}
-
-static int seed(void **state)
-{
-	const char *given = getenv("DIOH_SEED");
-
-	(void)state;
-	random_state =
-		given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) << 20 ^ (uint64_t)getpid();
-	print_message("seed: DIOH_SEED=%" PRIu64 "\n", random_state);
-	return 0;
-}
 
 /* ---- a valid image --------------------------------------------------------------------------- */
 
@@ -1538,5 +1515,5 @@ int main(void)
 		cmocka_unit_test(test_the_largest_tables),
 	};
 
-	return cmocka_run_group_tests(tests, seed, NULL);
+	return cmocka_run_group_tests(tests, random_set_up, NULL);
 }

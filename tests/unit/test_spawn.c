@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "fake_helper.h"
+#include "fixture.h"
 #include "leap.h"
 #include "spawn.h"
 
@@ -480,15 +481,15 @@ static void test_spawn_of_what_does_not_answer(void **state)
 	static const char *const refuse_it[] = { "refuse", NULL };
 	static const char *const stay[] = { "refuse-and-stay", NULL };
 	struct dioh_spawn_options options = child_options(leave);
-	long begun;
+	uint64_t begun;
 
 	spawn_in_vain(f, &options, EPIPE, "the helper has ended with exit status 2");
 	options.args = refuse_it;
 	spawn_in_vain(f, &options, ENOTSUP, "not with me");
 	options.args = stay;
-	begun = client_now_ms();
+	begun = now_ms();
 	spawn_in_vain(f, &options, ENOTSUP, "not with me"); /* and its child is gone all the same */
-	assert_true(client_now_ms() - begun >= 1000);
+	assert_true(now_ms() - begun >= 1000);
 }
 
 /* ---- what other threads fork ------------------------------------------------------------------- */
@@ -723,15 +724,15 @@ static void test_close_in_time_or_not(void **state)
 	static const char *const args[] = { "linger", NULL };
 	int wait_status = 4711;
 	pid_t pid;
-	long begun;
+	uint64_t begun;
 
 	spawn(f, args);
 	pid = dioh_session_pid(f->session);
-	begun = client_now_ms();
+	begun = now_ms();
 	client_alarms(true); /* which do not shorten it */
 	assert_int_equal(dioh_close(f->session, 2 * DELAY_MS, &wait_status), -ETIMEDOUT);
 	client_alarms(false);
-	assert_true(client_now_ms() - begun >= 2 * DELAY_MS);
+	assert_true(now_ms() - begun >= 2 * DELAY_MS);
 	assert_int_equal(wait_status, 4711);
 	assert_int_equal(kill(pid, SIGKILL), 0); /* it was not killed, and is ours to reap */
 	assert_int_equal(waitpid(pid, &wait_status, 0), pid);
