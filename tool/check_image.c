@@ -166,22 +166,19 @@ int dioh_tool_check_image(const struct dioh_tool_image_check_options *options, s
 	struct dioh_tool_check check;
 	struct dioh_tool_table table;
 	struct dioh_session *session;
-	struct dioh_error end_err;
 	struct attached attached;
-	int r = make_attached(options, &attached, err), end;
+	int r = make_attached(options, &attached, err), checked;
 
 	if (r != 0)
 		return r;
 	r = start_session(options, &attached, &session, err);
 	close_writers(&attached);
 	if (r == 0) {
-		r = check_in_session(options, &attached, session, &table, &check, err);
-		end = dioh_tool_session_end(session, &end_err);
-		if (r == 0 && end != 0) {
+		checked = check_in_session(options, &attached, session, &table, &check, err);
+		r = dioh_tool_session_end(session, checked, err);
+		if (checked == 0 && r != 0) {
 			dioh_tool_check_free(&check);
 			free(table.entries);
-			*err = end_err;
-			r = end;
 		}
 	}
 	close_all(&attached);

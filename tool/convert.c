@@ -67,16 +67,6 @@ struct conversion {
 
 /* ---- IN ----------------------------------------------------------------------------------------------------- */
 
-static int end_session(struct dioh_session *session, int r, struct dioh_error *err)
-{
-	struct dioh_error end_err;
-	int end = dioh_tool_session_end(session, &end_err);
-
-	if (r == 0 && end != 0)
-		*err = end_err;
-	return r != 0 ? r : end;
-}
-
 static int read_header(struct conversion *c, struct dioh_session *session, struct dioh_error *err)
 {
 	c->header_bytes = c->open.header_bytes;
@@ -100,7 +90,7 @@ static int look(struct conversion *c, struct dioh_error *err)
 	r = dioh_tool_table_read(session, c->open.region_count, c->open.stream_count, &c->table, err);
 	if (r == 0)
 		r = read_header(c, session, err);
-	return end_session(session, r, err);
+	return dioh_tool_session_end(session, r, err);
 }
 
 /* For a path in a command that a person may copy. */
@@ -431,7 +421,7 @@ static int convert_to_stdout(struct conversion *c, struct dioh_error *err)
 		r = dioh_load_stream(session, &what, &transfer, err);
 		if (r == 0)
 			r = dioh_wait(session, transfer, NULL, err);
-		r = end_session(session, r, err);
+		r = dioh_tool_session_end(session, r, err);
 	}
 	if (r != 0)
 		dioh_tool_name_stream("standard output", err);

@@ -484,7 +484,7 @@ static void look_at_other_side(struct join *join, struct dioh_error *err)
 	if (!side->session || side->streams_left == 0 || !comes_of_other_side(err, join->failed))
 		return;
 	/* Whoever waits for it sees that it is gone. */
-	(void)dioh_tool_session_end(failed->session, &ignored);
+	(void)dioh_tool_session_end(failed->session, 0, &ignored);
 	failed->session = NULL;
 	until_ms = now_ms() + OTHER_SIDE_MS;
 	for (uint64_t now = now_ms(); now < until_ms; now = now_ms()) {
@@ -505,7 +505,7 @@ static void end_out(struct side *out)
 {
 	struct dioh_error err;
 
-	if (dioh_tool_session_end(out->session, &err) != 0)
+	if (dioh_tool_session_end(out->session, 0, &err) != 0)
 		fprintf(stderr, DIOH_TOOL_NAME ": note: OUT is complete and durable, but %s\n", err.text);
 	out->session = NULL;
 }
@@ -579,7 +579,7 @@ int dioh_join_run(const struct dioh_join_options *options, enum dioh_join_side *
 	if (r < 0)
 		*ret_side = join->failed;
 	for (unsigned i = 0; i < DIOH_JOIN_SIDES; i++)
-		(void)dioh_tool_session_end(join->sides[i].session, &join->event.error); /* what counts has been said */
+		(void)dioh_tool_session_end(join->sides[i].session, 0, &join->event.error); /* what counts has been said */
 	close_ends(join, 0);
 	close_ends(join, 1);
 	dioh_cleanup_fd(&join->memory_fd);

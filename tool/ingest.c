@@ -512,7 +512,7 @@ static void end_session(const struct ingestion *ingestion, struct dioh_session *
 {
 	struct dioh_error err;
 
-	if (dioh_tool_session_end(session, &err) != 0)
+	if (dioh_tool_session_end(session, 0, &err) != 0)
 		fprintf(stderr, DIOH_TOOL_NAME ": %s: note: it is complete and durable, but %s\n", ingestion->options->path,
 		        err.text);
 }

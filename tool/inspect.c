@@ -62,8 +62,7 @@ static int read_image(const struct options *options, struct inspection *inspecti
 		.header_bytes = options->header_bytes
 	};
 	struct dioh_session *session;
-	struct dioh_error end_err;
-	int r, end;
+	int r;
 
 	r = dioh_tool_session_start(&session_options, &session, &inspection->open, err);
 	if (r != 0)
@@ -72,12 +71,7 @@ static int read_image(const struct options *options, struct inspection *inspecti
 	                         &inspection->table, err);
 	if (r == 0)
 		r = read_header(session, inspection, err);
-	end = dioh_tool_session_end(session, &end_err);
-	if (r == 0 && end != 0) {
-		*err = end_err;
-		r = end;
-	}
-	return r;
+	return dioh_tool_session_end(session, r, err);
 }
 
 static int read_allocation(struct inspection *inspection, struct dioh_error *err)

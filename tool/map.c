@@ -183,20 +183,14 @@ static int map_image(const struct options *options, bool *ret_begun, struct dioh
 	};
 	struct dioh_msg_open_image_reply open;
 	struct dioh_session *session;
-	struct dioh_error end_err;
 	int r = dioh_tool_image_open(options->path, options->base_offset, false, &image, err);
-	int end;
 
 	if (r != 0)
 		return r;
 	r = dioh_tool_session_start(&session_options, &session, &open, err);
 	if (r == 0) {
 		r = map_in_session(options, session, &open, ret_begun, err);
-		end = dioh_tool_session_end(session, &end_err);
-		if (r == 0 && end != 0) {
-			*err = end_err;
-			r = end;
-		}
+		r = dioh_tool_session_end(session, r, err);
 	}
 	dioh_tool_image_close(&image);
 	return r;

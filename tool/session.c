@@ -220,19 +220,18 @@ int dioh_tool_check_status(int status, struct dioh_error *err)
 	return 0;
 }
 
-int dioh_tool_session_end(struct dioh_session *session, struct dioh_error *err)
+int dioh_tool_session_end(struct dioh_session *session, int r, struct dioh_error *err)
 {
 	int status = 0;
-	int r;
+	const int closed = session ? dioh_close(session, DIOH_TOOL_END_TIMEOUT_MS, &status) : 0;
 
-	if (!session)
-		return 0;
-	r = dioh_close(session, DIOH_TOOL_END_TIMEOUT_MS, &status);
-	if (r == -ETIMEDOUT)
+	if (r != 0)
+		return r;
+	if (closed == -ETIMEDOUT)
 		return dioh_tool_error_set(err, ETIMEDOUT, "the helper has not ended in %d s: the disk may hang",
 		                           DIOH_TOOL_END_TIMEOUT_MS / 1000);
-	if (r != 0)
-		return dioh_tool_error_set(err, -r, "waiting for the helper failed: %s", strerror(-r));
+	if (closed != 0)
+		return dioh_tool_error_set(err, -closed, "waiting for the helper failed: %s", strerror(-closed));
 	return dioh_tool_check_status(status, err);
 }
 

@@ -203,8 +203,11 @@ int dioh_tool_spawn(const char *helper, uint64_t required, struct dioh_session *
 /* The helper ends at once when nothing runs; a disk that hangs must not hang the tool as well. */
 #define DIOH_TOOL_END_TIMEOUT_MS 10000
 
-/* Closes the session; an error if the helper did not end as it should. `session` may be NULL. */
-int dioh_tool_session_end(struct dioh_session *session, struct dioh_error *err);
+/*
+ * Closes the session; an error if the helper did not end as it should. `r`: what the work in it has come to; unless
+ * that is 0 it is answered, and `err` stays. `session` may be NULL.
+ */
+int dioh_tool_session_end(struct dioh_session *session, int r, struct dioh_error *err);
 
 /* A stream whose own end fails, and not what comes through it, gets the name by which the user knows it. */
 void dioh_tool_name_stream(const char *name, struct dioh_error *err);

@@ -31,16 +31,6 @@ struct verification {
 
 /* ---- reading ------------------------------------------------------------------------------------------------ */
 
-static int end_session(struct dioh_session *session, int r, struct dioh_error *err)
-{
-	struct dioh_error end_err;
-	int end = dioh_tool_session_end(session, &end_err);
-
-	if (r == 0 && end != 0)
-		*err = end_err;
-	return r != 0 ? r : end;
-}
-
 static int look(struct verification *verification, struct dioh_error *err)
 {
 	const struct dioh_tool_session_options options = {
@@ -55,7 +45,7 @@ static int look(struct verification *verification, struct dioh_error *err)
 	r = dioh_tool_table_read(session, verification->open.region_count, verification->open.stream_count,
 	                         &verification->table, err);
 	verification->record = r == 0 && dioh_tool_has_record(&verification->open, &verification->table);
-	return end_session(session, r, err);
+	return dioh_tool_session_end(session, r, err);
 }
 
 /* Of libvirt's formats only one has places for its pages. */

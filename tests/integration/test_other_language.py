@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# timeout: 60
+# timeout: 120
 #
 # docs/protocol.md and docs/image-format.md are enough to write a manager, a reader and a writer: those in
 # other_language/ were made from these pages alone, and here they meet the real helper. Where one of them stumbles,

@@ -407,7 +407,7 @@ static void places_that_are_refused(void **state)
 		struct put put = { { .count = 1 }, { region_entry(1, "a", MIB) } };
 		struct raw_manager m;
 
-		reach(&m, rows[i].direction, RAW_STAGE_SEALED);
+		raw_reach_own(&m, rows[i].direction, RAW_STAGE_SEALED);
 		if (rows[i].direction == SAVE)
 			raw_call(&m, DIOH_MSG_CREATE_IMAGE, &create, sizeof(create), NULL, 0);
 		else
@@ -431,7 +431,7 @@ static void places_in_layout_raw(void **state)
 	(void)state;
 	put.entries[0].image_offset = MIB;
 	put.entries[1].image_offset = 77;
-	reach(&m, SAVE, RAW_STAGE_SEALED);
+	raw_reach_own(&m, SAVE, RAW_STAGE_SEALED);
 	raw_call(&m, DIOH_MSG_CREATE_IMAGE, &create, sizeof(create), NULL, 0);
 	raw_call(&m, DIOH_MSG_PUT_TABLE, &put, sizeof(put.table) + 2 * sizeof(put.entries[0]), &reply, sizeof(reply));
 	assert_int_equal(reply.ready, 1);
@@ -463,7 +463,7 @@ static void raw_waits_for_its_header(void **state)
 
 	(void)state;
 	put.entries[0].image_offset = MIB;
-	reach(&m, SAVE, RAW_STAGE_SEALED);
+	raw_reach_own(&m, SAVE, RAW_STAGE_SEALED);
 	raw_call(&m, DIOH_MSG_CREATE_IMAGE, &create, sizeof(create), NULL, 0);
 	raw_call(&m, DIOH_MSG_PUT_TABLE, &put, sizeof(put.table) + sizeof(put.entries[0]), &reply, sizeof(reply));
 	assert_int_equal(reply.ready, 0);
@@ -498,10 +498,10 @@ static void tables_while_saving(void **state)
 	struct raw_manager m;
 
 	(void)state;
-	reach(&m, SAVE, RAW_STAGE_READY);
+	raw_reach_own(&m, SAVE, RAW_STAGE_READY);
 	expect_stream_bytes(&m, 0);
 	leave(&m, 1);
-	reach(&m, SAVE, RAW_STAGE_SAVED);
+	raw_reach_own(&m, SAVE, RAW_STAGE_SAVED);
 	expect_stream_bytes(&m, RAW_STREAM_BYTES);
 	leave(&m, 1);
 }
