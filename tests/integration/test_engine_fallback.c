@@ -76,10 +76,7 @@ static void save(const struct shortage *s)
 
 	begin(s, &m, DIOH_DIRECTION_SAVE, sources);
 	expect_sealed(s, &m);
-	for (unsigned i = 0; i < m.entry_count; i++)
-		m.entries[i].image_offset = 0; /* which is for layout raw */
-	must(dioh_create_image(m.session, &(const struct dioh_create_options){ .layout = DIOH_LAYOUT_CONTAINER,
-	                       .entries = m.entries, .entry_count = m.entry_count }, &m.created, &m.err), &m.err);
+	must(moves_create_sealed(&m), &m.err);
 	for (unsigned i = 0; i < REGIONS; i++)
 		must(moves_region(&m, i, 0), &m.err);
 	must(dioh_finish(m.session, DIOH_FINISH_DURABLE, 0, NULL, 0, &finish, &m.err), &m.err);

@@ -30,19 +30,14 @@ static char healthy[512], faulty[512]; /* helpers; faulty_engine.c */
 /* A session that has created the image, or been refused. The image's layout is the container's. */
 static int begin(struct moves *m, uint32_t flags, uint64_t bytes_1)
 {
-	struct dioh_create_options create = { .layout = DIOH_LAYOUT_CONTAINER, .entry_count = REGIONS, .flags = flags };
-
 	*m = (struct moves)MOVES(WAY_CONTAINER, fixture_path("image"));
+	m->create_flags = flags;
 	moves_add_region(m, 0, bytes[0]);
 	moves_add_region(m, 1, bytes_1);
 	moves_start(m, DIOH_DIRECTION_SAVE);
-	for (uint32_t i = 0; i < REGIONS; i++) {
-		m->entries[i].image_offset = 0;
+	for (uint32_t i = 0; i < REGIONS; i++)
 		moves_attach(m, i, memories[i], -1);
-	}
-	must_seal(m->session);
-	create.entries = m->entries;
-	return dioh_create_image(m->session, &create, &m->created, &m->err);
+	return moves_create(m);
 }
 
 static int save(struct moves *m, uint32_t region, uint64_t from, uint64_t to)

@@ -174,7 +174,7 @@ void moves_attach_stream(struct moves *m, uint32_t number, int fd)
 	close(fd);
 }
 
-int moves_create(struct moves *m)
+int moves_create_sealed(struct moves *m)
 {
 	struct dioh_msg_entry entries[MOVES_ENTRIES_MAX];
 	const struct dioh_create_options options = {
@@ -194,8 +194,13 @@ int moves_create(struct moves *m)
 		if (m->way.layout != DIOH_LAYOUT_RAW)
 			entries[i].image_offset = 0;
 	}
-	must_seal(m->session);
 	return dioh_create_image(m->session, &options, &m->created, &m->err);
+}
+
+int moves_create(struct moves *m)
+{
+	must_seal(m->session);
+	return moves_create_sealed(m);
 }
 
 int moves_open(struct moves *m, uint32_t flags)
@@ -295,6 +300,18 @@ void assert_error_is(const struct dioh_error *err, int code, uint32_t operation,
 	            err->object, err->number, (long long)err->offset, err->text);
 	print_error("expected: code %d, operation %u, object %u, number %u\n", code, operation, object, number);
 	_fail(file, line);
+}
+
+void moves_end_saved_over(struct moves *m, uint32_t transfer, int reader)
+{
+	uint8_t bytes[65536];
+
+	while (read(reader, bytes, sizeof(bytes)) > 0)
+		continue;
+	assert_int_equal(moves_wait(m, transfer), -EBADMSG);
+	moves_assert_error(m, EBADMSG, PARSE, IMAGE, 0);
+	moves_end(m, 0);
+	close(reader);
 }
 
 /* ---- whole saves and loads ---- */

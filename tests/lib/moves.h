@@ -68,6 +68,7 @@ void moves_attach(struct moves *m, uint32_t number, int memfd, int selection_fd)
 void moves_attach_stream(struct moves *m, uint32_t number, int fd);
 /* SEAL, then CREATE_IMAGE or OPEN_IMAGE. These and what follows answer 0 or the error, which is in m->err. */
 int moves_create(struct moves *m);
+int moves_create_sealed(struct moves *m); /* SEAL has been */
 int moves_open(struct moves *m, uint32_t flags);
 
 /* Transfers: begin answers the id. */
@@ -88,6 +89,9 @@ void moves_assert_alive(struct moves *m);
 	assert_error_is(&(m)->err, code, DIOH_OP_##operation, DIOH_OBJECT_##object, number, __FILE__, __LINE__)
 void assert_error_is(const struct dioh_error *err, int code, uint32_t operation, uint32_t object, uint32_t number,
                      const char *file, int line);
+
+/* Ends a load whose image was saved over: the rest of its stream is read (and `reader` closed), and its transfer says so. */
+void moves_end_saved_over(struct moves *m, uint32_t transfer, int reader);
 
 /* ---- whole saves and loads ---- */
 
