@@ -279,13 +279,19 @@ static int make_header(struct conversion *c, struct dioh_error *err)
 
 /* ---- the work ----------------------------------------------------------------------------------------------- */
 
-/* What is in IN, as one stream if it is one. */
+/* IN as layout raw: all behind its header is one stream. */
+static uint64_t stream_bytes(const struct conversion *c)
+{
+	return (uint64_t)c->in_stat.st_size - c->options->base_offset - c->header_bytes;
+}
+
+/* Of IN: what it has of pages, and its streams. */
 static uint64_t data_bytes(const struct conversion *c)
 {
 	uint64_t bytes = 0;
 
 	if (is_raw(c->from))
-		return (uint64_t)c->in_stat.st_size - c->options->base_offset - c->header_bytes;
+		return stream_bytes(c);
 	for (uint32_t i = 0; i < c->table.region_count + c->table.stream_count; i++) {
 		const struct dioh_msg_entry *entry = &c->table.entries[i];
 
@@ -306,7 +312,7 @@ static void fill_in(struct conversion *c, struct dioh_tool_session_options *in)
 	if (is_raw(c->from)) {
 		c->stream_entry = (struct dioh_msg_entry){
 			.kind = DIOH_ENTRY_STREAM, .name = "migration stream", .image_offset = c->header_bytes,
-			.bytes = (uint64_t)c->in_stat.st_size - c->options->base_offset - c->header_bytes
+			.bytes = stream_bytes(c)
 		};
 		in->header_bytes = c->header_bytes;
 		in->regions = &c->stream_entry;
@@ -345,7 +351,7 @@ static int join_files(struct conversion *c, struct dioh_error *err)
 		.out = { .buffered_fd = c->out.fd, .direct_fd = c->out.direct_fd, .directory_fd = c->out.directory_fd,
 		         .sync_fd = c->out.sync_fd, .layout = formats[c->to].layout, .header_bytes = c->out_header_bytes,
 		         .header = c->out_header, .patch = c->patch, .patch_bytes = c->patch_bytes,
-		         .keep = c->consume.place.index > 0 || c->consume.place.offset > 0 },
+		         .keep = dioh_consume_has_begun(&c->consume) },
 		.durable = c->options->consume ? dioh_consume_durable : NULL, .owner = &c->consume,
 	};
 	int r;

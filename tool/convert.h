@@ -106,6 +106,9 @@ int dioh_consume_begin(const struct dioh_tool_image *image, const struct dioh_ms
 int dioh_consume_check(const struct dioh_consume *consume, const struct dioh_tool_image_check_options *in,
                        struct dioh_error *err);
 
+/* A part of IN is in an OUT already. */
+bool dioh_consume_has_begun(const struct dioh_consume *consume);
+
 /* Is it the OUT that an earlier run's state speaks of? `fd` -1: what has the name; else that is "". */
 bool dioh_consume_is_out(const struct dioh_consume *consume, const char *path, int fd);
 

@@ -178,7 +178,7 @@ static int read_state(const struct dioh_consume *consume, struct state *ret_stat
 	return good ? 1 : refuse_state(consume, "cannot be understood", err);
 }
 
-static bool has_begun(const struct dioh_consume *consume)
+bool dioh_consume_has_begun(const struct dioh_consume *consume)
 {
 	return consume->place.index > 0 || consume->place.offset > 0;
 }
@@ -194,7 +194,7 @@ static int take_state(struct dioh_consume *consume, const struct state *state, s
 	consume->resumed = true;
 	consume->out = state->out;
 	consume->place = consume->freed = state->place;
-	consume->whole = !has_begun(consume);
+	consume->whole = !dioh_consume_has_begun(consume);
 	return 0;
 }
 
@@ -284,7 +284,7 @@ bool dioh_consume_is_out(const struct dioh_consume *consume, const char *path, i
 
 static int check_begun(const struct dioh_consume *consume, const char *out_path, int out_fd, struct dioh_error *err)
 {
-	if (has_begun(consume) && !dioh_consume_is_out(consume, out_path, out_fd))
+	if (dioh_consume_has_begun(consume) && !dioh_consume_is_out(consume, out_path, out_fd))
 		return refuse_state(consume, "says that a part of IN is in another OUT already", err);
 	return 0;
 }
