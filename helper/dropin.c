@@ -52,7 +52,10 @@ struct dropin {
 	struct dioh_worker worker;
 	pthread_barrier_t barrier;
 	struct dioh_transfer *transfer;
-	bool ended;
+	bool ended; /* what wait_for_end() waits for */
+	struct dioh_job finish_job;
+	int finish_result;
+	struct dioh_error finish_error;
 };
 
 /* ---- signals: the first one cancels ---- */
@@ -363,8 +366,9 @@ static int start_threads(struct dropin *d, struct dioh_error *err)
 	return d->worker.start_result;
 }
 
-static void wait_for_transfer(struct dropin *d)
+static void wait_for_end(struct dropin *d)
 {
+	d->ended = false;
 	while (!d->ended) {
 		struct pollfd wake = { .fd = d->mailbox.event_fd, .events = POLLIN };
 		uint64_t count;
@@ -396,7 +400,7 @@ static int move_stream(struct dropin *d, struct dioh_error *err)
 	d->transfer->completed = completed;
 	d->transfer->owner = d;
 	dioh_worker_begin(&d->worker, d->transfer);
-	wait_for_transfer(d);
+	wait_for_end(d);
 	if (!d->transfer->failed)
 		return 0;
 	if (ended_by)
@@ -459,6 +463,33 @@ static int finish(struct dropin *d, struct dioh_error *err)
 	return r;
 }
 
+static void finished(struct dioh_job *job)
+{
+	dioh_container_of(job, struct dropin, finish_job)->ended = true;
+}
+
+static void finish_there(struct dioh_job *job) /* control-I/O thread */
+{
+	struct dropin *d = dioh_container_of(job, struct dropin, finish_job);
+
+	d->finish_result = finish(d, &d->finish_error);
+	job->handle = finished;
+	dioh_mailbox_post(&d->mailbox, job);
+}
+
+/*
+ * By the thread that never had a ring: a ring that goes, a probe's or the worker's, has the kernel wake whoever made it, and
+ * what waits for a server that obeys interrupts fails then.
+ */
+static int finish_apart(struct dropin *d, struct dioh_error *err)
+{
+	d->finish_job.handle = finish_there;
+	dioh_mailbox_post(&d->control.mailbox, &d->finish_job);
+	wait_for_end(d);
+	*err = d->finish_error;
+	return d->finish_result;
+}
+
 /* ---- the life ---- */
 
 static const struct dioh_identity same = { .keep_uid = true };
@@ -507,7 +538,7 @@ static int run(struct dropin *d, struct dioh_error *err)
 	if (d->worker.running)
 		dioh_worker_stop(&d->worker);
 	if (r == 0)
-		return finish(d, err);
+		return offsets ? finish_apart(d, err) : finish(d, err);
 	if (offsets) {
 		cut_failed(d);
 		(void)restore_flags(d, NULL);

@@ -11,6 +11,8 @@
 #include "layout.h"
 #include "worker.h"
 
+struct dioh_stream_port;
+
 struct dioh_errand {
 	struct dioh_transfer *transfer; /* set by its owner */
 	struct dioh_job job;
@@ -18,6 +20,7 @@ struct dioh_errand {
 	int result; /* set by the work; negative: `error` becomes the transfer's */
 	struct dioh_error error;
 	struct dioh_image_layout *layout; /* of dioh_errand_ask_unchanged() */
+	struct dioh_stream_port *port; /* of dioh_port_ask_close() */
 };
 
 void dioh_errand_ask(struct dioh_errand *errand, void (*work)(struct dioh_job *job));

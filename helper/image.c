@@ -14,6 +14,7 @@
 #include "align.h"
 #include "cleanup.h"
 #include "clock.h"
+#include "writeback.h"
 
 #define PLACE(op, offset) DIOH_PLACE(op, IMAGE, 0, offset)
 
@@ -260,17 +261,23 @@ static int sync_fd(struct dioh_image *image, int fd, bool whole)
 	return timed(image, whole ? fsync(fd) : fdatasync(fd)) < 0 ? -errno : 0;
 }
 
-/* Who knows no fdatasync(2) says so each time; that a write was lost is told once. */
+/* That a write was lost is told once, by whatever errno: so it is asked for apart from fdatasync(2), which may not be known. */
+static int write_back(int fd)
+{
+	const unsigned all = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+
+	return dioh_writeback_known(fd) && sync_file_range(fd, 0, 0, all) < 0 ? -errno : 0;
+}
+
+/* Who knows no fdatasync(2) says so each time. (Older kernels do not wait for FUSE above: then the first time tells.) */
 int dioh_sync_if_known(int fd)
 {
-	int error;
+	int r = write_back(fd);
 
-	if (fdatasync(fd) == 0)
-		return 0;
-	error = errno;
-	if ((error == EINVAL || error == EROFS) && fdatasync(fd) < 0 && errno == error)
-		return 0;
-	return -error;
+	if (r < 0 || fdatasync(fd) == 0)
+		return r;
+	r = -errno;
+	return r == -EINVAL && fdatasync(fd) < 0 && errno == EINVAL ? 0 : r;
 }
 
 int dioh_image_sync(struct dioh_image *image, struct dioh_error *err)
@@ -287,12 +294,13 @@ int dioh_image_sync(struct dioh_image *image, struct dioh_error *err)
 
 int dioh_image_prepare_seek(struct dioh_image *image, struct dioh_error *err)
 {
-	int r = 0;
+	int r = -atomic_load(&image->sync_error);
 
-	if (image->kind == DIOH_IMAGE_REGULAR && image->server_seeks)
+	if (r == 0 && image->kind == DIOH_IMAGE_REGULAR && image->server_seeks)
 		r = timed(image, dioh_sync_if_known(image->header_fd));
-	if (r == 0)
+	if (r == 0 || r == -EROFS) /* we have written nothing */
 		return 0;
+	atomic_store(&image->sync_error, -r);
 	return dioh_error_errno(err, r, PLACE(SYNC, DIOH_OFFSET_NONE),
 	                        "image: fdatasync failed, so where it has data is not known");
 }

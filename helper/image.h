@@ -71,12 +71,15 @@ int dioh_image_resize(struct dioh_image *image, uint64_t bytes, struct dioh_erro
 int dioh_image_extend(struct dioh_image *image, uint64_t start, uint64_t end, struct dioh_error *err);
 
 /*
- * fdatasync(2), of what may have nothing to sync: a pipe, a file system that is only read. 0 there, too (EINVAL and EROFS
- * time and again); else -errno.
+ * fdatasync(2), of what may not know it: a pipe, some file systems. 0 there, too (EINVAL time and again); else -errno. Of a
+ * file that was written to EROFS is a failure: its file system has broken down.
  */
 int dioh_sync_if_known(int fd);
 
-/* Before SEEK_DATA: a server that is asked gets what others have left in our page cache. */
+/*
+ * Before SEEK_DATA: a server that is asked gets what others have left in our page cache. A failure is for good: what is
+ * lost is told once.
+ */
 int dioh_image_prepare_seek(struct dioh_image *image, struct dioh_error *err);
 
 /* lseek(2). Nobody relies on the position that it leaves. */

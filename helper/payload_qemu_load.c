@@ -24,7 +24,7 @@
 /* Holds the longest thing made at once: a chunk's pages with their headers, or the setup of few blocks. */
 #define OUT_BYTES (DIOH_CHUNK_BYTES + CHUNK_PAGES * 16 + DIOH_QEMU_CONFIGURATION_BYTES_MAX + DIOH_REGIONS_MAX * 512)
 
-enum stage { STAGE_SETUP, STAGE_PART, STAGE_PAGES, STAGE_PART_END, STAGE_TAIL, STAGE_LAST_LOOK, STAGE_END };
+enum stage { STAGE_SETUP, STAGE_PART, STAGE_PAGES, STAGE_PART_END, STAGE_TAIL, STAGE_LAST_LOOK, STAGE_CLOSE, STAGE_END };
 
 struct qemu_load {
 	struct dioh_transfer base;
@@ -311,6 +311,10 @@ static void produce(struct qemu_load *t)
 		break;
 	case STAGE_LAST_LOOK:
 		dioh_errand_ask_unchanged(&t->errand, t->params.layout);
+		t->stage = STAGE_CLOSE;
+		break;
+	case STAGE_CLOSE:
+		dioh_port_ask_close(&t->port, &t->errand);
 		t->stage = STAGE_END;
 		break;
 	case STAGE_END:

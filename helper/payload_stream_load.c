@@ -104,10 +104,13 @@ static enum dioh_step end_step(struct stream_transfer *t)
 {
 	if (t->base.outstanding > 0 || t->buffers[t->drain_next].state != BUFFER_FREE)
 		return DIOH_STEP_WAIT;
-	if (t->looked)
+	if (t->port.fd < 0)
 		return DIOH_STEP_DONE;
+	if (t->looked)
+		dioh_port_ask_close(&t->port, &t->errand);
+	else
+		dioh_errand_ask_unchanged(&t->errand, t->params.layout);
 	t->looked = true;
-	dioh_errand_ask_unchanged(&t->errand, t->params.layout);
 	return DIOH_STEP_WAIT;
 }
 

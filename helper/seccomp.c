@@ -67,7 +67,7 @@ static const struct allowed allowed[] = {
 	FOR("close", ALL, "stream_port.c", "a stream's end"),
 	IF("fcntl", ALL, 1, WHOLE, F_GETFL, "image.c, dropin.c", "heads and tails of a lone O_DIRECT descriptor"),
 	IF("fcntl", ALL, 1, WHOLE, F_SETFL, "image.c, dropin.c", "the same"),
-	FOR("sync_file_range", ALL, "writeback.c", "writing behind"),
+	FOR("sync_file_range", ALL, "writeback.c, image.c", "writing behind; whether a write was lost"),
 	FOR("fadvise64", ALL, "writeback.c, image.c", "dropping what has been moved from the page cache"),
 	/* Memory: the guest's in windows, and our own. Never executable. */
 	IF("mmap", ALL, 2, PROT_EXEC, 0, "memory.c", "windows; buffers"),

@@ -110,18 +110,45 @@ void dioh_port_abandon(struct dioh_stream_port *port)
 		dioh_worker_cancel(port->transfer->worker, port->under_way);
 }
 
-/* A file system with a server of its own (NFS, FUSE) may tell only now that it could not keep what was written. */
-void dioh_port_close(struct dioh_stream_port *port)
+static void leave_slot(struct dioh_stream_port *port)
 {
 	struct dioh_io_engine *engine = port->transfer->worker->engine;
-	const uint64_t moved = port->transfer->figures.total_bytes;
-	struct dioh_error err;
 
 	engine->ops->close_slot(engine, port->slot);
-	if (close(port->fd) == 0 || !port->write)
+}
+
+static void close_written(struct dioh_job *job) /* control-I/O thread */
+{
+	struct dioh_errand *errand = dioh_container_of(job, struct dioh_errand, job);
+	struct dioh_stream_port *port = errand->port;
+	const uint64_t moved = port->transfer->figures.total_bytes;
+
+	errand->result = 0;
+	if (close(port->fd) < 0)
+		errand->result = dioh_error_errno(&errand->error, errno, DIOH_PLACE(WRITE, STREAM, port->number, moved),
+		                                  "stream %" PRIu32 ": closing it after %" PRIu64 " bytes failed, what was "
+		                                  "written may be lost", port->number, moved);
+	port->fd = -1;
+	dioh_errand_answer(errand);
+}
+
+/*
+ * A file system with a server of its own (NFS, FUSE) may tell only now that it could not keep what was written. It may take
+ * its time, and a worker that waits for it might be woken by what its ring has to tell: a server that obeys that makes it
+ * EINTR.
+ */
+void dioh_port_ask_close(struct dioh_stream_port *port, struct dioh_errand *errand)
+{
+	leave_slot(port);
+	errand->port = port;
+	dioh_errand_ask(errand, close_written);
+}
+
+void dioh_port_close(struct dioh_stream_port *port)
+{
+	if (port->fd < 0)
 		return;
-	dioh_error_errno(&err, errno, DIOH_PLACE(WRITE, STREAM, port->number, moved),
-	                 "stream %" PRIu32 ": closing it after %" PRIu64 " bytes failed, what was written may be lost",
-	                 port->number, moved);
-	dioh_transfer_fail(port->transfer, &err);
+	leave_slot(port);
+	(void)close(port->fd); /* what was written to it is void, if anything was */
+	port->fd = -1;
 }

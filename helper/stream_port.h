@@ -6,12 +6,13 @@
 #ifndef DIOH_STREAM_PORT_H
 #define DIOH_STREAM_PORT_H
 
+#include "errand.h"
 #include "payload.h"
 
 struct dioh_stream_port {
 	struct dioh_transfer *transfer;
 	uint32_t number; /* the manager's */
-	int fd;
+	int fd; /* -1: closed */
 	unsigned slot;
 	bool write;
 	bool rests; /* now and then, so that the peer has the pipe for itself */
@@ -37,7 +38,9 @@ bool dioh_port_moved(struct dioh_stream_port *port, struct dioh_io *io);
 
 /* What waits for the peer ends soon. */
 void dioh_port_abandon(struct dioh_stream_port *port);
-/* Nothing is under way: the peer sees the end. If what was written is lost after all, the transfer has failed. */
+/* All has been written: the peer sees the end. If what was written is lost after all, that is the errand's error. */
+void dioh_port_ask_close(struct dioh_stream_port *port, struct dioh_errand *errand);
+/* The transfer is over, and nothing is under way: closes what is not closed yet. */
 void dioh_port_close(struct dioh_stream_port *port);
 
 #endif

@@ -279,6 +279,44 @@ static void a_file_that_only_grows_by_writes(void **state)
 	}
 }
 
+/* What an ext4 or a btrfs says that has stopped writing. libvirt's program takes it for a file system that is only read. */
+static void a_file_system_that_broke_down(void **state)
+{
+	struct ended ended;
+
+	(void)state;
+	fuse_file_fault(file, FUSE_FSYNC, .kind = FUSE_FAULT_ERROR, .value = EROFS);
+	for (unsigned direct = 0; direct < 2; direct++) {
+		run(fixture_helper(), true, direct, &ended);
+		assert_int_equal(ended.status, 1);
+		assert_non_null(strstr(ended.error, "Unable to sync /the/image: Read-only file system"));
+	}
+	run_into_file(fixture_helper(), &ended);
+	assert_int_equal(ended.status, 1);
+	assert_non_null(strstr(ended.error, "Unable to sync standard output: Read-only file system"));
+	fuse_file_release(file, 0);
+}
+
+/* The rings that are closed when the stream has come have the kernel wake who made them: no sync may wait there then. */
+static void a_slow_sync_that_may_be_interrupted(void **state)
+{
+	struct ended ended;
+
+	(void)state;
+	fuse_file_obey_interrupts(file, true);
+	for (unsigned direct = 0; direct < 2; direct++) {
+		fuse_file_fault(file, FUSE_FSYNC, .kind = FUSE_FAULT_LATE, .value = 400);
+		run(fixture_helper(), true, direct, &ended);
+		assert_int_equal(fuse_file_hits(file, FUSE_FSYNC), 1);
+		assert_saved(&ended);
+	}
+	run_into_file(fixture_helper(), &ended);
+	assert_string_equal(ended.error, "");
+	assert_int_equal(ended.status, 0);
+	fuse_file_release(file, 0);
+	fuse_file_obey_interrupts(file, false);
+}
+
 /* The disk is well again: nothing of the failures before is left. */
 static void works_without_faults(void **state)
 {
@@ -298,6 +336,8 @@ int main(void)
 		cmocka_unit_test(errors_end_libvirts),
 		cmocka_unit_test(output_that_is_a_file_is_synced),
 		cmocka_unit_test(a_file_that_only_grows_by_writes),
+		cmocka_unit_test(a_file_system_that_broke_down),
+		cmocka_unit_test(a_slow_sync_that_may_be_interrupted),
 		cmocka_unit_test(works_without_faults),
 	};
 
