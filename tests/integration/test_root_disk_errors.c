@@ -362,6 +362,14 @@ static int open_raw_written_to(struct moves *m, int memory, uint8_t *bytes)
 	return moves_open(m, 0);
 }
 
+static int open_raw_again(struct moves *m)
+{
+	const struct dioh_open_options options = { .layout = DIOH_LAYOUT_RAW, .entry_count = m->entry_count,
+	                                           .entries = m->entries };
+
+	return dioh_open_image(m->session, &options, &m->opened, &m->err);
+}
+
 /* The same of a raw image, in which nothing but its holes tells what is absent. Where nothing can be synced, nothing need be. */
 static void raw_image_that_its_server_has_not_seen(void **state)
 {
@@ -369,7 +377,8 @@ static void raw_image_that_its_server_has_not_seen(void **state)
 	const struct sick_engine *engine = *state;
 	struct fuse_file *file = sick_file(&options);
 	int image = must_open(fuse_file_path(file), O_RDWR), copy = must_memfd("copy", 4 * MIB, 0);
-	struct moves m = MOVES(WAY_RAW, fuse_file_path(file)), failing = m, lost = m;
+	const struct moves fresh = MOVES(WAY_RAW, fuse_file_path(file));
+	struct moves m = fresh, failing = m;
 	uint8_t *map;
 
 	m.way.engine = engine->engine;
@@ -386,12 +395,18 @@ static void raw_image_that_its_server_has_not_seen(void **state)
 	assert_int_equal(open_raw_written_to(&failing, copy, map), -EIO);
 	moves_assert_error(&failing, EIO, SYNC, IMAGE, 0);
 	moves_end(&failing, 0);
-	/* What stood there is lost, and that is told once, by a name that "cannot be synced" has, too. */
-	fuse_file_fault(file, FUSE_FSYNC, .kind = FUSE_FAULT_NONE);
-	fuse_file_fault(file, FUSE_WRITE, .kind = FUSE_FAULT_ERROR, .value = EINVAL);
-	assert_int_equal(open_raw_written_to(&lost, copy, map), -EINVAL);
-	moves_assert_error(&lost, EINVAL, SYNC, IMAGE, 0);
-	moves_end(&lost, 0);
+	/* What stood there is lost, and that is told once, by a name that "cannot be synced" has, too: for good, then. */
+	for (unsigned i = 0; i < 2; i++) {
+		struct moves lost = fresh;
+
+		fuse_file_fault(file, FUSE_FSYNC, .kind = i ? FUSE_FAULT_ERROR : FUSE_FAULT_NONE, .value = EINVAL);
+		fuse_file_fault(file, FUSE_WRITE, .kind = FUSE_FAULT_ERROR, .value = EINVAL);
+		assert_int_equal(open_raw_written_to(&lost, copy, map), -EINVAL);
+		moves_assert_error(&lost, EINVAL, SYNC, IMAGE, 0);
+		assert_int_equal(open_raw_again(&lost), -EINVAL);
+		moves_assert_error(&lost, EINVAL, SYNC, IMAGE, 0);
+		moves_end(&lost, 0);
+	}
 	munmap(map, 4 * MIB);
 	close(image);
 	close(copy);
