@@ -280,28 +280,37 @@ static int make_header(struct conversion *c, struct dioh_error *err)
 /* ---- the work ----------------------------------------------------------------------------------------------- */
 
 /* IN as layout raw: all behind its header is one stream. */
-static uint64_t stream_bytes(const struct conversion *c)
+static uint64_t raw_stream_bytes(const struct conversion *c)
 {
 	return (uint64_t)c->in_stat.st_size - c->options->base_offset - c->header_bytes;
+}
+
+static uint64_t streams_bytes(const struct conversion *c)
+{
+	uint64_t bytes = 0;
+
+	for (uint32_t i = 0; i < c->table.stream_count; i++)
+		bytes = dioh_min(bytes + c->table.entries[c->table.region_count + i].bytes, DIOH_OFFSET_MAX);
+	return bytes;
 }
 
 /* Of IN: what it has of pages, and its streams. */
 static uint64_t data_bytes(const struct conversion *c)
 {
-	uint64_t bytes = 0;
+	uint64_t bytes = streams_bytes(c);
 
 	if (is_raw(c->from))
-		return stream_bytes(c);
-	for (uint32_t i = 0; i < c->table.region_count + c->table.stream_count; i++) {
-		const struct dioh_msg_entry *entry = &c->table.entries[i];
-
-		if (entry->kind == DIOH_ENTRY_STREAM)
-			bytes += entry->bytes;
-		else if (!(entry->flags & DIOH_ENTRY_IN_STREAM))
-			bytes += entry->present_bytes;
-		bytes = dioh_min(bytes, DIOH_OFFSET_MAX);
-	}
+		return raw_stream_bytes(c);
+	for (uint32_t i = 0; i < c->table.region_count; i++)
+		if (!(c->table.entries[i].flags & DIOH_ENTRY_IN_STREAM))
+			bytes = dioh_min(bytes + c->table.entries[i].present_bytes, DIOH_OFFSET_MAX);
 	return bytes;
+}
+
+/* What OUT may well take before --consume has freed anything. */
+static uint64_t ahead_bytes(const struct conversion *c)
+{
+	return dioh_min(data_bytes(c), streams_bytes(c) + DIOH_JOIN_STEP_BYTES);
 }
 
 /* How IN is opened for its load. */
@@ -312,7 +321,7 @@ static void fill_in(struct conversion *c, struct dioh_tool_session_options *in)
 	if (is_raw(c->from)) {
 		c->stream_entry = (struct dioh_msg_entry){
 			.kind = DIOH_ENTRY_STREAM, .name = "migration stream", .image_offset = c->header_bytes,
-			.bytes = stream_bytes(c)
+			.bytes = raw_stream_bytes(c)
 		};
 		in->header_bytes = c->header_bytes;
 		in->regions = &c->stream_entry;
@@ -384,10 +393,10 @@ static int convert_to_file(struct conversion *c, struct dioh_error *err)
 	c->failed = DIOH_JOIN_OUT;
 	choose_out(c);
 	r = dioh_convert_out_prepare(&c->out, err);
+	if (r == 0)
+		r = dioh_convert_out_check_room(&c->out, data_bytes(c), ahead_bytes(c), err);
 	if (r == 0 && c->options->consume)
 		r = check_in(c, err);
-	if (r == 0)
-		r = dioh_convert_out_check_room(&c->out, data_bytes(c), err);
 	if (r == 0)
 		r = dioh_convert_out_open(&c->out, err);
 	if (r == 0 && c->options->consume)

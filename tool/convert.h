@@ -35,6 +35,9 @@ struct dioh_join_out {
 	bool keep; /* OUT is partial already, up to `place` of the options */
 };
 
+/* `durable` is called that often, and as much again may be under way then. */
+#define DIOH_JOIN_STEP_BYTES (UINT64_C(128) << 20)
+
 struct dioh_join_options {
 	const char *helper;
 	struct dioh_tool_session_options in; /* without memory and streams: the join makes these */
@@ -80,8 +83,8 @@ struct dioh_consume {
 	uint64_t identity;            /* of the image in IN: another one in the same file has another */
 	bool resumed;                 /* an earlier run left its state */
 	struct dioh_consume_file out; /* that OUT */
-	struct dioh_join_place place; /* where it came to */
-	struct dioh_join_place freed; /* what has been freed */
+	struct dioh_join_place place; /* where OUT came to, durably: as the state says */
+	struct dioh_join_place freed; /* what this run has freed. An earlier one may have been interrupted before it had */
 	bool whole;                   /* not a page of IN is gone */
 };
 
@@ -111,6 +114,12 @@ bool dioh_consume_has_begun(const struct dioh_consume *consume);
 
 /* Is it the OUT that an earlier run's state speaks of? `fd` -1: what has the name; else that is "". */
 bool dioh_consume_is_out(const struct dioh_consume *consume, const char *path, int fd);
+
+/*
+ * EINVAL: OUT has what an earlier run has freed of an image, and nobody but who goes on with that may write to it. `out_fd` -1:
+ * what has the name.
+ */
+int dioh_consume_check_other(const char *out_path, int out_fd, struct dioh_error *err);
 
 /* OUT has been opened: if a part of IN is in it already, it has to be the one that the state speaks of. */
 int dioh_consume_take_out(struct dioh_consume *consume, int out_fd, int directory_fd, struct dioh_error *err);
@@ -145,8 +154,12 @@ struct dioh_convert_out {
 /* Before anything is made: its directory, and whether what has the name may be overwritten. */
 int dioh_convert_out_prepare(struct dioh_convert_out *out, struct dioh_error *err);
 
-/* ENOSPC: a file is to be overwritten, and so many bytes plainly do not fit, even in its place. */
-int dioh_convert_out_check_room(const struct dioh_convert_out *out, uint64_t needed, struct dioh_error *err);
+/*
+ * ENOSPC: a file is to be overwritten, or IN to be freed, and `data_bytes` plainly do not fit, even in its place. Where IN's
+ * pages give room to OUT only `ahead_bytes` need fit, which come before anything is freed.
+ */
+int dioh_convert_out_check_room(const struct dioh_convert_out *out, uint64_t data_bytes, uint64_t ahead_bytes,
+                                struct dioh_error *err);
 
 int dioh_convert_out_open(struct dioh_convert_out *out, struct dioh_error *err);
 

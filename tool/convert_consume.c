@@ -193,7 +193,7 @@ static int take_state(struct dioh_consume *consume, const struct state *state, s
 		                    err);
 	consume->resumed = true;
 	consume->out = state->out;
-	consume->place = consume->freed = state->place;
+	consume->place = state->place;
 	consume->whole = !dioh_consume_has_begun(consume);
 	return 0;
 }
@@ -282,6 +282,23 @@ bool dioh_consume_is_out(const struct dioh_consume *consume, const char *path, i
 	return consume->resumed && is_file(&consume->out, path, fd);
 }
 
+/* Nobody else than that conversion may write to it: what was freed of its IN is nowhere else. */
+int dioh_consume_check_other(const char *out_path, int out_fd, struct dioh_error *err)
+{
+	struct dioh_consume consume = { .in_fd = -1 };
+	struct state state;
+	int r = name_state(&consume, out_path, err);
+
+	if (r < 0) /* then none can have that name either */
+		return 0;
+	r = read_state(&consume, &state, err);
+	if (r <= 0 || (state.place.index == 0 && state.place.offset == 0) ||
+	    !is_file(&state.out, out_fd >= 0 ? "" : out_path, out_fd))
+		return r < 0 ? r : 0;
+	return refuse_state(&consume, "says that what it has freed of an image is here: go on with --consume, or remove that file to "
+	                              "give that image up", err);
+}
+
 static int check_begun(const struct dioh_consume *consume, const char *out_path, int out_fd, struct dioh_error *err)
 {
 	if (dioh_consume_has_begun(consume) && !dioh_consume_is_out(consume, out_path, out_fd))
@@ -333,7 +350,10 @@ int dioh_consume_check(const struct dioh_consume *consume, const struct dioh_too
 		dioh_tool_check_free(&check);
 		free(table.entries);
 	}
-	return r == 0 ? 0 : dioh_tool_error_set(err, why.code, "%.220s: nothing of it was freed", why.text);
+	if (r == 0)
+		return 0;
+	return dioh_tool_error_set(err, why.code, "%.200s: this run has freed nothing of it%s", why.text,
+	                           why.code == EBADMSG ? " (if an earlier one into another OUT has, go on with that)" : "");
 }
 
 /* Before OUT is touched there is a state, so that a new run knows whose a partial OUT is. */
@@ -377,6 +397,8 @@ int dioh_consume_durable(void *owner, const struct dioh_msg_entry *regions, cons
 	struct dioh_consume *consume = owner;
 	int r = write_state(consume, place, false, err);
 
+	if (r == 0)
+		consume->place = *place;
 	while (r == 0 && !is_reached(&consume->freed, place)) {
 		const bool last = consume->freed.index == place->index;
 		const struct dioh_msg_entry *region = &regions[consume->freed.index];
@@ -418,7 +440,7 @@ static int finish(const struct dioh_consume *consume, struct dioh_error *err)
 
 int dioh_consume_end(struct dioh_consume *consume, struct dioh_error *err)
 {
-	int r = write_state(consume, &consume->freed, true, err);
+	int r = write_state(consume, &consume->place, true, err);
 
 	return r != 0 ? r : finish(consume, err);
 }

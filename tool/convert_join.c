@@ -25,7 +25,6 @@
 #define PIPE_BYTES (1 << 20)
 #define WINDOWS 4u
 #define WINDOW_BYTES (UINT64_C(32) << 20)
-#define DURABLE_EVERY_BYTES (UINT64_C(128) << 20) /* how much more room than IN alone the two take */
 #define POLL_MS 500        /* the bar moves even if nothing happens */
 #define OTHER_SIDE_MS 5000 /* for the other side to say what this one's failure comes of */
 
@@ -345,7 +344,7 @@ static int make_durable(struct join *join, struct dioh_error *err)
 	for (unsigned i = 0; i < WINDOWS; i++)
 		if (join->windows[i].state != WINDOW_FREE && is_before(&join->windows[i].place, &place))
 			place = join->windows[i].place;
-	if (!join->options->durable || distance(join, &join->synced, &place) < DURABLE_EVERY_BYTES)
+	if (!join->options->durable || distance(join, &join->synced, &place) < DIOH_JOIN_STEP_BYTES)
 		return 0;
 	/*
 	 * Bitmaps and checksums of what has been completed are in the page cache, pages on the disk or in its cache. The kernel

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "cleanup.h"
@@ -37,6 +38,7 @@ static int name_out(struct dioh_convert_out *out, struct dioh_error *err)
 static int check_file(const struct dioh_convert_out *out, const char *path, int fd, struct dioh_error *err)
 {
 	struct stat st;
+	int r;
 
 	if ((fd >= 0 ? fstat(fd, &st) : stat(path, &st)) != 0)
 		return dioh_tool_error_set(err, errno, "fstat failed: %s", strerror(errno));
@@ -46,10 +48,11 @@ static int check_file(const struct dioh_convert_out *out, const char *path, int 
 		return dioh_tool_error_set(err, EINVAL, "is IN itself");
 	if (S_ISBLK(st.st_mode) && out->is_stream)
 		return dioh_tool_error_set(err, EINVAL, "is a device: nothing would say where a stream on it ends");
-	if (!out->force && (!S_ISREG(st.st_mode) || st.st_size > 0) &&
+	r = out->consume ? 0 : dioh_consume_check_other(out->name, fd, err);
+	if (r == 0 && !out->force && (!S_ISREG(st.st_mode) || st.st_size > 0) &&
 	    !(out->consume && dioh_consume_is_out(out->consume, path, fd)))
 		return dioh_tool_error_set(err, EEXIST, "exists; --force overwrites it");
-	return 0;
+	return r;
 }
 
 /* What cannot be opened for reading is refused for other reasons, or nobody's disk. */
@@ -83,26 +86,53 @@ int dioh_convert_out_prepare(struct dioh_convert_out *out, struct dioh_error *er
 	return r == 0 ? check_name(out, err) : r;
 }
 
-/*
- * An OUT that is overwritten is lost with the first byte. What the new one takes nobody knows before it is there (a file
- * system may compress, a stream may bring a page twice): so the room is looked at only if there is something to lose.
- */
-int dioh_convert_out_check_room(const struct dioh_convert_out *out, uint64_t needed, struct dioh_error *err)
+/* Is IN's room OUT's? Subvolumes of one btrfs, which have numbers of their own, have as much left as each other. */
+static bool shares_room(const struct dioh_convert_out *out, int fd)
 {
-	DIOH_AUTO_FD int fd = open(out->name, O_PATH | O_CLOEXEC);
-	char needed_text[DIOH_TOOL_SIZE_BYTES], room_text[DIOH_TOOL_SIZE_BYTES];
+	struct statvfs mine, other;
 	struct stat st;
-	uint64_t room;
 
-	if (out->is_stream || out->consume || fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size == 0)
-		return 0;
-	room = dioh_tool_file_room(fd);
-	if (needed <= room)
+	if (fstat(fd, &st) != 0 || st.st_dev == out->in->st_dev)
+		return true;
+	return fstatvfs(fd, &mine) != 0 || fstatvfs(out->consume->in_fd, &other) != 0 ||
+	       (mine.f_blocks == other.f_blocks && mine.f_bfree == other.f_bfree && mine.f_frsize == other.f_frsize);
+}
+
+/* An OUT that is overwritten is lost with the first byte, and so is an IN with the first that is freed. */
+static bool can_lose(const struct dioh_convert_out *out, int fd)
+{
+	struct stat st;
+
+	if (out->is_stream || (out->consume && dioh_consume_has_begun(out->consume)))
+		return false;
+	if (fd < 0 || fstat(fd, &st) != 0)
+		return out->consume;
+	return S_ISREG(st.st_mode) && (out->consume || st.st_size > 0);
+}
+
+/*
+ * What OUT takes nobody knows before it is there (a file system may compress, a stream may bring a page twice): so the room
+ * is looked at only if there is something to lose.
+ */
+int dioh_convert_out_check_room(const struct dioh_convert_out *out, uint64_t data_bytes, uint64_t ahead_bytes,
+                                struct dioh_error *err)
+{
+	DIOH_AUTO_FD int mine = open(out->name, O_PATH | O_CLOEXEC);
+	const int fd = mine >= 0 ? mine : out->directory_fd;
+	const bool ahead = out->consume && shares_room(out, fd);
+	const uint64_t needed = ahead ? ahead_bytes : data_bytes, room = dioh_tool_file_room(fd);
+	char needed_text[DIOH_TOOL_SIZE_BYTES], room_text[DIOH_TOOL_SIZE_BYTES];
+
+	if (!can_lose(out, mine) || needed <= room)
 		return 0;
 	dioh_tool_format_size(needed, needed_text);
 	dioh_tool_format_size(room, room_text);
-	return dioh_tool_error_set(err, ENOSPC, "IN has %s of data, and there is room for %s: nothing was written. Whoever does "
-	                           "not want this OUT any more removes it first", needed_text, room_text);
+	if (ahead)
+		return dioh_tool_error_set(err, ENOSPC, "%s come before anything of IN is freed, and there is room for %s: nothing was "
+		                           "written, and nothing freed", needed_text, room_text);
+	return dioh_tool_error_set(err, ENOSPC, "IN has %s of data, and there is room for %s: nothing was written%s", needed_text,
+	                           room_text, out->consume ? ", and nothing freed, which would give no room here" :
+	                           ". Whoever does not want this OUT any more removes it first");
 }
 
 static int open_partial(struct dioh_convert_out *out, struct dioh_error *err)

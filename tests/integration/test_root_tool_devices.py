@@ -18,6 +18,7 @@ sys.path[:0] = [os.path.join(HERE, "other_language"), HERE]
 
 import dropin  # noqa: E402 (the path had to be set first)
 import qemu_stream  # noqa: E402
+import test_tool_convert as big_images  # noqa: E402
 from dropin import MIB  # noqa: E402
 
 TOOL = os.path.abspath(os.environ.get("DIOHELPER_TOOL") or os.path.join(dropin.HERE, "../../build/diohelper-tool"))
@@ -105,11 +106,13 @@ class Full(unittest.TestCase):
         self.addCleanup(self.temporary.cleanup)
         self.small = os.path.join(self.temporary.name, "small")
         os.mkdir(self.small)
-        made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4M", "tmpfs", self.small], capture_output=True, text=True,
-                              check=False)
+
+    def mount(self, mib):
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}M", "tmpfs", self.small], capture_output=True,
+                              text=True, check=False)
         if made.returncode != 0:
             self.skipTest("no tmpfs can be mounted here: " + made.stderr.strip())
-        self.addCleanup(subprocess.run, ["umount", self.small], check=False)
+        self.addCleanup(subprocess.run, ["umount", self.small], check=True)
 
     def convert(self, *arguments):
         return subprocess.run([TOOL, "convert", *arguments], stdin=subprocess.DEVNULL, timeout=60, capture_output=True,
@@ -117,6 +120,7 @@ class Full(unittest.TestCase):
 
     def test_overwritten(self):
         """IN's 3 MiB fit into what is free with what OUT gives back, or nothing is written."""
+        self.mount(4)
         runs = {page: b"%4096d" % page for page in range(4096) if page // 128 % 6 == 0}
         block = qemu_stream.Block("pc.ram", 16 * MIB, runs, 0)
         stream, image, out = (os.path.join(*name) for name in ((self.temporary.name, "stream"), (self.temporary.name, "image"),
@@ -136,7 +140,52 @@ class Full(unittest.TestCase):
         done = self.convert("--force", "--to", "container", image, out)
         self.assertEqual(done.returncode, 0, done.stderr)
 
+    def consume(self, image, out, words=None):
+        """With `words` it fails, says them, and leaves all as it is."""
+        def found():
+            names = sorted(os.listdir(self.small))
+            return names, [big_images.read(os.path.join(self.small, name)) for name in names if name != "in"], \
+                os.stat(image).st_mtime_ns, os.stat(image).st_blocks
+        before = found()
+        done = self.convert("--consume", "--force", "--to", "container", image, out)
+        self.assertEqual(done.returncode, 1 if words else 0, done.stderr)
+        if words:
+            self.assertRegex(done.stderr, words)
+            self.assertEqual(found(), before)
 
-if __name__ == "__main__":
+    def test_consumed_elsewhere(self):
+        """Freeing IN gives no room on another file system: what does not fit there is not begun."""
+        self.mount(200)
+        image, out = os.path.join(self.temporary.name, "in"), os.path.join(self.small, "out")
+        os.close(big_images.make_big(image))
+        for old in (None, b"old" * 1000):
+            if old:
+                dropin.put(out, old)
+            self.consume(image, out, r"out: IN has 32[0-9]\.[0-9] MiB of data, and there is room for (200\.0|199\.[0-9]) MiB: "
+                                     "nothing was written, and nothing freed")
+
+    def test_consumed_in_its_room(self):
+        """IN and OUT together do not fit; some 200 MiB beside IN do."""
+        image, copy = os.path.join(self.temporary.name, "in"), os.path.join(self.small, "in")
+        memory = big_images.make_big(image)
+        self.mount(440)
+        subprocess.run(["cp", "--sparse=always", image, copy], check=True)
+        self.consume(copy, os.path.join(self.small, "out"),
+                     r"13[0-9]\.[0-9] MiB come before anything of IN is freed, and there is room for 11")
+        subprocess.run(["mount", "-o", "remount,size=540M", self.small], check=True)
+        self.consume(copy, os.path.join(self.small, "out"))
+        big_images.is_big(os.path.join(self.small, "out"), memory)
+        os.close(memory)
+
+
+def main():
+    if os.environ.get("TOOL_DEVICES_NAMESPACE") != "1":
+        # Mounts in a namespace of their own go with us, however we end.
+        os.execvpe("unshare", ["unshare", "-m", sys.executable, os.path.abspath(__file__), *sys.argv[1:]],
+                   {**os.environ, "TOOL_DEVICES_NAMESPACE": "1"})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the device is given back
     unittest.main(verbosity=2)
+
+
+if __name__ == "__main__":
+    main()

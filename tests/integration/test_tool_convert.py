@@ -515,7 +515,7 @@ def test_consume_damaged(path):
         for place in places:
             flip(path, place)
         before = stamp(path), allocated(path)
-        has(convert(1, *arguments), f"{path}: region 7 \"pc.ram\": ", words, "nothing of it was freed")
+        has(convert(1, *arguments), f"{path}: region 7 \"pc.ram\": ", words, "this run has freed nothing of it")
         check_equal((stamp(path), allocated(path)), before, "IN")
         check_equal([name for name in os.listdir(os.path.dirname(path)) if name.startswith(os.path.basename(out))], [],
                     "what is left")
@@ -579,6 +579,46 @@ def test_consume_elsewhere(path):
     os.rename(path + ".copy", path)
     convert(0, "--consume", "--to", "container", path, out)
     is_big(out, memory)
+    os.close(memory)
+
+
+def test_consume_guards_out(path):
+    """What was freed of IN is in OUT alone: nobody else overwrites that, nor is IN taken for damaged without a word."""
+    memory = make_big(path)
+    out, other = path + ".out", path + ".other"
+    state, size = interrupted(path, out), allocated(path)
+    images.Saved(other)
+    kept = stamp(out)
+    for arguments in (("--to", "container", path), ("--force", "--to", "container", path), ("--force", "--to", "stream", path),
+                      ("--force", "--to", "mapped-ram", other), ("--to", "stream", other)):
+        has(convert(1, *arguments, out), f"{out}: {out}.consume, which an earlier --consume has left, says that what it has")
+    has(convert(1, "--consume", "--force", "--to", "container", other, out), "is of another IN")
+    has(convert(1, "--consume", "--to", "container", path, other + ".out"), "this run has freed nothing of it",
+        "if an earlier one into another OUT has")
+    check_equal((stamp(out), json.loads(read(out + ".consume")), allocated(path)), (kept, state, size), "OUT, state and IN")
+    check_equal([name for name in os.listdir(os.path.dirname(path)) if name.startswith(os.path.basename(other) + ".out")], [],
+                "what is left")
+    convert(0, "--consume", "--to", "container", path, out)
+    convert(0, "--force", "--to", "container", other, other + ".out")
+    is_big(out, memory)
+    os.rename(out, out + ".moved")
+    write(out, b"not what the state speaks of")
+    write(out + ".consume", json.dumps(state).encode())
+    convert(0, "--force", "--to", "container", other, out)
+    os.close(memory)
+
+
+def test_consume_frees_again(path):
+    """Holes that an interrupted run did not come to make, or that a power cut has undone, are made by the next one."""
+    memory = make_big(path)
+    out, place = path + ".out", inspect(path)[0]["regions"][0]["image_offset"]
+    check(interrupted(path, out)["offset"] >= 16 * MIB, "so much was freed")
+    fd = os.open(path, os.O_RDWR)
+    os.pwrite(fd, b"x" * 16 * MIB, place)
+    convert(0, "--consume", "--to", "container", path, out)
+    check_equal(os.pread(fd, 16 * MIB, place), bytes(16 * MIB), "what had been freed before")
+    is_big(out, memory)
+    os.close(fd)
     os.close(memory)
 
 
@@ -676,7 +716,8 @@ TESTS = (test_streams, test_qemus_own, test_container, test_headers, test_stdout
          test_state_is_not_qemus, test_no_room, test_no_room_to_overwrite,
          test_file_size_limit, test_consume, test_consume_killed, test_consume_state,
          test_consume_damaged, test_consume_fails_early, test_consume_refused, test_consume_another_save,
-         test_consume_elsewhere, test_consume_end, test_consume_needs, test_map, test_map_of_a_large_region)
+         test_consume_elsewhere, test_consume_guards_out, test_consume_frees_again, test_consume_end, test_consume_needs,
+         test_map, test_map_of_a_large_region)
 
 
 if __name__ == "__main__":
