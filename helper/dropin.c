@@ -52,8 +52,9 @@ struct dropin {
 	struct dioh_worker worker;
 	pthread_barrier_t barrier;
 	struct dioh_transfer *transfer;
-	bool ended; /* what wait_for_end() waits for */
+	bool ended; /* the transfer */
 	struct dioh_job finish_job;
+	bool finished;
 	int finish_result;
 	struct dioh_error finish_error;
 };
@@ -86,9 +87,10 @@ static void end_at_once(int signal_number)
 	_exit(EXIT_FAILURE);
 }
 
+static const int signals[] = { SIGTERM, SIGINT, SIGHUP };
+
 static void catch_signals(struct dropin *d, bool plainly)
 {
-	static const int signals[] = { SIGTERM, SIGINT, SIGHUP };
 	struct sigaction action = { .sa_handler = plainly ? end_at_once : on_signal };
 
 	plain = d;
@@ -352,12 +354,19 @@ static int open_threads(struct dropin *d, struct dioh_error *err)
 
 static int start_threads(struct dropin *d, struct dioh_error *err)
 {
+	sigset_t ours, before;
 	int r;
 
+	sigemptyset(&ours);
+	for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
+		sigaddset(&ours, signals[i]);
 	pthread_barrier_init(&d->barrier, NULL, 3);
+	/* The main thread's alone: a sync may be one that a signal ends. */
+	(void)pthread_sigmask(SIG_BLOCK, &ours, &before);
 	r = dioh_control_start(&d->control, &d->barrier, err);
 	if (r == 0)
 		r = dioh_worker_start(&d->worker, &d->barrier, err);
+	(void)pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (r < 0)
 		return r;
 	pthread_barrier_wait(&d->barrier);
@@ -366,16 +375,20 @@ static int start_threads(struct dropin *d, struct dioh_error *err)
 	return d->worker.start_result;
 }
 
-static void wait_for_end(struct dropin *d)
+static void wait_for_mail(struct dropin *d)
 {
-	d->ended = false;
-	while (!d->ended) {
-		struct pollfd wake = { .fd = d->mailbox.event_fd, .events = POLLIN };
-		uint64_t count;
+	struct pollfd wake = { .fd = d->mailbox.event_fd, .events = POLLIN };
+	uint64_t count;
 
-		if (poll(&wake, 1, -1) > 0)
-			(void)!read(d->mailbox.event_fd, &count, sizeof(count));
-		dioh_mailbox_handle(&d->mailbox);
+	if (poll(&wake, 1, -1) > 0)
+		(void)!read(d->mailbox.event_fd, &count, sizeof(count));
+	dioh_mailbox_handle(&d->mailbox);
+}
+
+static void wait_for_transfer(struct dropin *d)
+{
+	while (!d->ended) {
+		wait_for_mail(d);
 		if (ended_by && !atomic_exchange(&d->transfer->cancel, true))
 			dioh_mailbox_wake(&d->worker.mailbox);
 	}
@@ -400,7 +413,7 @@ static int move_stream(struct dropin *d, struct dioh_error *err)
 	d->transfer->completed = completed;
 	d->transfer->owner = d;
 	dioh_worker_begin(&d->worker, d->transfer);
-	wait_for_end(d);
+	wait_for_transfer(d);
 	if (!d->transfer->failed)
 		return 0;
 	if (ended_by)
@@ -465,7 +478,7 @@ static int finish(struct dropin *d, struct dioh_error *err)
 
 static void finished(struct dioh_job *job)
 {
-	dioh_container_of(job, struct dropin, finish_job)->ended = true;
+	dioh_container_of(job, struct dropin, finish_job)->finished = true;
 }
 
 static void finish_there(struct dioh_job *job) /* control-I/O thread */
@@ -485,7 +498,8 @@ static int finish_apart(struct dropin *d, struct dioh_error *err)
 {
 	d->finish_job.handle = finish_there;
 	dioh_mailbox_post(&d->control.mailbox, &d->finish_job);
-	wait_for_end(d);
+	while (!d->finished) /* all has come: a signal is too late */
+		wait_for_mail(d);
 	*err = d->finish_error;
 	return d->finish_result;
 }

@@ -272,12 +272,18 @@ static void uring_cancel(struct dioh_io_engine *base, struct dioh_io *io)
 static void uring_close_slot(struct dioh_io_engine *base, unsigned slot)
 {
 	struct uring_engine *engine = (struct uring_engine *)base;
+	const uint64_t one = 1;
 	int none = -1;
 	int flags = engine->blocked[slot] ? fcntl(engine->fds[slot], F_GETFL) : -1;
 
 	if (flags >= 0)
 		(void)fcntl(engine->fds[slot], F_SETFL, flags | O_NONBLOCK);
 	(void)io_uring_register_files_update(&engine->ring, slot, &none, 1);
+	/*
+	 * Before Linux 6.13 a file stays open until every request of the ring has ended that is older than its removal. One is
+	 * always under way: it ends and is made anew. (https://github.com/axboe/liburing/issues/1192)
+	 */
+	(void)!write(engine->fds[DIOH_SLOT_WAKE], &one, sizeof(one));
 }
 
 static void uring_close(struct dioh_io_engine *base)

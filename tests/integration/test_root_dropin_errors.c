@@ -99,18 +99,12 @@ static void drain(int fd)
 		continue;
 }
 
-static void run(const char *program, bool save, bool direct, struct ended *ret)
+static void end(int pid, int error, struct ended *ret)
 {
-	int stream, error, status;
-	int pid = start(program, save, direct, &stream, &error);
 	size_t length = 0;
+	int status;
 	ssize_t n;
 
-	if (save)
-		feed(stream);
-	else
-		drain(stream);
-	close(stream);
 	while ((n = read(error, ret->error + length, sizeof(ret->error) - 1 - length)) > 0)
 		length += (size_t)n;
 	ret->error[length] = '\0';
@@ -118,6 +112,19 @@ static void run(const char *program, bool save, bool direct, struct ended *ret)
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	assert_true(WIFEXITED(status));
 	ret->status = WEXITSTATUS(status);
+}
+
+static void run(const char *program, bool save, bool direct, struct ended *ret)
+{
+	int stream, error;
+	int pid = start(program, save, direct, &stream, &error);
+
+	if (save)
+		feed(stream);
+	else
+		drain(stream);
+	close(stream);
+	end(pid, error, ret);
 }
 
 /* ---- the table ---- */
@@ -297,6 +304,33 @@ static void a_file_system_that_broke_down(void **state)
 	fuse_file_release(file, 0);
 }
 
+/* All has come and is being synced: whoever wants it to end is too late, and nothing is lost. */
+static void a_signal_while_it_syncs(void **state)
+{
+	static const int signals[] = { SIGTERM, SIGINT, SIGHUP };
+
+	(void)state;
+	for (unsigned i = 0; i < 2 * sizeof(signals) / sizeof(signals[0]); i++) {
+		int stream, error, pid = start(fixture_helper(), true, i % 2, &stream, &error);
+		struct ended ended;
+
+		fuse_file_obey_interrupts(file, true);
+		fuse_file_fault(file, FUSE_FSYNC, .kind = FUSE_FAULT_HOLD);
+		feed(stream);
+		close(stream);
+		while (fuse_file_held(file) == 0)
+			usleep(1000);
+		for (unsigned k = 0; k < 3; k++) {
+			kill(pid, signals[i / 2]);
+			usleep(10000);
+		}
+		fuse_file_release(file, 0);
+		end(pid, error, &ended);
+		assert_saved(&ended);
+		fuse_file_obey_interrupts(file, false);
+	}
+}
+
 /* The rings that are closed when the stream has come have the kernel wake who made them: no sync may wait there then. */
 static void a_slow_sync_that_may_be_interrupted(void **state)
 {
@@ -338,6 +372,7 @@ int main(void)
 		cmocka_unit_test(a_file_that_only_grows_by_writes),
 		cmocka_unit_test(a_file_system_that_broke_down),
 		cmocka_unit_test(a_slow_sync_that_may_be_interrupted),
+		cmocka_unit_test(a_signal_while_it_syncs),
 		cmocka_unit_test(works_without_faults),
 	};
 
