@@ -14,6 +14,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -58,6 +59,19 @@ static int open_direct(struct hv_image *image, const char *path, int access_mode
 	return 0;
 }
 
+/*
+ * Goes to the helper with the descriptor, and lasts as long: when a save was given up because the disk does not answer, what its
+ * helper has under way may still come, and nobody else may write there before.
+ */
+static int claim(const struct hv_image *image, const char *path, struct dioh_error *err)
+{
+	/* A file system without locks goes without. */
+	if (flock(image->buffered_fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK)
+		return 0;
+	return hv_fail(err, EBUSY, "%s: it is being written to, perhaps by the helper of a save that was given up and whose disk does "
+	               "not answer", path);
+}
+
 int hv_image_open_for_save(struct hv_image *image, const char *path, struct dioh_error *err)
 {
 	const int flags = O_RDWR | O_CLOEXEC | O_NOCTTY;
@@ -69,10 +83,11 @@ int hv_image_open_for_save(struct hv_image *image, const char *path, struct dioh
 	image->buffered_fd = openat(image->directory_fd, image->name, flags | O_CREAT | O_EXCL, 0600);
 	image->created = image->buffered_fd >= 0;
 	if (image->buffered_fd < 0 && errno == EEXIST)
-		image->buffered_fd = openat(image->directory_fd, image->name, flags);
+		image->buffered_fd = openat(image->directory_fd, image->name, flags | O_EXCL); /* a device: EBUSY as below */
 	if (image->buffered_fd < 0)
 		return hv_fail(err, errno, "%s: it cannot be opened for writing: %m", path);
-	return open_direct(image, path, O_RDWR, err);
+	rc = claim(image, path, err);
+	return rc ? rc : open_direct(image, path, O_RDWR, err);
 }
 
 int hv_image_open_for_load(struct hv_image *image, const char *path, struct dioh_error *err)

@@ -4,7 +4,8 @@
  * alone. See vm.h.
  *
  * With the capability x-ignore-shared QEMU lists memory that is shared with others by name, length and address, and
- * neither sends nor reads it: some hundred kilobytes remain.
+ * neither sends nor reads it: some hundred kilobytes remain. QEMU keeps a capability until somebody takes it back: whoever
+ * migrates or saves this guest next, in another way, would get no memory either. So it is off again before the guest runs.
  */
 #include <errno.h>
 #include <poll.h>
@@ -17,9 +18,10 @@
 #define ABANDON_TIMEOUT_MS 5000
 #define ABANDON_POLL_MS 10
 
-static int ignore_shared_memory(struct hv_vm *vm, struct dioh_error *err)
+static int ignore_shared_memory(struct hv_vm *vm, bool ignore, struct dioh_error *err)
 {
-	json_t *arguments = json_pack("{s:[{s:s, s:b}]}", "capabilities", "capability", "x-ignore-shared", "state", 1);
+	json_t *arguments = json_pack("{s:[{s:s, s:b}]}", "capabilities", "capability", "x-ignore-shared", "state",
+	                              (int)ignore);
 
 	return hv_qmp_command(&vm->qmp, "migrate-set-capabilities", arguments, NULL, err);
 }
@@ -38,7 +40,7 @@ static int migrate(struct hv_vm *vm, const char *command, int fd, struct dioh_er
 
 	(void)snprintf(name, sizeof(name), "state-%u", ++vm->saves);
 	(void)snprintf(address, sizeof(address), "fd:%s", name);
-	rc = ignore_shared_memory(vm, err);
+	rc = ignore_shared_memory(vm, true, err);
 	if (rc == 0)
 		rc = hv_qmp_give_fd(&vm->qmp, name, fd, err);
 	if (rc)
@@ -112,6 +114,11 @@ static bool migrating(struct hv_vm *vm, struct dioh_error *err)
 	return yes;
 }
 
+int hv_migrate_end(struct hv_vm *vm, struct dioh_error *err)
+{
+	return ignore_shared_memory(vm, false, err);
+}
+
 int hv_migrate_abandon(struct hv_vm *vm, struct dioh_error *err)
 {
 	int64_t deadline_ms = hv_now_ms() + ABANDON_TIMEOUT_MS;
@@ -119,5 +126,5 @@ int hv_migrate_abandon(struct hv_vm *vm, struct dioh_error *err)
 
 	while (rc == 0 && migrating(vm, err) && hv_now_ms() < deadline_ms)
 		(void)poll(NULL, 0, ABANDON_POLL_MS);
-	return rc;
+	return rc ? rc : hv_migrate_end(vm, err);
 }

@@ -139,7 +139,8 @@ static int load_state(struct restore *restore, struct dioh_error *err)
 	}
 	if (rc < 0)
 		return hv_helper_blame(helper, rc, err);
-	return hv_helper_wait(helper, &helper->state, err);
+	rc = hv_migrate_end(restore->vm, err);
+	return rc ? rc : hv_helper_wait(helper, &helper->state, err);
 }
 
 static int run_steps(struct restore *restore, const char *path, const struct hv_vm_options *vm_options,

@@ -158,6 +158,9 @@ static int save_state(struct save *save, struct dioh_error *err)
 	}
 	if (rc < 0)
 		return ask_qemu(save, hv_helper_blame(helper, rc, err), err);
+	rc = hv_migrate_end(save->vm, err);
+	if (rc)
+		return rc;
 	save->migrating = false;
 	return hv_helper_wait(helper, &helper->state, err);
 }
@@ -181,12 +184,11 @@ static int cancel_finish(struct save *save, struct dioh_error *err)
 {
 	struct hv_helper *helper = &save->helper;
 	int64_t deadline_ms = hv_now_ms() + FINISH_CANCEL_MS;
-	int rc;
+	int rc = 0;
 
 	helper->cancel = NULL;
-	rc = dioh_cancel(helper->session, helper->finish.id, NULL, err);
-	if (rc == -ENOENT) /* it has just ended */
-		rc = 0;
+	/* Whatever comes of that: the finish may have ended just before, and the helper with it. Its event is there then. */
+	(void)dioh_cancel(helper->session, helper->finish.id, NULL, err);
 	while (rc == 0 && !helper->finish.completed && hv_now_ms() < deadline_ms)
 		rc = hv_helper_turn(helper, FINISH_CANCEL_MS, err);
 	if (rc == 0 && !helper->finish.completed)

@@ -79,7 +79,10 @@ int hv_migrate_load_file(struct hv_vm *vm, const char *path, uint64_t offset, st
 /* 1: it is completed. 0: not yet. -EREMOTEIO: it has failed, QEMU's reason in `err`. */
 int hv_migrate_status(struct hv_vm *vm, struct dioh_error *err);
 
-/* Ends a sending that may be under way, and waits until the guest may run again. */
+/* It is completed: QEMU's next migration is to have the memory in it, unless it is one of these. */
+int hv_migrate_end(struct hv_vm *vm, struct dioh_error *err);
+
+/* Ends a sending that may be under way, and waits until the guest may run again. As above then. */
 int hv_migrate_abandon(struct hv_vm *vm, struct dioh_error *err);
 
 #endif

@@ -311,7 +311,8 @@ int dioh_finish(struct dioh_session *session, uint32_t mode, uint64_t patch_offs
 
 /*
  * `transfer` 0: all. `ret_in_flight` (may be NULL): I/Os still under way; DIOH_EVENT_COMPLETE comes when there are none.
- * -ENOENT: no such transfer runs. It may just have ended, and its event not been taken: that is no failure.
+ * -ENOENT: no such transfer runs. It may just have ended, and its event not been taken: that is no failure. Nor need -EPIPE
+ * be one of a finish, with which the session ends: dioh_poll() has its event, if it came.
  */
 int dioh_cancel(struct dioh_session *session, uint32_t transfer, uint32_t *ret_in_flight, struct dioh_error *err);
 

@@ -62,8 +62,13 @@ def monitor(command, fd=None, **arguments):
     return answer["return"]
 
 
+def ignore_shared(ignore):
+    """As long as it is set no other save of the domain has its memory in it either."""
+    monitor("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": ignore}])
+
+
 def send_state(fd):
-    monitor("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
+    ignore_shared(True)
     monitor("getfd", fd=fd, fdname="state")
     monitor("migrate", uri="fd:state")
     os.close(fd)
@@ -74,6 +79,7 @@ def wait_sent():
         if status in ("failed", "cancelled"):
             raise RuntimeError(f"the migration has {status}")
         time.sleep(0.05)
+    ignore_shared(False)
 
 
 def compose(image, memory_path, xml_path):

@@ -25,18 +25,36 @@ is_complete() { # FILE FORMAT-NUMBER
 	[ "$(od -An -tu4 -j 28 -N 4 "$1" | tr -d ' ')" = "$2" ] || fail "$1 is not of the format $2"
 }
 
-compose() {
+compose_into() { # FILE
 	local memory
 
 	memory=$(find $memory_dir -name pc.ram)
 	[ -n "$memory" ] || fail 'the memory of the domain is not where it should be'
 	lv suspend witness
-	log_is_kept
 	lv dumpxml --migratable --security-info witness
 	cp "$tmp/out" /run/saved.xml
-	work compose $image "$memory" /run/saved.xml
+	work compose "$1" "$memory" /run/saved.xml
+	is_complete "$1" 6
+}
+
+# The domain goes on, and what virsh saves of it next has its memory.
+copy_on_disk() {
+	compose_into $image
+	lv resume witness
+	guest_goes_on
+	lv save witness $raw
+	log_is_kept
+	rm $image
+	lv restore $raw
+	guest_goes_on
+	rm $raw
+	case_done 'composed, and resumed; virsh save, and restored'
+}
+
+compose() {
+	compose_into $image
+	log_is_kept
 	lv destroy witness
-	is_complete $image 6
 	run 0 "$DIOHELPER_TOOL" verify $image
 	inspected $image
 	case_done "composed: $(stat -c '%s bytes, %b blocks' $image)"
@@ -98,6 +116,7 @@ mkdir -p $memory_dir
 guest_backing="<memoryBacking><source type='file'/><access mode='shared'/></memoryBacking>"
 guest_video="<video><model type='vga' vram='16384'/></video>"
 start_guest 256
+copy_on_disk
 compose
 restore $image
 restore $image --bypass-cache

@@ -6,6 +6,7 @@
 # run again after a failed save; a control socket's name costs no file; what is no image is refused, without waiting for it.
 # (With a real QEMU: test-qemu-roundtrip.sh.)
 
+import fcntl
 import json
 import os
 import socket
@@ -27,7 +28,7 @@ PATIENCE_S = 30
 class Qemu:
     """
     Answers QMP on the descriptor that the command line names. FAKE_REFUSES: commands that it refuses once it was stopped.
-    A migration fails at its first byte.
+    A migration fails at its first byte; if FAKE_REFUSES names "nothing", it completes.
     """
 
     ANSWERS = {"qom-get": "pc-q35-10.0-machine", "query-version": {"qemu": {"major": 10, "minor": 0, "micro": 2}},
@@ -67,9 +68,13 @@ class Qemu:
             os.close(self.held.pop(arguments["fdname"]))
         elif command == "migrate":
             os.close(self.held.pop(arguments["uri"].partition(":")[2]))
+        elif command == "migrate-set-capabilities":
+            command = ", ".join(f"{one['capability']} {one['state']}" for one in arguments["capabilities"])
         with open(os.environ["FAKE_LOG"], "a", encoding="ascii") as log:
             print(command, "holds", len(self.held), file=log)
-        self.send({"return": self.ANSWERS.get(command, {}), "id": request_id})
+        answer = {"status": "completed"} if (command, self.refuses) == ("query-migrate", ["nothing"]) else \
+            self.ANSWERS.get(command, {})
+        self.send({"return": answer, "id": request_id})
 
 
 # ---- the tests -----------------------------------------------------------------------------------------------------------
@@ -117,6 +122,34 @@ class ExampleManager(unittest.TestCase):
         self.assertEqual(self.hypervisor("quit", "--control=control"), (0, ""))
         self.assertEqual(manager.wait(PATIENCE_S), 0)
 
+    def assert_shared_memory_counts(self):
+        """Whenever the guest goes on QEMU's next migration has its memory in it."""
+        state = "False"
+        for line in self.qemu_log():
+            state = line.split()[1] if line.startswith("x-ignore-shared") else state
+            if line.startswith("cont"):
+                self.assertEqual(state, "False", self.qemu_log())
+        self.assertTrue(any(line.startswith("x-ignore-shared True") for line in self.qemu_log()))
+
+    def test_kept_running(self):
+        self.manage("nothing")
+        for name in ("first", "first", "second"):
+            self.assertEqual(self.hypervisor("save", "--control=control", "--layout=container", "--keep-running", name)[0], 0)
+        self.assertEqual(self.qemu_log()[-1], "cont holds 0")
+        self.assert_shared_memory_counts()
+
+    def test_image_in_use(self):
+        """Whoever has begun to write to an image may be waiting for its disk: nobody else does then."""
+        self.manage("nothing")
+        with open("image", "wb") as image:
+            image.write(b"older")
+            fcntl.flock(image, fcntl.LOCK_EX)
+            status, said = self.hypervisor("save", "--control=control", "--layout=container", "image")
+            self.assertEqual(status, 1)
+            self.assertIn("image: it is being written to, perhaps by the helper of a save that was given up", said)
+            self.assertEqual(image.seek(0, os.SEEK_END), 5)
+        self.assertNotIn("stop holds 0", self.qemu_log())
+
     def test_failed_migration(self):
         self.manage()
         for layout in "mapped-ram", "container":
@@ -124,6 +157,7 @@ class ExampleManager(unittest.TestCase):
             self.assertEqual(status, 1)
             self.assertIn("QEMU could not move the state of its devices: a device has lost its state", said)
             self.assertFalse(os.path.exists("image"), "the image of a failed save is still there")
+        self.assert_shared_memory_counts()
 
     def test_guest_that_does_not_run_again(self):
         self.manage("migrate", "cont")
