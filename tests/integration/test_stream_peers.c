@@ -12,6 +12,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -201,6 +202,15 @@ static void expect_cancelled(struct moves *m, uint32_t id)
 	moves_assert_alive(m);
 }
 
+/* While the session goes on: whoever writes or reads sees that nobody is there any more. */
+static void expect_peer_told(int fd)
+{
+	struct pollfd hung_up = { .fd = fd };
+
+	assert_int_equal(poll(&hung_up, 1, PROMPT_MS), 1);
+	assert_true(hung_up.revents & (POLLERR | POLLHUP));
+}
+
 static void cancel_silent_save(const struct way *way, enum peer_kind kind)
 {
 	struct moves m = MOVES(*way, fixture_path("silent"));
@@ -219,6 +229,7 @@ static void cancel_silent_save(const struct way *way, enum peer_kind kind)
 	assert_int_equal(write(ends[1], "a few", 5), 5);
 	usleep(20000);
 	expect_cancelled(&m, id);
+	expect_peer_told(ends[1]);
 	assert_int_equal(moves_finish(&m, DIOH_FINISH_DURABLE), -ENODATA);
 	moves_assert_error(&m, ENODATA, FINISH, STREAM, 3);
 	moves_end(&m, 1);
@@ -240,6 +251,7 @@ static void cancel_unread_load(const struct way *way, enum peer_kind kind)
 	id = moves_begin_stream(&m, 0, 3, 0);
 	usleep(20000);
 	expect_cancelled(&m, id);
+	expect_peer_told(ends[0]);
 	expect_alive(&m, 1, 3, bytes, sink);
 	moves_end(&m, 0);
 	close(ends[0]);
