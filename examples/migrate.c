@@ -122,9 +122,10 @@ int hv_migrate_end(struct hv_vm *vm, struct dioh_error *err)
 int hv_migrate_abandon(struct hv_vm *vm, struct dioh_error *err)
 {
 	int64_t deadline_ms = hv_now_ms() + ABANDON_TIMEOUT_MS;
-	int rc = hv_qmp_command(&vm->qmp, "migrate_cancel", NULL, NULL, err);
+	int rc = hv_qmp_command(&vm->qmp, "migrate_cancel", NULL, NULL, err), end;
 
 	while (rc == 0 && migrating(vm, err) && hv_now_ms() < deadline_ms)
 		(void)poll(NULL, 0, ABANDON_POLL_MS);
-	return rc ? rc : hv_migrate_end(vm, err);
+	end = hv_migrate_end(vm, rc ? NULL : err);
+	return rc ? rc : end;
 }

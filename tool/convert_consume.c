@@ -161,7 +161,7 @@ static bool parse_state(const json_t *json, struct state *ret_state)
 /* 1: there is one; 0: there is none. */
 static int read_state(const struct dioh_consume *consume, struct state *ret_state, struct dioh_error *err)
 {
-	DIOH_AUTO_FD int fd = open(consume->state_path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	DIOH_AUTO_FD int fd = open(consume->state_path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK);
 	char text[STATE_BYTES_MAX];
 	json_t *json;
 	ssize_t count;
