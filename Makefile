@@ -426,7 +426,7 @@ cppcheck: | $(FIRST)
 	@echo '  CPPCHECK'
 	$(Q)cppcheck --quiet --std=c11 --inline-suppr --error-exitcode=1 --enable=warning,performance,portability \
 		--suppressions-list=tests/cppcheck-suppressions.txt -D_GNU_SOURCE -D__x86_64__ \
-		-D__BYTE_ORDER__=1234 -D__ORDER_LITTLE_ENDIAN__=1234 $(INCLUDES_tool) -Ihelper -Itool -Iexamples \
+		-D__BYTE_ORDER__=1234 -D__ORDER_LITTLE_ENDIAN__=1234 -D__SIZEOF_LONG__=8 $(INCLUDES_tool) -Ihelper -Itool -Iexamples \
 		common helper tool examples
 
 .PHONY: analyze
