@@ -178,9 +178,14 @@ static int read_state(const struct dioh_consume *consume, struct state *ret_stat
 	return good ? 1 : refuse_state(consume, "cannot be understood", err);
 }
 
+static bool is_start(const struct dioh_join_place *place)
+{
+	return place->index == 0 && place->offset == 0;
+}
+
 bool dioh_consume_has_begun(const struct dioh_consume *consume)
 {
-	return consume->place.index > 0 || consume->place.offset > 0;
+	return !is_start(&consume->place);
 }
 
 static int take_state(struct dioh_consume *consume, const struct state *state, struct dioh_error *err)
@@ -292,8 +297,7 @@ int dioh_consume_check_other(const char *out_path, int out_fd, struct dioh_error
 	if (r < 0) /* then none can have that name either */
 		return 0;
 	r = read_state(&consume, &state, err);
-	if (r <= 0 || (state.place.index == 0 && state.place.offset == 0) ||
-	    !is_file(&state.out, out_fd >= 0 ? "" : out_path, out_fd))
+	if (r <= 0 || is_start(&state.place) || !is_file(&state.out, out_fd >= 0 ? "" : out_path, out_fd))
 		return r < 0 ? r : 0;
 	return refuse_state(&consume, "says that what it has freed of an image is here: go on with --consume, or remove that file to "
 	                              "give that image up", err);

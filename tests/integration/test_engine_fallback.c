@@ -90,8 +90,7 @@ static void load(const struct shortage *s)
 
 	begin(s, &m, DIOH_DIRECTION_LOAD, loaded);
 	expect_sealed(s, &m);
-	must(dioh_open_image(m.session, &(const struct dioh_open_options){ .layout = DIOH_LAYOUT_DETECT }, &m.opened, &m.err),
-	     &m.err);
+	must(moves_open_sealed(&m, 0), &m.err);
 	for (unsigned i = 0; i < REGIONS; i++)
 		must(moves_region(&m, i, 0), &m.err);
 	moves_end(&m, 0);

@@ -125,13 +125,6 @@ static void look(struct moves *m, int memory)
 	must_seal(m->session);
 }
 
-static int open_it(struct moves *m, uint32_t flags)
-{
-	const struct dioh_open_options options = { .flags = flags };
-
-	return dioh_open_image(m->session, &options, &m->opened, &m->err);
-}
-
 /* ---- one wrong field ---- */
 
 #define FIELD(member) offsetof(struct record, member), sizeof(((struct record *)0)->member)
@@ -154,7 +147,7 @@ static void expect_refused(struct moves *m, const struct edit *edit)
 		fail_msg("%s: nothing was changed", edit->what);
 	reseal(&wrong);
 	for (unsigned i = 0; i < COUNT(flags); i++) {
-		if (open_it(m, flags[i]) != -EBADMSG)
+		if (moves_open_sealed(m, flags[i]) != -EBADMSG)
 			fail_msg("%s: %llx, flags %u: %s", edit->what, (unsigned long long)edit->value, flags[i], m->err.text);
 		if (m->err.object != DIOH_OBJECT_IMAGE ||
 		    (m->err.operation != DIOH_OP_PARSE && m->err.operation != DIOH_OP_CHECKSUM))
@@ -171,7 +164,7 @@ static void all_refused(const struct edit *edits, size_t count)
 	for (size_t i = 0; i < count; i++)
 		expect_refused(&m, &edits[i]);
 	reseal(&right);
-	must(open_it(&m, 0), &m.err);
+	must(moves_open_sealed(&m, 0), &m.err);
 	moves_end(&m, 0);
 	close(memory);
 }
@@ -308,7 +301,7 @@ static void names_and_bitmaps(void **state)
 	look(&m, memory);
 	memset(wrong.regions[1].name, 'x', sizeof(wrong.regions[1].name));
 	reseal(&wrong);
-	assert_int_equal(open_it(&m, 0), -EBADMSG);
+	assert_int_equal(moves_open_sealed(&m, 0), -EBADMSG);
 	moves_assert_error(&m, EBADMSG, PARSE, IMAGE, 0);
 
 	wrong = right;
@@ -318,12 +311,12 @@ static void names_and_bitmaps(void **state)
 	wrong.regions[0].bitmap.crc32c = dioh_crc32c(0, bitmap, sizeof(bitmap));
 	wrong.regions[0].present_pages++;
 	reseal(&wrong);
-	assert_int_equal(open_it(&m, 0), -EBADMSG);
+	assert_int_equal(moves_open_sealed(&m, 0), -EBADMSG);
 	moves_assert_error(&m, EBADMSG, PARSE, IMAGE, 0);
 	beyond = 0;
 	write_at(&beyond, 1, last_byte);
 	reseal(&right);
-	must(open_it(&m, 0), &m.err);
+	must(moves_open_sealed(&m, 0), &m.err);
 	moves_end(&m, 0);
 	close(memory);
 }
@@ -386,7 +379,7 @@ static void anything(void **state)
 		struct record wrong = strange_record(&random);
 
 		reseal(&wrong);
-		if (open_it(&m, i % 3 ? 0 : DIOH_OPEN_INSPECT) < 0) {
+		if (moves_open_sealed(&m, i % 3 ? 0 : DIOH_OPEN_INSPECT) < 0) {
 			assert_int_not_equal(m.err.code, EPIPE);
 			refused++;
 			continue;
@@ -398,7 +391,7 @@ static void anything(void **state)
 		look(&m, memory);
 	}
 	reseal(&right);
-	must(open_it(&m, 0), &m.err);
+	must(moves_open_sealed(&m, 0), &m.err);
 	moves_end(&m, 0);
 	print_message("%u were refused, %u accepted\n", refused, accepted);
 	assert_true(refused > 100 && accepted > 20);

@@ -362,14 +362,6 @@ static int open_raw_written_to(struct moves *m, int memory, uint8_t *bytes)
 	return moves_open(m, 0);
 }
 
-static int open_raw_again(struct moves *m)
-{
-	const struct dioh_open_options options = { .layout = DIOH_LAYOUT_RAW, .entry_count = m->entry_count,
-	                                           .entries = m->entries };
-
-	return dioh_open_image(m->session, &options, &m->opened, &m->err);
-}
-
 /* The same of a raw image, in which nothing but its holes tells what is absent. Where nothing can be synced, nothing need be. */
 static void raw_image_that_its_server_has_not_seen(void **state)
 {
@@ -403,7 +395,7 @@ static void raw_image_that_its_server_has_not_seen(void **state)
 		fuse_file_fault(file, FUSE_WRITE, .kind = FUSE_FAULT_ERROR, .value = EINVAL);
 		assert_int_equal(open_raw_written_to(&lost, copy, map), -EINVAL);
 		moves_assert_error(&lost, EINVAL, SYNC, IMAGE, 0);
-		assert_int_equal(open_raw_again(&lost), -EINVAL);
+		assert_int_equal(moves_open_sealed(&lost, 0), -EINVAL);
 		moves_assert_error(&lost, EINVAL, SYNC, IMAGE, 0);
 		moves_end(&lost, 0);
 	}

@@ -214,8 +214,7 @@ static void run_into_file(const char *program, struct ended *ret)
 {
 	int image = open(fixture_path("image"), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	int output = open(fuse_file_path(file), O_WRONLY | O_CLOEXEC);
-	int error[2], pid, status;
-	ssize_t n;
+	int error[2], pid;
 
 	if (image < 0 || output < 0 || pipe2(error, O_CLOEXEC) < 0)
 		fail_msg("open or pipe: %s", strerror(errno));
@@ -231,12 +230,7 @@ static void run_into_file(const char *program, struct ended *ret)
 	close(image);
 	close(output);
 	close(error[1]);
-	n = read(error[0], ret->error, sizeof(ret->error) - 1);
-	ret->error[n > 0 ? n : 0] = '\0';
-	close(error[0]);
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_true(WIFEXITED(status));
-	ret->status = WEXITSTATUS(status);
+	end(pid, error[0], ret);
 }
 
 static void output_that_is_a_file_is_synced(void **state)

@@ -203,7 +203,7 @@ int moves_create(struct moves *m)
 	return moves_create_sealed(m);
 }
 
-int moves_open(struct moves *m, uint32_t flags)
+int moves_open_sealed(struct moves *m, uint32_t flags)
 {
 	const bool raw = m->way.layout == DIOH_LAYOUT_RAW;
 	const struct dioh_open_options options = {
@@ -214,8 +214,13 @@ int moves_open(struct moves *m, uint32_t flags)
 		.header_bytes = raw ? m->header_bytes : 0,
 	};
 
-	must_seal(m->session);
 	return dioh_open_image(m->session, &options, &m->opened, &m->err);
+}
+
+int moves_open(struct moves *m, uint32_t flags)
+{
+	must_seal(m->session);
+	return moves_open_sealed(m, flags);
 }
 
 static bool saves(const struct moves *m)

@@ -70,6 +70,7 @@ void moves_attach_stream(struct moves *m, uint32_t number, int fd);
 int moves_create(struct moves *m);
 int moves_create_sealed(struct moves *m); /* SEAL has been */
 int moves_open(struct moves *m, uint32_t flags);
+int moves_open_sealed(struct moves *m, uint32_t flags); /* SEAL has been */
 
 /* Transfers: begin answers the id. */
 uint32_t moves_begin(struct moves *m, const struct dioh_msg_memory_transfer *what);
