@@ -280,8 +280,8 @@ static void uring_close_slot(struct dioh_io_engine *base, unsigned slot)
 		(void)fcntl(engine->fds[slot], F_SETFL, flags | O_NONBLOCK);
 	(void)io_uring_register_files_update(&engine->ring, slot, &none, 1);
 	/*
-	 * Before Linux 6.13 a file stays open until every request of the ring has ended that is older than its removal. One is
-	 * always under way: it ends and is made anew. (https://github.com/axboe/liburing/issues/1192)
+	 * Before Linux 6.13 (commit 7029acd8a950) a file stays open until every request of the ring has ended that is older than
+	 * its removal. One is always under way: it ends and is made anew.
 	 */
 	(void)!write(engine->fds[DIOH_SLOT_WAKE], &one, sizeof(one));
 }
